@@ -1,0 +1,1 @@
+"""`python -m fastgan` and the `fastgan` command."""

@@ -1,0 +1,129 @@
+"""Which implementation runs: the one place that decides between the compiled kernels and the reference.
+
+`FASTGAN_BACKEND` chooses at import: `auto` (compiled where it can serve the call, else the reference), `reference`,
+`cpu` or `cuda` (that compiled backend, or an error that says why it cannot run). `use_backend` changes it later.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import json
+import os
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+
+import torch
+from torch import Tensor
+from torch._C import _functorch
+from torch.autograd import forward_ad
+
+NAMES = ("auto", "reference", "cpu", "cuda")
+REBUILD = (
+    "Rebuild it for this PyTorch with: pip install --no-build-isolation --force-reinstall --no-deps fastgan "
+    "(or, in a checkout, pip install --no-build-isolation .)"
+)
+_FACTS = Path(__file__).with_name("_build_facts.json")
+
+
+def _load() -> tuple[ModuleType | None, str]:
+    """The compiled module, or None and the reason in a sentence."""
+    if not _FACTS.exists():
+        return None, "the compiled module was not built"
+    try:
+        built_for = json.loads(_FACTS.read_text())["torch"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        return None, f"the build facts beside the compiled module are unreadable ({error})"
+    # Checked before loading: a library built for another PyTorch may load and then crash.
+    if built_for != torch.__version__:
+        return None, f"the compiled module was built for PyTorch {built_for}, and this is {torch.__version__}"
+    try:
+        return importlib.import_module("fastgan._C"), ""
+    except (ImportError, OSError, RuntimeError) as error:
+        return None, f"the compiled module does not load ({error})"
+
+
+module, missing_reason = _load()
+_device_types = frozenset(module.device_types()) if module else frozenset()
+_dtypes = frozenset((torch.float32, torch.float64, torch.bfloat16, torch.float16))
+
+_name = os.environ.get("FASTGAN_BACKEND", "auto").strip().lower() or "auto"
+if _name not in NAMES:
+    raise ValueError(f"FASTGAN_BACKEND must be one of {', '.join(NAMES)}, not {_name!r}")
+if module is None and _name != "reference":
+    warnings.warn(
+        f"fastgan runs on plain PyTorch, correct but slower: {missing_reason}. {REBUILD}",
+        RuntimeWarning,
+        stacklevel=3,
+    )
+
+
+def unavailable_reason(name: str) -> str | None:
+    """Why the backend cannot run here, in a sentence; None where it can."""
+    if name in ("auto", "reference"):
+        return None
+    if module is None:
+        return missing_reason
+    if name == "cuda" and not module.build_facts()["cuda"]:
+        return "fastgan was built without CUDA"
+    if name == "cuda" and not torch.cuda.is_available():
+        return "this machine has no CUDA device that PyTorch can use"
+    if name == "cuda" and "cuda" not in _device_types:
+        return "this version of fastgan has no CUDA kernels yet; CUDA tensors run on the reference"
+    return None
+
+
+def current_backend() -> str:
+    """The backend in force: `auto`, `reference`, `cpu` or `cuda`."""
+    return _name
+
+
+def set_backend(name: str) -> None:
+    """Choose the backend for every later call in this process.
+
+    Args:
+        name: `auto`, `reference`, `cpu` or `cuda`.
+
+    Raises:
+        ValueError: the name is not one of these.
+        RuntimeError: the backend cannot run here; the message says why.
+    """
+    global _name
+    if name not in NAMES:
+        raise ValueError(f"backend must be one of {', '.join(NAMES)}, not {name!r}")
+    reason = unavailable_reason(name)
+    if reason:
+        raise RuntimeError(f"backend {name!r} cannot run here: {reason}. {REBUILD if module is None else ''}".strip())
+    _name = name
+
+
+@contextlib.contextmanager
+def use_backend(name: str) -> Iterator[None]:
+    """`set_backend` for the length of a `with` block."""
+    before = _name
+    set_backend(name)
+    try:
+        yield
+    finally:
+        set_backend(before)
+
+
+def is_compiled(tensor: Tensor) -> bool:
+    """Whether the compiled kernels serve this call; otherwise the reference does.
+
+    The compiled ops have no batching and no forward-mode rule, so inside torch.func transforms and forward-mode AD the
+    reference runs, where PyTorch's own rules apply.
+    """
+    if _name == "reference":
+        return False
+    if _name != "auto" and _name != tensor.device.type:
+        reason = unavailable_reason(_name)
+        if reason:
+            raise RuntimeError(f"FASTGAN_BACKEND={_name} cannot run here: {reason}.")
+    if tensor.device.type not in _device_types or tensor.dtype not in _dtypes:
+        return False
+    if torch.compiler.is_compiling():
+        return True
+    return _functorch.peek_interpreter_stack() is None and forward_ad._current_level < 0

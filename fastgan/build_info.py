@@ -1,0 +1,37 @@
+"""`fastgan.info()`: versions, build and backends, and why any is missing."""
+
+from __future__ import annotations
+
+import platform
+from typing import Any
+
+import torch
+
+from fastgan import backend
+
+
+def info() -> dict[str, Any]:
+    """What is installed, how it was built, and which backend serves which device.
+
+    Returns:
+        A dict with `fastgan`, `python`, `torch` (versions), `build` (facts of the compiled module, None without one),
+        `backend` (the one in force), `backends` (name to "available" or the reason why not), and `devices`.
+    """
+    from fastgan import __version__
+
+    backends = {}
+    for name in ("reference", "cpu", "cuda"):
+        backends[name] = backend.unavailable_reason(name) or "available"
+    devices = {"cpu": f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads"}
+    for i in range(torch.cuda.device_count()):
+        devices[f"cuda:{i}"] = torch.cuda.get_device_name(i)
+    return {
+        "fastgan": __version__,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "build": backend.module.build_facts() if backend.module else None,
+        "backend": backend.current_backend(),
+        "backends": backends,
+        "devices": devices,
+        "rebuild": backend.REBUILD if backend.module is None else None,
+    }

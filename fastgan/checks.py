@@ -1,0 +1,126 @@
+"""The one argument checker: every backend is asked the same questions and gives the same sentences.
+
+Exception types are those that the PyTorch twin of each function raises for the same fault.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from numbers import Real
+from typing import Any
+
+import torch
+from torch import Tensor
+
+REDUCTIONS = ("none", "mean", "sum")
+GENERATOR_LOSSES = ("non_saturating", "minimax")
+
+
+def choice(name: str, value: Any, allowed: Iterable[str]) -> None:
+    """ValueError unless value is one of the allowed strings."""
+    allowed = tuple(allowed)
+    if value not in allowed:
+        raise ValueError(f"{name} must be one of {', '.join(allowed)}, not {value!r}")
+
+
+def number(
+    name: str, value: Any, low: float = -math.inf, high: float = math.inf, *, low_open: bool = False
+) -> None:
+    """TypeError unless value is a real number; ValueError unless it is finite and in [low, high] or (low, high]."""
+    if isinstance(value, bool) or not isinstance(value, Real):
+        raise TypeError(f"{name} must be a number, not {type(value).__name__} {value!r}")
+    if math.isfinite(value) and (low < value if low_open else low <= value) and value <= high:
+        return
+    if high < math.inf:
+        wanted = f"in {'(' if low_open else '['}{low:g}, {high:g}]"
+    elif low > -math.inf:
+        wanted = f"finite and {'greater than' if low_open else 'at least'} {low:g}"
+    else:
+        wanted = "finite"
+    raise ValueError(f"{name} must be {wanted}, not {value!r}")
+
+
+def integer(name: str, value: Any, low: int) -> None:
+    """TypeError unless value is an int (bool is not); ValueError unless it is at least low."""
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"{name} must be an integer, not {type(value).__name__} {value!r}")
+    if value < low:
+        raise ValueError(f"{name} must be at least {low}, not {value}")
+
+
+def tensor(name: str, value: Any) -> None:
+    """TypeError unless value is a tensor."""
+    if not isinstance(value, Tensor):
+        raise TypeError(f"{name} must be a Tensor, not {type(value).__name__}")
+
+
+def floating(name: str, value: Any) -> None:
+    """TypeError unless value is a tensor, RuntimeError unless its dtype is a real floating one."""
+    tensor(name, value)
+    if not value.dtype.is_floating_point:
+        raise RuntimeError(f"{name} must have a floating-point dtype, not {value.dtype}")
+
+
+def same_device(name: str, value: Tensor, other_name: str, other: Tensor) -> None:
+    """RuntimeError unless both tensors are on one device."""
+    if value.device != other.device:
+        raise RuntimeError(
+            f"{name} must be on the same device as {other_name}, but {name} is on {value.device} and {other_name} is "
+            f"on {other.device}"
+        )
+
+
+def same_dtype(name: str, value: Tensor, other_name: str, other: Tensor) -> None:
+    """RuntimeError unless both tensors have one dtype; under autocast, which will cast them, anything floating goes."""
+    if value.dtype != other.dtype and not torch.is_autocast_enabled(value.device.type):
+        raise RuntimeError(
+            f"{name} must have the same dtype as {other_name}, but {name} is {value.dtype} and {other_name} is "
+            f"{other.dtype}"
+        )
+
+
+def broadcastable(name: str, value: Tensor, other_name: str, shape: torch.Size) -> None:
+    """RuntimeError unless value broadcasts to the given shape."""
+    sizes = value.shape
+    fits = len(sizes) <= len(shape) and all(
+        a == b or a == 1 for a, b in zip(reversed(sizes), reversed(shape), strict=False)
+    )
+    if not fits:
+        raise RuntimeError(
+            f"{name} of shape {tuple(sizes)} must be broadcastable to the shape {tuple(shape)} of {other_name}"
+        )
+
+
+def linear(input: Tensor, weight: Tensor, bias: Tensor | None, width: int, layer: str = "") -> int:
+    """Check one layer's parameters against an input of the given width and return its output width."""
+    weight_name, bias_name = f"weight{layer}", f"bias{layer}"
+    floating(weight_name, weight)
+    same_device(weight_name, weight, "input", input)
+    same_dtype(weight_name, weight, "input", input)
+    if weight.dim() != 2:
+        raise RuntimeError(f"{weight_name} must have shape (out, in), not {tuple(weight.shape)}")
+    if weight.shape[1] != width:
+        raise RuntimeError(
+            f"{weight_name} of shape {tuple(weight.shape)} must have {width} columns, the width of what it is applied to"
+        )
+    if bias is not None:
+        floating(bias_name, bias)
+        same_device(bias_name, bias, "input", input)
+        same_dtype(bias_name, bias, "input", input)
+        if bias.dim() != 1 or bias.shape[0] != weight.shape[0]:
+            raise RuntimeError(f"{bias_name} must have shape ({weight.shape[0]},), not {tuple(bias.shape)}")
+    return weight.shape[0]
+
+
+def layer_input(input: Any) -> None:
+    """The input of a layer is a floating tensor of at least one dimension."""
+    floating("input", input)
+    if input.dim() == 0:
+        raise RuntimeError("input must have shape (..., in), not (), a tensor of no dimensions")
+
+
+def same_length(name: str, value: Sequence[Any], count: int) -> None:
+    """ValueError unless a per-layer list has one entry a layer."""
+    if len(value) != count:
+        raise ValueError(f"{name} must have one entry for each of the {count} weights, not {len(value)}")

@@ -1,0 +1,326 @@
+"""The fused functions: losses, layers and gradient penalties.
+
+Each takes any real floating dtype, any device, empty and non-contiguous tensors, is differentiable to every order, and
+raises the same errors on every backend. Reductions run in a fixed order: the same input gives the same bits.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from fastgan import backend, checks, reference
+
+_ops = torch.ops.fastgan
+_REDUCTION = {"none": 0, "mean": 1, "sum": 2}  # torch's own numbers (at::Reduction)
+_ACTIVATION = {name: index for index, name in enumerate(reference.ACTIVATIONS)}
+_SIGN = {"non_saturating": 1.0, "minimax": -1.0}
+
+__all__ = [
+    "binary_cross_entropy_with_logits",
+    "discriminator_loss",
+    "generator_loss",
+    "gradient_penalty",
+    "linear_act",
+    "mlp",
+    "r1_penalty",
+]
+
+
+def binary_cross_entropy_with_logits(
+    input: Tensor,
+    target: Tensor,
+    weight: Tensor | None = None,
+    size_average: bool | None = None,
+    reduce: bool | None = None,
+    reduction: str = "mean",
+    pos_weight: Tensor | None = None,
+) -> Tensor:
+    """Binary cross-entropy of logits against targets, in one pass; `torch.nn.functional`'s signature and semantics.
+
+    loss = weight * ((1 - target) * input + (1 + (pos_weight - 1) * target) * softplus(-input))
+
+    Args:
+        input: logits, any shape, floating.
+        target: probabilities in [0, 1], the shape of input, floating; differentiable too.
+        weight: rescaling, broadcastable to input's shape.
+        size_average: deprecated, as in PyTorch; see reduction.
+        reduce: deprecated, as in PyTorch; see reduction.
+        reduction: `none`, `mean` (over all elements) or `sum`.
+        pos_weight: weight of the positive term, broadcastable to input's shape (one per class: its last dimension).
+
+    Returns:
+        A 0-d tensor, or with `none` a tensor of input's shape.
+
+    Raises:
+        ValueError: target's shape is not input's, or the reduction is unknown.
+        RuntimeError: a dtype is not floating, devices differ, or a weight does not broadcast.
+    """
+    if size_average is not None or reduce is not None:
+        reduction = _legacy_reduction(size_average, reduce)
+    checks.choice("reduction", reduction, checks.REDUCTIONS)
+    checks.floating("input", input)
+    checks.floating("target", target)
+    if target.shape != input.shape:
+        raise ValueError(
+            f"target of shape {tuple(target.shape)} must have the shape {tuple(input.shape)} of input"
+        )
+    checks.same_device("target", target, "input", input)
+    compiled = backend.is_compiled(input)
+    dtype = torch.promote_types(input.dtype, target.dtype)
+    for name, value in (("weight", weight), ("pos_weight", pos_weight)):
+        if value is None:
+            continue
+        checks.tensor(name, value)
+        if value.device != input.device and value.dim() > 0:
+            checks.same_device(name, value, "input", input)
+        checks.broadcastable(name, value, "input", input.shape)
+        # PyTorch's promotion of odd dtypes, and its refusal to differentiate by a weight, are the reference's.
+        compiled = compiled and value.device == input.device and value.dtype == dtype and not value.requires_grad
+    if compiled:
+        return _ops.bce_with_logits(
+            input.to(dtype), target.to(dtype), weight, pos_weight, _REDUCTION[reduction]
+        )
+    return reference.binary_cross_entropy_with_logits(input, target, weight, reduction, pos_weight)
+
+
+def discriminator_loss(
+    real_logits: Tensor,
+    fake_logits: Tensor,
+    *,
+    real_target: float = 1.0,
+    fake_target: float = 0.0,
+    reduction: str = "mean",
+) -> Tensor | tuple[Tensor, Tensor]:
+    """The discriminator's loss, both halves and both gradients in one pass over the logits.
+
+    -E[log sigma(D(x))] - E[log(1 - sigma(D(G(z))))] (Goodfellow et al. 2014, arXiv:1406.2661, eq. 1), computed stably
+    as E[softplus(-D(x))] + E[softplus(D(G(z)))]; with other targets each half is the binary cross-entropy against
+    that constant (one-sided label smoothing: Salimans et al. 2016, arXiv:1606.03498, section 3.4).
+
+    Args:
+        real_logits: D(x), any shape, floating.
+        fake_logits: D(G(z)), any shape (the two batches may differ in size; each half has its own mean), same dtype.
+        real_target: target of the real half, in [0, 1].
+        fake_target: target of the fake half, in [0, 1].
+        reduction: `mean`, `sum`, or `none` for the pair of unreduced halves.
+
+    Returns:
+        A 0-d tensor, or with `none` a pair of tensors of the shapes of real_logits and fake_logits.
+
+    Raises:
+        ValueError: a target is outside [0, 1], or the reduction is unknown.
+        RuntimeError: a dtype is not floating, or dtypes or devices differ.
+    """
+    checks.choice("reduction", reduction, checks.REDUCTIONS)
+    checks.number("real_target", real_target, 0.0, 1.0)
+    checks.number("fake_target", fake_target, 0.0, 1.0)
+    checks.floating("real_logits", real_logits)
+    checks.floating("fake_logits", fake_logits)
+    checks.same_device("fake_logits", fake_logits, "real_logits", real_logits)
+    checks.same_dtype("fake_logits", fake_logits, "real_logits", real_logits)
+    if reduction == "none":
+        return (
+            _logits_loss(real_logits, real_target, 1.0, reduction),
+            _logits_loss(fake_logits, fake_target, 1.0, reduction),
+        )
+    if backend.is_compiled(real_logits):
+        return _ops.discriminator_loss(
+            real_logits, fake_logits, real_target, fake_target, _REDUCTION[reduction]
+        )
+    return reference.discriminator_loss(real_logits, fake_logits, real_target, fake_target, reduction)
+
+
+def generator_loss(
+    fake_logits: Tensor, *, kind: str = "non_saturating", target: float = 1.0, reduction: str = "mean"
+) -> Tensor:
+    """The generator's loss.
+
+    `non_saturating`: -E[log sigma(D(G(z)))] = E[softplus(-D(G(z)))], the loss used in practice (Goodfellow et al.
+    2014, arXiv:1406.2661, section 3). `minimax` (saturating): E[log(1 - sigma(D(G(z))))] = -E[softplus(D(G(z)))]
+    (eq. 1). With another target t these are the cross-entropy against t, and minus the cross-entropy against 1 - t.
+
+    Args:
+        fake_logits: D(G(z)), any shape, floating.
+        kind: `non_saturating` or `minimax`.
+        target: what the generator wants the discriminator to answer, in [0, 1].
+        reduction: `none`, `mean` or `sum`.
+
+    Returns:
+        A 0-d tensor, or with `none` a tensor of the shape of fake_logits.
+
+    Raises:
+        ValueError: the kind or reduction is unknown, or the target is outside [0, 1].
+        RuntimeError: the dtype is not floating.
+    """
+    checks.choice("kind", kind, checks.GENERATOR_LOSSES)
+    checks.choice("reduction", reduction, checks.REDUCTIONS)
+    checks.number("target", target, 0.0, 1.0)
+    checks.floating("fake_logits", fake_logits)
+    return _logits_loss(fake_logits, target if kind == "non_saturating" else 1.0 - target, _SIGN[kind], reduction)
+
+
+def linear_act(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    activation: str = "identity",
+    negative_slope: float = 0.01,
+) -> Tensor:
+    """activation(input @ weight.T + bias): one layer, with bias and activation fused into the product's epilogue.
+
+    Args:
+        input: (..., in), floating.
+        weight: (out, in), the dtype and device of input.
+        bias: (out,) or None.
+        activation: `identity`, `relu`, `leaky_relu`, `elu`, `tanh`, `sigmoid`, `softplus`, `silu` or `gelu`, each with
+            the default parameters of its torch.nn module.
+        negative_slope: slope of leaky_relu below zero.
+
+    Returns:
+        (..., out).
+
+    Raises:
+        ValueError: the activation is unknown.
+        RuntimeError: a shape, dtype or device does not fit.
+    """
+    checks.choice("activation", activation, reference.ACTIVATIONS)
+    checks.number("negative_slope", negative_slope)
+    checks.layer_input(input)
+    checks.linear(input, weight, bias, input.shape[-1])
+    return _mlp(input, [weight], [bias], [activation], [negative_slope])
+
+
+def mlp(
+    input: Tensor,
+    weights: Sequence[Tensor],
+    biases: Sequence[Tensor | None] | None,
+    activations: Sequence[str],
+    negative_slopes: Sequence[float] | None = None,
+) -> Tensor:
+    """A whole stack of linear_act layers as one autograd node.
+
+    Args:
+        input: (..., in), floating.
+        weights: one (out_l, in_l) a layer; in_1 is in, and each in_l is the out of the layer before.
+        biases: one (out_l,) or None a layer; None for no biases at all.
+        activations: one name a layer; see linear_act.
+        negative_slopes: one a layer, used by leaky_relu; None means 0.01 everywhere.
+
+    Returns:
+        (..., out of the last layer); input itself where there are no layers.
+
+    Raises:
+        ValueError: an activation is unknown, or the lists differ in length.
+        RuntimeError: a shape, dtype or device does not fit.
+    """
+    count = len(weights)
+    biases = [None] * count if biases is None else list(biases)
+    slopes = [0.01] * count if negative_slopes is None else list(negative_slopes)
+    checks.same_length("biases", biases, count)
+    checks.same_length("activations", activations, count)
+    checks.same_length("negative_slopes", slopes, count)
+    checks.layer_input(input)
+    width = input.shape[-1]
+    for i in range(count):
+        checks.choice(f"activations[{i}]", activations[i], reference.ACTIVATIONS)
+        checks.number(f"negative_slopes[{i}]", slopes[i])
+        width = checks.linear(input, weights[i], biases[i], width, f"s[{i}]")
+    return _mlp(input, list(weights), biases, list(activations), slopes)
+
+
+def gradient_penalty(
+    critic: Callable[[Tensor], Tensor], real: Tensor, fake: Tensor, *, center: float = 1.0
+) -> Tensor:
+    """The WGAN-GP penalty: the batch mean of (||grad_x critic(x)||_2 - center)^2 at random interpolates.
+
+    x = u real + (1 - u) fake with one uniform u a sample (Gulrajani et al. 2017, arXiv:1704.00028, algorithm 1);
+    multiply by their lambda, 10. Differentiable in the critic's parameters, through the fused layers too.
+
+    Args:
+        critic: maps (batch, ...) to one score a sample, any shape.
+        real: (batch, ...), floating.
+        fake: the shape, dtype and device of real.
+        center: the norm that costs nothing: 1, or 0 for the zero-centred penalty; at least 0.
+
+    Returns:
+        A 0-d tensor.
+
+    Raises:
+        ValueError: the shapes differ, there is no batch dimension, or center is negative.
+        RuntimeError: a dtype is not floating, dtypes or devices differ, or critic does not depend on its input.
+    """
+    checks.number("center", center, 0.0)
+    _batch("real", real)
+    _batch("fake", fake)
+    if fake.shape != real.shape:
+        raise ValueError(f"fake of shape {tuple(fake.shape)} must have the shape {tuple(real.shape)} of real")
+    checks.same_device("fake", fake, "real", real)
+    checks.same_dtype("fake", fake, "real", real)
+    u = torch.rand(real.shape[:1], dtype=real.dtype, device=real.device).view(-1, *[1] * (real.dim() - 1))
+    gradient = _input_gradient(critic, fake.detach() + u * (real.detach() - fake.detach()))
+    return (torch.linalg.vector_norm(gradient, dim=1) - center).square().mean()
+
+
+def r1_penalty(critic: Callable[[Tensor], Tensor], real: Tensor) -> Tensor:
+    """The R1 penalty, without its gamma/2: the batch mean of ||grad_x critic(x)||_2^2 on real data.
+
+    Mescheder et al. 2018, arXiv:1801.04406, eq. 9.
+
+    Args:
+        critic: maps (batch, ...) to one score a sample, any shape.
+        real: (batch, ...), floating.
+
+    Returns:
+        A 0-d tensor, differentiable in the critic's parameters.
+
+    Raises:
+        ValueError: real has no batch dimension.
+        RuntimeError: the dtype is not floating, or critic does not depend on its input.
+    """
+    _batch("real", real)
+    return _input_gradient(critic, real.detach()).square().sum(1).mean()
+
+
+def _logits_loss(logits: Tensor, target: float, sign: float, reduction: str) -> Tensor:
+    if backend.is_compiled(logits):
+        return _ops.logits_loss(logits, target, sign, _REDUCTION[reduction])
+    return reference.logits_loss(logits, target, sign, reduction)
+
+
+def _mlp(
+    input: Tensor,
+    weights: list[Tensor],
+    biases: list[Tensor | None],
+    activations: list[str],
+    slopes: list[float],
+) -> Tensor:
+    if weights and backend.is_compiled(input):
+        return _ops.mlp(input, weights, biases, [_ACTIVATION[name] for name in activations], slopes)
+    return reference.mlp(input, weights, biases, activations, slopes)
+
+
+def _batch(name: str, value: Tensor) -> None:
+    checks.floating(name, value)
+    if value.dim() == 0:
+        raise ValueError(f"{name} must have shape (batch, ...), not (), a tensor of no dimensions")
+
+
+def _input_gradient(critic: Callable[[Tensor], Tensor], at: Tensor) -> Tensor:
+    """The gradient of the summed scores by the input, (batch, features), itself differentiable."""
+    with torch.enable_grad():
+        at = at.requires_grad_()
+        (gradient,) = torch.autograd.grad(critic(at).sum(), at, create_graph=True)
+    return gradient.reshape(len(gradient), -1) if gradient.numel() else gradient.flatten(1)
+
+
+def _legacy_reduction(size_average: bool | None, reduce: bool | None) -> str:
+    """The reduction that PyTorch's deprecated pair of flags means: unset is True; reduce rules."""
+    reduction = "none" if reduce is False else "sum" if size_average is False else "mean"
+    warnings.warn(
+        f"size_average and reduce are deprecated, please use reduction={reduction!r} instead.", stacklevel=3
+    )
+    return reduction

@@ -1,0 +1,304 @@
+"""One step of alternating training (Goodfellow et al. 2014, algorithm 1), over the user's modules and optimizers."""
+
+from __future__ import annotations
+
+import copy
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from fastgan import checks, functional
+from fastgan.nn import is_fully_fused
+
+PRECISIONS = ("fp32", "bf16")
+
+
+class StepStats(NamedTuple):
+    """Statistics of one step: 0-d tensors on the device, so that reading them is what synchronises.
+
+    Attributes:
+        d_loss: the discriminator's loss in the last D step, without the R1 term.
+        g_loss: the generator's loss in the G step.
+        real_score: batch mean of sigma(D(x)) in the last D step.
+        fake_score: batch mean of sigma(D(G(z))) in the last D step.
+    """
+
+    d_loss: Tensor
+    g_loss: Tensor
+    real_score: Tensor
+    fake_score: Tensor
+
+
+class TrainStep:
+    """A whole step of alternating GAN training in one call.
+
+    `d_steps` times: sample z, G(z) detached, the discriminator's loss on real and fake, backward, update D alone. Then
+    sample z, the generator's loss through the just-updated D, backward, update G alone. The losses are those of
+    `fastgan.functional.discriminator_loss` and `generator_loss`.
+
+    `plan` says in one line which path runs and, when it is not the fastest, why.
+    """
+
+    def __init__(
+        self,
+        generator: nn.Module,
+        discriminator: nn.Module,
+        g_optimizer: Optimizer,
+        d_optimizer: Optimizer,
+        *,
+        loss: str = "non_saturating",
+        real_target: float = 1.0,
+        fake_target: float = 0.0,
+        d_steps: int = 1,
+        reuse_fake: bool = False,
+        r1_gamma: float = 0.0,
+        r1_every: int = 16,
+        num_classes: int = 0,
+        ema: nn.Module | None = None,
+        ema_decay: float = 0.999,
+        precision: str = "fp32",
+    ) -> None:
+        """Bind the step to two modules and their optimizers.
+
+        Args:
+            generator: maps (batch, latent [+ num_classes]) to (batch, data).
+            discriminator: maps (batch, data [+ num_classes]) to one logit a sample.
+            g_optimizer: updates the generator's parameters alone.
+            d_optimizer: updates the discriminator's parameters alone.
+            loss: `non_saturating` or `minimax`.
+            real_target: the discriminator's target for real data, in [0, 1].
+            fake_target: the discriminator's target for fakes, in [0, 1].
+            d_steps: discriminator updates a step, at least 1.
+            reuse_fake: the last D step's fake batch serves the G step too.
+            r1_gamma: weight of the R1 penalty (Mescheder et al. 2018); 0 is off.
+            r1_every: apply it every so many steps, scaled up by as much ("lazy": Karras et al. 2020, appendix B).
+            num_classes: of a conditional GAN (Mirza & Osindero 2014): one-hot labels are concatenated to z and to x.
+            ema: a copy of the generator that follows it as an exponential moving average, updated in place.
+            ema_decay: its decay a step, in [0, 1).
+            precision: `fp32` (the parameters' own dtype), or `bf16` for autocast with full-precision parameters.
+
+        Raises:
+            TypeError, ValueError: an argument is of the wrong kind or out of range; the message names it.
+        """
+        for name, module in (("generator", generator), ("discriminator", discriminator)):
+            if not isinstance(module, nn.Module):
+                raise TypeError(f"{name} must be a torch.nn.Module, not {type(module).__name__}")
+        for name, optimizer in (("g_optimizer", g_optimizer), ("d_optimizer", d_optimizer)):
+            if not isinstance(optimizer, Optimizer):
+                raise TypeError(f"{name} must be a torch.optim.Optimizer, not {type(optimizer).__name__}")
+        _check_owners(generator, discriminator, g_optimizer, d_optimizer)
+        checks.choice("loss", loss, checks.GENERATOR_LOSSES)
+        checks.number("real_target", real_target, 0.0, 1.0)
+        checks.number("fake_target", fake_target, 0.0, 1.0)
+        checks.integer("d_steps", d_steps, 1)
+        checks.number("r1_gamma", r1_gamma, 0.0)
+        checks.integer("r1_every", r1_every, 1)
+        checks.integer("num_classes", num_classes, 0)
+        checks.number("ema_decay", ema_decay, 0.0, 1.0)
+        if ema_decay == 1.0:
+            raise ValueError("ema_decay must be in [0, 1), not 1: the average would never move")
+        checks.choice("precision", precision, PRECISIONS)
+        if ema is not None:
+            _check_ema(ema, generator)
+        self.generator, self.discriminator = generator, discriminator
+        self.g_optimizer, self.d_optimizer = g_optimizer, d_optimizer
+        self.loss, self.real_target, self.fake_target = loss, float(real_target), float(fake_target)
+        self.d_steps, self.reuse_fake = d_steps, bool(reuse_fake)
+        self.r1_gamma, self.r1_every = float(r1_gamma), r1_every
+        self.num_classes = num_classes
+        self.ema, self.ema_decay = ema, float(ema_decay)
+        self.precision = precision
+        self.steps_done = 0
+
+    @property
+    def plan(self) -> str:
+        """Which path runs, and why it is not a faster one."""
+        halves = "one batch" if is_fully_fused(self.discriminator) else "two batches (D is not one fused MLP)"
+        return (
+            f"composed: fused ops under autograd, real and fake through D as {halves}, {self.precision}; "
+            "the single-call engine is not part of this version"
+        )
+
+    def step(self, real: Tensor, labels: Tensor | None = None, noise: Tensor | None = None) -> StepStats:
+        """Run one step: `d_steps` updates of D, then one of G.
+
+        Args:
+            real: (batch, data), used by every D step, or (d_steps, batch, data), one batch a D step.
+            labels: (batch,) or (d_steps, batch), integers in [0, num_classes): of the real samples, and asked of the
+                fakes. Needed exactly when num_classes > 0.
+            noise: (d_steps + 1, batch, latent), one batch for each D step and one for G; with reuse_fake
+                (d_steps, batch, latent). None draws it from torch's generator of real's device.
+
+        Returns:
+            The StepStats of the last D step and the G step.
+
+        Raises:
+            ValueError, TypeError, RuntimeError: a shape, dtype, label or device does not fit; nothing was updated.
+        """
+        real, noise, conditions = self._check_inputs(real, labels, noise)
+        penalize = self.r1_gamma > 0 and self.steps_done % self.r1_every == 0
+        with torch.autocast(real.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
+            for i in range(self.d_steps):
+                condition = conditions[i] if conditions is not None else None
+                # The reused fake keeps its graph for G's backward; any other needs none.
+                with torch.set_grad_enabled(self.reuse_fake and i == self.d_steps - 1):
+                    fake = self.generator(_conditioned(noise[i], condition))
+                d_loss, real_logits, fake_logits = self._update_discriminator(
+                    real[i], fake.detach(), condition, penalize
+                )
+            if not self.reuse_fake:
+                fake = self.generator(_conditioned(noise[-1], condition))
+            g_loss = self._update_generator(fake, condition)
+        if self.ema is not None:
+            self._update_ema(self.ema)
+        self.steps_done += 1
+        with torch.no_grad():
+            return StepStats(
+                d_loss.detach(),
+                g_loss.detach(),
+                torch.sigmoid(real_logits.detach()).mean(),
+                torch.sigmoid(fake_logits.detach()).mean(),
+            )
+
+    def _update_discriminator(
+        self, real: Tensor, fake: Tensor, condition: Tensor | None, penalize: bool
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        real_input, fake_input = _conditioned(real, condition), _conditioned(fake, condition)
+        if is_fully_fused(self.discriminator):
+            # Nothing in such a D looks across the batch, so both halves go through it at once.
+            logits = self.discriminator(torch.cat([real_input, fake_input.to(real_input.dtype)]))
+            real_logits, fake_logits = logits[: len(real)], logits[len(real) :]
+        else:
+            real_logits, fake_logits = self.discriminator(real_input), self.discriminator(fake_input)
+        d_loss = functional.discriminator_loss(
+            real_logits, fake_logits, real_target=self.real_target, fake_target=self.fake_target
+        )
+        total = d_loss
+        if penalize:
+            penalty = functional.r1_penalty(lambda x: self.discriminator(_conditioned(x, condition)), real)
+            total = d_loss + (0.5 * self.r1_gamma * self.r1_every) * penalty
+        _update(self.d_optimizer, total)
+        return d_loss, real_logits, fake_logits
+
+    def _update_generator(self, fake: Tensor, condition: Tensor | None) -> Tensor:
+        g_loss = functional.generator_loss(self.discriminator(_conditioned(fake, condition)), kind=self.loss)
+        _update(self.g_optimizer, g_loss)
+        return g_loss
+
+    @torch.no_grad()
+    def _update_ema(self, ema: nn.Module) -> None:
+        averages, currents = list(ema.parameters()), list(self.generator.parameters())
+        if averages:
+            torch._foreach_lerp_(averages, currents, 1.0 - self.ema_decay)
+        for average, current in zip(ema.buffers(), self.generator.buffers(), strict=True):
+            average.copy_(current)
+
+    def _check_inputs(
+        self, real: Tensor, labels: Tensor | None, noise: Tensor | None
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        """The inputs with a leading dimension of one entry a D step, and one-hot conditions (None without classes)."""
+        checks.floating("real", real)
+        if real.dim() == 2:
+            real = real.expand(self.d_steps, *real.shape)
+        if real.dim() != 3 or real.shape[0] != self.d_steps:
+            raise ValueError(
+                f"real must have shape (batch, data) or ({self.d_steps}, batch, data), one batch a D step, not "
+                f"{tuple(real.shape)}"
+            )
+        batch = real.shape[1]
+        if batch == 0:
+            raise ValueError("real must hold at least one sample, but its batch is empty")
+        rows = self.d_steps + (0 if self.reuse_fake else 1)
+        if noise is None:
+            latent = self._latent_size()
+            noise = torch.randn(rows, batch, latent, device=real.device, dtype=real.dtype)
+        else:
+            checks.floating("noise", noise)
+            checks.same_device("noise", noise, "real", real)
+            if noise.dim() != 3 or noise.shape[:2] != (rows, batch):
+                raise ValueError(f"noise must have shape ({rows}, {batch}, latent), not {tuple(noise.shape)}")
+        return real, noise, self._check_labels(labels, real)
+
+    def _check_labels(self, labels: Tensor | None, real: Tensor) -> Tensor | None:
+        if self.num_classes == 0:
+            if labels is not None:
+                raise ValueError("labels were given, but num_classes is 0: the step is not conditional")
+            return None
+        if labels is None:
+            raise ValueError(f"labels are needed: the step is conditional on num_classes={self.num_classes}")
+        checks.tensor("labels", labels)
+        if labels.dtype.is_floating_point or labels.dtype.is_complex or labels.dtype == torch.bool:
+            raise TypeError(f"labels must be integers, not {labels.dtype}")
+        checks.same_device("labels", labels, "real", real)
+        if labels.shape == real.shape[1:2]:
+            labels = labels.expand(real.shape[:2])
+        if labels.shape != real.shape[:2]:
+            raise ValueError(
+                f"labels must have shape ({real.shape[1]},) or {tuple(real.shape[:2])}, not {tuple(labels.shape)}"
+            )
+        # On a device the comparison below would wait for it; there an out-of-range label trips one_hot's own check.
+        if labels.device.type == "cpu" and (labels.min() < 0 or labels.max() >= self.num_classes):
+            raise ValueError(
+                f"labels must be in [0, {self.num_classes}), but they span [{labels.min()}, {labels.max()}]"
+            )
+        return F.one_hot(labels.long(), self.num_classes).to(real.dtype)
+
+    def _latent_size(self) -> int:
+        for module in self.generator.modules():
+            if isinstance(module, nn.Linear):
+                return module.in_features - self.num_classes
+        raise ValueError("the latent size cannot be read off the generator (it has no nn.Linear): pass noise")
+
+
+def average_of(generator: nn.Module) -> nn.Module:
+    """A frozen copy of a generator, to be handed to TrainStep as `ema`."""
+    return copy.deepcopy(generator).requires_grad_(False)
+
+
+def _conditioned(value: Tensor, condition: Tensor | None) -> Tensor:
+    return value if condition is None else torch.cat([value, condition.to(value.dtype)], dim=1)
+
+
+def _update(optimizer: Optimizer, loss: Tensor) -> None:
+    """One optimizer step. `inputs` keeps backward from computing gradients of the other network's parameters."""
+    parameters = [p for group in optimizer.param_groups for p in group["params"] if p.requires_grad]
+    optimizer.zero_grad(set_to_none=True)
+    loss.backward(inputs=parameters)
+    optimizer.step()
+
+
+def _check_owners(
+    generator: nn.Module, discriminator: nn.Module, g_optimizer: Optimizer, d_optimizer: Optimizer
+) -> None:
+    def held(optimizer: Optimizer) -> set[int]:
+        return {id(p) for group in optimizer.param_groups for p in group["params"]}
+
+    pairs: list[tuple[str, Optimizer, str, nn.Module]] = [
+        ("g_optimizer", g_optimizer, "discriminator", discriminator),
+        ("d_optimizer", d_optimizer, "generator", generator),
+    ]
+    for optimizer_name, optimizer, module_name, module in pairs:
+        ids = held(optimizer)
+        for name, parameter in module.named_parameters():
+            if id(parameter) in ids:
+                raise ValueError(
+                    f"{optimizer_name} must not hold the {module_name}'s parameters, but it holds {name}"
+                )
+
+
+def _check_ema(ema: nn.Module, generator: nn.Module) -> None:
+    if not isinstance(ema, nn.Module):
+        raise TypeError(f"ema must be a torch.nn.Module, not {type(ema).__name__}")
+    if ema is generator:
+        raise ValueError("ema must be a copy of the generator, not the generator itself")
+    shapes = {name: tuple(value.shape) for name, value in generator.state_dict().items()}
+    for name, value in ema.state_dict().items():
+        if shapes.pop(name, None) != tuple(value.shape):
+            raise ValueError(f"ema must be a copy of the generator, but its {name} has shape {tuple(value.shape)}")
+    if shapes:
+        raise ValueError(f"ema must be a copy of the generator, but it lacks {next(iter(shapes))}")
+
+
