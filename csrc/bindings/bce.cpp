@@ -1,0 +1,219 @@
+// torch.nn.functional.binary_cross_entropy_with_logits, in one pass forward and one backward.
+#include "../cpu/bce.h"
+
+#include <torch/csrc/autograd/autograd_not_implemented_fallback.h>
+#include <torch/csrc/autograd/custom_function.h>
+
+#include "common.h"
+
+namespace fastgan::bindings {
+
+namespace {
+
+using torch::autograd::AutogradContext;
+using torch::autograd::variable_list;
+
+using OptionalTensor = std::optional<Tensor>;
+using Forward = Tensor(const Tensor&, const Tensor&, const OptionalTensor&, const OptionalTensor&, int64_t);
+using Backward = std::tuple<Tensor, Tensor>(const Tensor&, const Tensor&, const Tensor&, const OptionalTensor&,
+                                            const OptionalTensor&, int64_t, bool, bool);
+
+Tensor forward_op(const Tensor& input, const Tensor& target, const OptionalTensor& weight,
+                  const OptionalTensor& pos_weight, int64_t reduction) {
+  FASTGAN_OP("bce_with_logits", Forward);
+  return op.call(input, target, weight, pos_weight, reduction);
+}
+
+void check(const Tensor& input, const Tensor& target, const OptionalTensor& weight, const OptionalTensor& pos_weight) {
+  TORCH_CHECK(target.sym_sizes() == input.sym_sizes(), "bce_with_logits: target of shape ", target.sym_sizes(),
+              " must have the shape ", input.sym_sizes(), " of input");
+  for (const Tensor* other : {&target, weight ? &*weight : nullptr, pos_weight ? &*pos_weight : nullptr})
+    TORCH_CHECK(other == nullptr || (other->scalar_type() == input.scalar_type() && other->device() == input.device()),
+                "bce_with_logits: all tensors must have the dtype and device of input, ", input.scalar_type(), " on ",
+                input.device());
+}
+
+// The elements of `tensor`, broadcast to `sizes`, as a repeating pattern: its own memory where it is that already (one
+// element, one value a class in the last dimension, every element), else a copy. `keep` holds what owns the memory.
+template <class T>
+cpu::Operand<T> operand(const OptionalTensor& tensor, at::IntArrayRef sizes, Tensor& keep) {
+  if (!tensor || !tensor->defined()) return {nullptr, 1};
+  keep = *tensor;
+  int64_t leading = 0;  // dimensions of size one in front count for nothing
+  while (leading < keep.dim() && keep.size(leading) == 1) ++leading;
+  const auto own = keep.sizes().slice(leading);
+  const bool pattern = own.size() <= sizes.size() && own == sizes.slice(sizes.size() - own.size());
+  keep = pattern ? keep.contiguous() : keep.expand(sizes).contiguous();
+  return {data<T>(keep), std::max<int64_t>(1, keep.numel())};
+}
+
+// Everything a kernel needs of one call, and what keeps it alive.
+template <class T>
+struct Call {
+  Call(const Tensor& given_input, const Tensor& given_target, const OptionalTensor& given_weight,
+       const OptionalTensor& given_pos_weight)
+      : input(given_input.contiguous()), target(given_target.contiguous()) {
+    arguments = {input.numel(), data<T>(input), data<T>(target), operand<T>(given_weight, input.sizes(), weight),
+                 operand<T>(given_pos_weight, input.sizes(), pos_weight)};
+  }
+  Tensor input, target, weight, pos_weight;
+  cpu::BceArguments<T> arguments;
+};
+
+Tensor forward_cpu(const Tensor& input, const Tensor& target, const OptionalTensor& weight,
+                   const OptionalTensor& pos_weight, int64_t reduction_number) {
+  const Reduction reduction = reduction_of(reduction_number);
+  check(input, target, weight, pos_weight);
+  Tensor loss;
+  with_dtype(input.scalar_type(), "bce_with_logits", [&](auto tag) {
+    using T = typename decltype(tag)::type;
+    const Call<T> call(input, target, weight, pos_weight);
+    if (reduction == Reduction::none) {
+      loss = at::empty(input.sizes(), input.options());
+      cpu::bce_elementwise(call.arguments, mutable_data<T>(loss));
+    } else {
+      loss = scalar_like(input);
+      const double sum = cpu::bce_sum(call.arguments) * reduction_scale(reduction, input.numel());
+      store(mutable_data<T>(loss), static_cast<compute_t<T>>(sum));
+    }
+  });
+  return loss;
+}
+
+Tensor forward_meta(const Tensor& input, const Tensor& target, const OptionalTensor& weight,
+                    const OptionalTensor& pos_weight, int64_t reduction) {
+  check(input, target, weight, pos_weight);
+  if (reduction_of(reduction) != Reduction::none) return scalar_like(input);
+  return at::empty_symint(input.sym_sizes(), input.options());
+}
+
+std::tuple<Tensor, Tensor> backward_cpu(const Tensor& grad_output, const Tensor& input, const Tensor& target,
+                                        const OptionalTensor& weight, const OptionalTensor& pos_weight,
+                                        int64_t reduction_number, bool need_input, bool need_target) {
+  const Reduction reduction = reduction_of(reduction_number);
+  check(input, target, weight, pos_weight);
+  const Tensor go = grad_output.contiguous();
+  TORCH_CHECK(
+      go.numel() == (reduction == Reduction::none ? input.numel() : 1) && go.scalar_type() == input.scalar_type(),
+      "bce_with_logits_backward: grad_output of shape ", go.sizes(), " and dtype ", go.scalar_type(),
+      " does not fit input of shape ", input.sizes(), " and dtype ", input.scalar_type());
+  Tensor grad_input, grad_target;
+  with_dtype(input.scalar_type(), "bce_with_logits_backward", [&](auto tag) {
+    using T = typename decltype(tag)::type;
+    const Call<T> call(input, target, weight, pos_weight);
+    if (need_input) grad_input = at::empty(input.sizes(), input.options());
+    if (need_target) grad_target = at::empty(input.sizes(), input.options());
+    cpu::bce_backward<T>(call.arguments, data<T>(go), reduction == Reduction::none ? 1 : 0,
+                         reduction_scale(reduction, input.numel()), need_input ? mutable_data<T>(grad_input) : nullptr,
+                         need_target ? mutable_data<T>(grad_target) : nullptr);
+  });
+  return {grad_input, grad_target};
+}
+
+std::tuple<Tensor, Tensor> backward_meta(const Tensor&, const Tensor& input, const Tensor&, const OptionalTensor&,
+                                         const OptionalTensor&, int64_t, bool need_input, bool need_target) {
+  const auto like_input = [&] { return at::empty_symint(input.sym_sizes(), input.options()); };
+  return {need_input ? like_input() : Tensor(), need_target ? like_input() : Tensor()};
+}
+
+// The gradients as differentiable expressions of every input, for derivatives of higher order.
+variable_list composed_backward(const Tensor& grad_output, const Tensor& x, const Tensor& t, const Tensor& weight,
+                                const Tensor& pos_weight, Reduction reduction, bool need_input, bool need_target) {
+  Tensor scale = weight.defined() ? grad_output * weight : grad_output;
+  if (reduction == Reduction::mean) scale = scale / static_cast<double>(x.numel());
+  const Tensor positive = pos_weight.defined() ? 1 + (pos_weight - 1) * t : Tensor();
+  variable_list out(2);
+  if (need_input) {
+    const Tensor sigma = at::sigmoid(x);
+    const Tensor slope = positive.defined() ? (1 - t) - positive * at::sigmoid(-x) : sigma - t;
+    out[0] = (scale * slope).expand_as(x);
+  }
+  if (need_target) {
+    const Tensor slope = pos_weight.defined() ? -(pos_weight - 1) * at::log_sigmoid(x) - x : -x;
+    out[1] = (scale * slope).expand_as(x);
+  }
+  return out;
+}
+
+class BceFunction : public torch::autograd::Function<BceFunction> {
+ public:
+  static Tensor forward(AutogradContext* ctx, const Tensor& input, const Tensor& target, const OptionalTensor& weight,
+                        const OptionalTensor& pos_weight, int64_t reduction) {
+    at::AutoDispatchBelowADInplaceOrView below;
+    ctx->save_for_backward({input, target, weight.value_or(Tensor()), pos_weight.value_or(Tensor())});
+    ctx->saved_data["reduction"] = reduction;
+    ctx->saved_data["need_input"] = input.requires_grad();
+    ctx->saved_data["need_target"] = target.requires_grad();
+    return forward_op(input, target, weight, pos_weight, reduction);
+  }
+
+  static variable_list backward(AutogradContext* ctx, variable_list grad_outputs) {
+    const auto saved = ctx->get_saved_variables();
+    const Tensor &input = saved[0], &target = saved[1], &weight = saved[2], &pos_weight = saved[3];
+    const int64_t reduction = ctx->saved_data["reduction"].toInt();
+    const bool need_input = ctx->saved_data["need_input"].toBool() && ctx->needs_input_grad(0);
+    const bool need_target = ctx->saved_data["need_target"].toBool() && ctx->needs_input_grad(1);
+    variable_list out;
+    if (at::GradMode::is_enabled()) {
+      out = composed_backward(grad_outputs[0], input, target, weight, pos_weight, reduction_of(reduction), need_input,
+                              need_target);
+    } else {
+      const auto optional = [](const Tensor& t) { return t.defined() ? OptionalTensor(t) : std::nullopt; };
+      FASTGAN_OP("bce_with_logits_backward", Backward);
+      auto [grad_input, grad_target] = op.call(grad_outputs[0], input, target, optional(weight), optional(pos_weight),
+                                               reduction, need_input, need_target);
+      out = {grad_input, grad_target};
+    }
+    out.resize(5);  // none for the weights and the reduction
+    return out;
+  }
+};
+
+Tensor forward_autograd(const Tensor& input, const Tensor& target, const OptionalTensor& weight,
+                        const OptionalTensor& pos_weight, int64_t reduction) {
+  for (const auto& [name, tensor] : {std::pair("weight", &weight), std::pair("pos_weight", &pos_weight)})
+    TORCH_CHECK(!*tensor || !any_requires_grad({**tensor}), "bce_with_logits is not differentiable with respect to ",
+                name, ", which requires grad");
+  if (any_requires_grad({input, target})) return BceFunction::apply(input, target, weight, pos_weight, reduction);
+  at::AutoDispatchBelowADInplaceOrView below;
+  return forward_op(input, target, weight, pos_weight, reduction);
+}
+
+// Autocast computes losses in float32, as it does torch's.
+template <c10::DeviceType device>
+Tensor forward_autocast(const Tensor& input, const Tensor& target, const OptionalTensor& weight,
+                        const OptionalTensor& pos_weight, int64_t reduction) {
+  const WithoutAutocast guard(device);
+  const auto cast = [](const Tensor& t) { return at::autocast::cached_cast(at::kFloat, t, device); };
+  const auto optional = [&](const OptionalTensor& t) { return t ? OptionalTensor(cast(*t)) : std::nullopt; };
+  return forward_op(cast(input), cast(target), optional(weight), optional(pos_weight), reduction);
+}
+
+}  // namespace
+
+TORCH_LIBRARY_FRAGMENT(fastgan, m) {
+  m.def("bce_with_logits(Tensor input, Tensor target, Tensor? weight, Tensor? pos_weight, int reduction) -> Tensor");
+  m.def(
+      "bce_with_logits_backward(Tensor grad_output, Tensor input, Tensor target, Tensor? weight, Tensor? pos_weight, "
+      "int reduction, bool need_input, bool need_target) -> (Tensor, Tensor)");
+}
+
+TORCH_LIBRARY_IMPL(fastgan, CPU, m) {
+  m.impl("bce_with_logits", forward_cpu);
+  m.impl("bce_with_logits_backward", backward_cpu);
+}
+
+TORCH_LIBRARY_IMPL(fastgan, Meta, m) {
+  m.impl("bce_with_logits", forward_meta);
+  m.impl("bce_with_logits_backward", backward_meta);
+}
+
+TORCH_LIBRARY_IMPL(fastgan, Autograd, m) {
+  m.impl("bce_with_logits", forward_autograd);
+  m.impl("bce_with_logits_backward", torch::autograd::autogradNotImplementedFallback());
+}
+
+TORCH_LIBRARY_IMPL(fastgan, AutocastCPU, m) { m.impl("bce_with_logits", forward_autocast<c10::kCPU>); }
+TORCH_LIBRARY_IMPL(fastgan, AutocastCUDA, m) { m.impl("bce_with_logits", forward_autocast<c10::kCUDA>); }
+
+}  // namespace fastgan::bindings

@@ -1,0 +1,83 @@
+// What the bindings of every op share.
+#pragma once
+
+#include <ATen/ATen.h>
+#include <ATen/autocast_mode.h>
+#include <torch/library.h>
+
+#include "../core/scalar.h"
+
+namespace fastgan::bindings {
+
+using at::Tensor;
+using at::TensorList;
+
+// torch's own numbers for the reductions (at::Reduction): none 0, mean 1, sum 2.
+enum class Reduction : int64_t { none, mean, sum };
+
+inline Reduction reduction_of(int64_t number) {
+  TORCH_CHECK(number >= 0 && number <= 2, "reduction must be 0 (none), 1 (mean) or 2 (sum), not ", number);
+  return static_cast<Reduction>(number);
+}
+
+// The factor of each term in the reduced loss: 1 / n for the mean (so that the mean of nothing is NaN, as in torch).
+inline double reduction_scale(Reduction reduction, int64_t n) {
+  return reduction == Reduction::mean ? 1.0 / static_cast<double>(n) : 1.0;
+}
+
+template <class T>
+struct Tag {
+  using type = T;
+};
+
+// Calls f(Tag<T>) with fastgan's own type for the dtype; the 16-bit types have torch's layout.
+template <class F>
+void with_dtype(at::ScalarType dtype, const char* op, F&& f) {
+  switch (dtype) {
+    case at::kFloat:
+      return f(Tag<float>{});
+    case at::kDouble:
+      return f(Tag<double>{});
+    case at::kBFloat16:
+      return f(Tag<bfloat16>{});
+    case at::kHalf:
+      return f(Tag<float16>{});
+    default:
+      TORCH_CHECK(false, op, ": the dtype must be float32, float64, bfloat16 or float16, not ", dtype);
+  }
+}
+
+template <class T>
+const T* data(const Tensor& tensor) {
+  return static_cast<const T*>(tensor.const_data_ptr());
+}
+template <class T>
+T* mutable_data(const Tensor& tensor) {
+  return static_cast<T*>(tensor.mutable_data_ptr());
+}
+
+// A 0-d tensor of the dtype and device of `like`.
+inline Tensor scalar_like(const Tensor& like) { return at::empty({}, like.options()); }
+
+inline bool any_requires_grad(TensorList tensors) {
+  if (!at::GradMode::is_enabled()) return false;
+  for (const Tensor& tensor : tensors)
+    if (tensor.defined() && tensor.requires_grad()) return true;
+  return false;
+}
+
+// For the length of a scope, ops called from an op's autocast rule do not meet autocast again.
+class WithoutAutocast {
+ public:
+  explicit WithoutAutocast(c10::DeviceType device)
+      : guard_(c10::DispatchKeySet(at::autocast::get_autocast_dispatch_key_from_device_type(device))) {}
+
+ private:
+  c10::impl::ExcludeDispatchKeyGuard guard_;
+};
+
+// A typed handle on an op of this library, looked up once.
+#define FASTGAN_OP(name, signature) \
+  static const auto op = c10::Dispatcher::singleton().findSchemaOrThrow("fastgan::" name, "").typed<signature>()
+
+}  // namespace fastgan::bindings

@@ -1,0 +1,237 @@
+// The GAN losses: cross-entropies of logits against constant targets.
+//   logits_loss          one batch: the generator's loss, and one unreduced half of the discriminator's
+//   discriminator_loss   both halves in one pass
+// The forward pass already makes the gradients; backward only scales them.
+#include <torch/csrc/autograd/autograd_not_implemented_fallback.h>
+#include <torch/csrc/autograd/custom_function.h>
+
+#include "../cpu/bce.h"
+#include "common.h"
+
+namespace fastgan::bindings {
+
+namespace {
+
+using torch::autograd::AutogradContext;
+using torch::autograd::variable_list;
+
+using Forward = std::tuple<Tensor, std::vector<Tensor>>(TensorList, at::ArrayRef<double>, double, int64_t, bool);
+using Backward = std::vector<Tensor>(const Tensor&, TensorList, int64_t);
+
+// (loss, gradients by each batch of logits, each for weight one; no gradients unless asked for)
+std::tuple<Tensor, std::vector<Tensor>> forward_op(TensorList logits, at::ArrayRef<double> targets, double sign,
+                                                   int64_t reduction, bool with_gradient) {
+  FASTGAN_OP("logits_loss_forward", Forward);
+  return op.call(logits, targets, sign, reduction, with_gradient);
+}
+
+void check_forward(TensorList logits, at::ArrayRef<double> targets, int64_t reduction) {
+  TORCH_CHECK(!logits.empty() && logits.size() == targets.size(),
+              "logits_loss_forward: logits and targets must have the "
+              "same number of entries, at least one, not ",
+              logits.size(), " and ", targets.size());
+  TORCH_CHECK(reduction_of(reduction) != Reduction::none || logits.size() == 1,
+              "logits_loss_forward: reduction none takes one batch of logits, not ", logits.size());
+  for (const Tensor& x : logits) {
+    TORCH_CHECK(x.scalar_type() == logits[0].scalar_type() && x.device() == logits[0].device(),
+                "logits_loss_forward: all logits must have one dtype and device");
+  }
+}
+
+std::tuple<Tensor, std::vector<Tensor>> forward_cpu(TensorList logits, at::ArrayRef<double> targets, double sign,
+                                                    int64_t reduction, bool with_gradient) {
+  check_forward(logits, targets, reduction);
+  Tensor loss;
+  std::vector<Tensor> gradients;
+  with_dtype(logits[0].scalar_type(), "logits_loss", [&](auto tag) {
+    using T = typename decltype(tag)::type;
+    std::vector<Tensor> contiguous;
+    std::vector<cpu::LogitsTerm<T>> terms;
+    for (size_t i = 0; i < logits.size(); ++i) {
+      contiguous.push_back(logits[i].contiguous());
+      if (with_gradient) gradients.push_back(at::empty(logits[i].sizes(), logits[i].options()));
+      const int64_t n = logits[i].numel();
+      terms.push_back({n, data<T>(contiguous[i]), targets[i], sign, reduction_scale(reduction_of(reduction), n),
+                       with_gradient ? mutable_data<T>(gradients[i]) : nullptr});
+    }
+    if (reduction_of(reduction) == Reduction::none) {
+      loss = at::empty(logits[0].sizes(), logits[0].options());
+      cpu::logits_loss_elementwise(terms[0], mutable_data<T>(loss));
+    } else {
+      loss = scalar_like(logits[0]);
+      store(mutable_data<T>(loss),
+            static_cast<compute_t<T>>(cpu::logits_loss_sum(terms.data(), static_cast<int>(terms.size()))));
+    }
+  });
+  return {loss, gradients};
+}
+
+std::tuple<Tensor, std::vector<Tensor>> forward_meta(TensorList logits, at::ArrayRef<double> targets, double,
+                                                     int64_t reduction, bool with_gradient) {
+  check_forward(logits, targets, reduction);
+  std::vector<Tensor> gradients;
+  if (with_gradient)
+    for (const Tensor& x : logits) gradients.push_back(at::empty_symint(x.sym_sizes(), x.options()));
+  const bool none = reduction_of(reduction) == Reduction::none;
+  return {none ? at::empty_symint(logits[0].sym_sizes(), logits[0].options()) : scalar_like(logits[0]), gradients};
+}
+
+std::vector<Tensor> backward_cpu(const Tensor& grad_output, TensorList gradients, int64_t reduction) {
+  std::vector<Tensor> out;
+  const bool none = reduction_of(reduction) == Reduction::none;
+  const Tensor go = grad_output.contiguous();
+  for (const Tensor& given : gradients) {
+    const Tensor gradient = given.contiguous();
+    TORCH_CHECK(go.numel() == (none ? gradient.numel() : 1) && go.scalar_type() == gradient.scalar_type(),
+                "logits_loss_backward: grad_output of shape ", go.sizes(), " and dtype ", go.scalar_type(),
+                " does not fit gradients of shape ", gradient.sizes(), " and dtype ", gradient.scalar_type());
+    out.push_back(at::empty(gradient.sizes(), gradient.options()));
+    with_dtype(gradient.scalar_type(), "logits_loss_backward", [&](auto tag) {
+      using T = typename decltype(tag)::type;
+      cpu::logits_loss_backward<T>(gradient.numel(), data<T>(gradient), data<T>(go), none ? 1 : 0,
+                                   reduction_scale(reduction_of(reduction), gradient.numel()),
+                                   mutable_data<T>(out.back()));
+    });
+  }
+  return out;
+}
+
+std::vector<Tensor> backward_meta(const Tensor&, TensorList gradients, int64_t) {
+  std::vector<Tensor> out;
+  for (const Tensor& gradient : gradients) out.push_back(at::empty_symint(gradient.sym_sizes(), gradient.options()));
+  return out;
+}
+
+// The gradients as differentiable expressions of the logits, for derivatives of higher order.
+variable_list composed_backward(const Tensor& grad_output, TensorList logits, at::ArrayRef<double> targets, double sign,
+                                int64_t reduction) {
+  variable_list out;
+  for (size_t i = 0; i < logits.size(); ++i) {
+    Tensor gradient = (at::sigmoid(logits[i]) - targets[i]) * sign * grad_output;
+    out.push_back(reduction_of(reduction) == Reduction::mean ? gradient / static_cast<double>(logits[i].numel())
+                                                             : gradient);
+  }
+  return out;
+}
+
+class LogitsLossFunction : public torch::autograd::Function<LogitsLossFunction> {
+ public:
+  static Tensor forward(AutogradContext* ctx, TensorList logits, std::vector<double> targets, double sign,
+                        int64_t reduction) {
+    at::AutoDispatchBelowADInplaceOrView below;
+    auto [loss, gradients] = forward_op(logits, targets, sign, reduction, true);
+    variable_list saved(logits.begin(), logits.end());
+    saved.insert(saved.end(), gradients.begin(), gradients.end());
+    ctx->save_for_backward(saved);
+    ctx->saved_data["targets"] = targets;
+    ctx->saved_data["sign"] = sign;
+    ctx->saved_data["reduction"] = reduction;
+    return loss;
+  }
+
+  static variable_list backward(AutogradContext* ctx, variable_list grad_outputs) {
+    const auto saved = ctx->get_saved_variables();
+    const size_t count = saved.size() / 2;
+    const int64_t reduction = ctx->saved_data["reduction"].toInt();
+    variable_list out;
+    if (at::GradMode::is_enabled()) {
+      out =
+          composed_backward(grad_outputs[0], TensorList(saved).slice(0, count),
+                            ctx->saved_data["targets"].toDoubleVector(), ctx->saved_data["sign"].toDouble(), reduction);
+    } else {
+      FASTGAN_OP("logits_loss_backward", Backward);
+      out = op.call(grad_outputs[0], TensorList(saved).slice(count), reduction);
+    }
+    out.resize(count + 3);  // none for targets, sign and reduction
+    return out;
+  }
+};
+
+Tensor autograd(TensorList logits, std::vector<double> targets, double sign, int64_t reduction) {
+  if (any_requires_grad(logits)) return LogitsLossFunction::apply(logits, targets, sign, reduction);
+  at::AutoDispatchBelowADInplaceOrView below;
+  return std::get<0>(forward_op(logits, targets, sign, reduction, false));
+}
+
+Tensor value(TensorList logits, std::vector<double> targets, double sign, int64_t reduction) {
+  return std::get<0>(forward_op(logits, targets, sign, reduction, false));
+}
+
+Tensor logits_loss_autograd(const Tensor& logits, double target, double sign, int64_t reduction) {
+  return autograd({logits}, {target}, sign, reduction);
+}
+Tensor logits_loss_value(const Tensor& logits, double target, double sign, int64_t reduction) {
+  return value({logits}, {target}, sign, reduction);
+}
+Tensor discriminator_loss_autograd(const Tensor& real, const Tensor& fake, double real_target, double fake_target,
+                                   int64_t reduction) {
+  return autograd({real, fake}, {real_target, fake_target}, 1.0, reduction);
+}
+Tensor discriminator_loss_value(const Tensor& real, const Tensor& fake, double real_target, double fake_target,
+                                int64_t reduction) {
+  return value({real, fake}, {real_target, fake_target}, 1.0, reduction);
+}
+
+// Autocast computes losses in float32, as it does torch's.
+template <c10::DeviceType device>
+Tensor logits_loss_autocast(const Tensor& logits, double target, double sign, int64_t reduction) {
+  const WithoutAutocast guard(device);
+  FASTGAN_OP("logits_loss", Tensor(const Tensor&, double, double, int64_t));
+  return op.call(at::autocast::cached_cast(at::kFloat, logits, device), target, sign, reduction);
+}
+template <c10::DeviceType device>
+Tensor discriminator_loss_autocast(const Tensor& real, const Tensor& fake, double real_target, double fake_target,
+                                   int64_t reduction) {
+  const WithoutAutocast guard(device);
+  FASTGAN_OP("discriminator_loss", Tensor(const Tensor&, const Tensor&, double, double, int64_t));
+  return op.call(at::autocast::cached_cast(at::kFloat, real, device),
+                 at::autocast::cached_cast(at::kFloat, fake, device), real_target, fake_target, reduction);
+}
+
+}  // namespace
+
+TORCH_LIBRARY_FRAGMENT(fastgan, m) {
+  m.def("logits_loss(Tensor logits, float target, float sign, int reduction) -> Tensor");
+  m.def(
+      "discriminator_loss(Tensor real_logits, Tensor fake_logits, float real_target, float fake_target, int reduction) "
+      "-> Tensor");
+  m.def(
+      "logits_loss_forward(Tensor[] logits, float[] targets, float sign, int reduction, bool with_gradient) -> "
+      "(Tensor, Tensor[])");
+  m.def("logits_loss_backward(Tensor grad_output, Tensor[] gradients, int reduction) -> Tensor[]");
+}
+
+TORCH_LIBRARY_IMPL(fastgan, CPU, m) {
+  m.impl("logits_loss_forward", forward_cpu);
+  m.impl("logits_loss_backward", backward_cpu);
+}
+
+TORCH_LIBRARY_IMPL(fastgan, Meta, m) {
+  m.impl("logits_loss_forward", forward_meta);
+  m.impl("logits_loss_backward", backward_meta);
+}
+
+// Whatever the device, these two are the forward op's value.
+TORCH_LIBRARY_IMPL(fastgan, CompositeExplicitAutograd, m) {
+  m.impl("logits_loss", logits_loss_value);
+  m.impl("discriminator_loss", discriminator_loss_value);
+}
+
+TORCH_LIBRARY_IMPL(fastgan, Autograd, m) {
+  m.impl("logits_loss", logits_loss_autograd);
+  m.impl("discriminator_loss", discriminator_loss_autograd);
+  m.impl("logits_loss_forward", torch::autograd::autogradNotImplementedFallback());
+  m.impl("logits_loss_backward", torch::autograd::autogradNotImplementedFallback());
+}
+
+TORCH_LIBRARY_IMPL(fastgan, AutocastCPU, m) {
+  m.impl("logits_loss", logits_loss_autocast<c10::kCPU>);
+  m.impl("discriminator_loss", discriminator_loss_autocast<c10::kCPU>);
+}
+
+TORCH_LIBRARY_IMPL(fastgan, AutocastCUDA, m) {
+  m.impl("logits_loss", logits_loss_autocast<c10::kCUDA>);
+  m.impl("discriminator_loss", discriminator_loss_autocast<c10::kCUDA>);
+}
+
+}  // namespace fastgan::bindings

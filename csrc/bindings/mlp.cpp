@@ -1,0 +1,319 @@
+// The mlp op: schemas, and derivatives of every order.
+//   first order    mlp_backward
+//   second order   mlp_double_backward, where backward is itself recorded (create_graph)
+//   higher orders  the definition in torch ops, differentiated by torch
+#include "mlp.h"
+
+#include <torch/csrc/autograd/autograd.h>
+#include <torch/csrc/autograd/autograd_not_implemented_fallback.h>
+#include <torch/csrc/autograd/custom_function.h>
+
+namespace fastgan::bindings {
+
+namespace {
+
+using torch::autograd::AutogradContext;
+using torch::autograd::variable_list;
+
+Tensor activation_composed(const Tensor& z, LayerActivation a) {
+  switch (a.activation) {
+    case Activation::relu:
+      return at::relu(z);
+    case Activation::leaky_relu:
+      return at::leaky_relu(z, a.negative_slope);
+    case Activation::elu:
+      return at::elu(z);
+    case Activation::tanh:
+      return at::tanh(z);
+    case Activation::sigmoid:
+      return at::sigmoid(z);
+    case Activation::softplus:
+      return at::softplus(z);
+    case Activation::silu:
+      return at::silu(z);
+    case Activation::gelu:
+      return at::gelu(z);
+    default:
+      return z;
+  }
+}
+
+using FlagList = std::vector<int64_t>;  // zeros and ones
+
+// What every derivative of one call shares. Not a tensor list, so that autograd records none of it as an input.
+struct Call {
+  std::vector<int64_t> activations;
+  std::vector<double> slopes;
+  FlagList has_bias;
+
+  size_t count() const { return activations.size(); }
+
+  // The biases as the schema has them, from a list of the defined ones.
+  Biases biases(TensorList defined) const {
+    Biases list;
+    size_t next = 0;
+    for (const int64_t has : has_bias)
+      has ? list.push_back(std::optional<Tensor>(defined[next++])) : list.push_back(std::nullopt);
+    return list;
+  }
+
+  void save(AutogradContext* ctx) const {
+    ctx->saved_data["activations"] = activations;
+    ctx->saved_data["slopes"] = slopes;
+    ctx->saved_data["has_bias"] = has_bias;
+  }
+
+  explicit Call(AutogradContext* ctx)
+      : activations(ctx->saved_data["activations"].toIntVector()),
+        slopes(ctx->saved_data["slopes"].toDoubleVector()),
+        has_bias(ctx->saved_data["has_bias"].toIntVector()) {}
+
+  Call(at::IntArrayRef activations, at::ArrayRef<double> slopes, const Biases& biases)
+      : activations(activations.vec()), slopes(slopes.vec()) {
+    for (const std::optional<Tensor> bias : biases) has_bias.push_back(bias && bias->defined());
+  }
+};
+
+Tensor mlp_composed(Tensor x, TensorList weights, TensorList biases, const Call& call) {
+  const Layers layers(call.activations, call.slopes);
+  size_t next = 0;
+  for (size_t l = 0; l < call.count(); ++l)
+    x = activation_composed(
+        at::linear(x, weights[l], call.has_bias[l] ? std::optional<Tensor>(biases[next++]) : std::nullopt), layers[l]);
+  return x;
+}
+
+// Spreads a packed list over the slots whose flag is set; the others stay undefined.
+variable_list unpack(TensorList packed, const FlagList& flags) {
+  variable_list out(flags.size());
+  size_t next = 0;
+  for (size_t i = 0; i < flags.size(); ++i)
+    if (flags[i]) out[i] = packed[next++];
+  return out;
+}
+
+// Drops the slots of layers without bias: from one a layer to one a defined bias.
+variable_list without_missing_biases(variable_list slots, const Call& call, size_t before_biases) {
+  variable_list out(slots.begin(), slots.begin() + before_biases);
+  for (size_t l = 0; l < call.count(); ++l)
+    if (call.has_bias[l]) out.push_back(slots[before_biases + l]);
+  return out;
+}
+
+// mlp_backward, recorded: its own derivative is mlp_double_backward.
+// Inputs: grad_output, input, weights, defined biases (they act through the recomputable outputs). Outputs: the
+// gradients asked for by `need`, packed.
+class MlpBackwardFunction : public torch::autograd::Function<MlpBackwardFunction> {
+ public:
+  struct Constants {
+    std::vector<Tensor> outputs;  // of mlp_forward
+    FlagList need;
+  };
+
+  static variable_list forward(AutogradContext* ctx, const Tensor& grad_output, const Tensor& input, TensorList weights,
+                               TensorList biases, const Call& call, const Constants& constants) {
+    at::AutoDispatchBelowADInplaceOrView below;
+    FASTGAN_OP("mlp_backward", MlpBackward);
+    variable_list packed =
+        op.call(grad_output, input, weights, constants.outputs, call.activations, call.slopes, constants.need, true);
+    const size_t gradients = packed.size() - 2 * call.count();
+    variable_list saved{grad_output, input};
+    saved.insert(saved.end(), weights.begin(), weights.end());
+    saved.insert(saved.end(), biases.begin(), biases.end());
+    saved.insert(saved.end(), constants.outputs.begin(), constants.outputs.end());
+    saved.insert(saved.end(), packed.begin() + gradients, packed.end());
+    ctx->save_for_backward(saved);
+    call.save(ctx);
+    ctx->saved_data["need"] = constants.need;
+    ctx->set_materialize_grads(false);
+    packed.resize(gradients);
+    return packed;
+  }
+
+  static variable_list backward(AutogradContext* ctx, variable_list cotangents) {
+    const Call call(ctx);
+    const size_t count = call.count();
+    const auto saved = ctx->get_saved_variables();
+    auto part = [&, at = size_t(0)](size_t length) mutable {
+      at += length;
+      return TensorList(saved).slice(at - length, length);
+    };
+    size_t bias_count = 0;
+    for (const int64_t has : call.has_bias) bias_count += has;
+    const TensorList first = part(2), weights = part(count), biases = part(bias_count);
+    const TensorList outputs = part(saved.size() - 2 - count - bias_count - 2 * count);
+    const TensorList intermediates = part(2 * count);
+    const size_t edges = 2 + count + bias_count;
+
+    // The flag of each gradient that has a cotangent, and those cotangents, packed.
+    FlagList given;
+    variable_list defined;
+    size_t next = 0;
+    for (const int64_t needed : ctx->saved_data["need"].toIntVector()) {
+      const bool has = needed && cotangents[next].defined();
+      if (has) defined.push_back(cotangents[next]);
+      next += needed;
+      given.push_back(has);
+    }
+
+    variable_list gradients;
+    if (at::GradMode::is_enabled()) {
+      gradients = composed(ctx, cotangents, first[0], first[1], weights, biases, call);
+    } else {
+      const SecondOrderPaths paths(Flags(given, count), Layers(call.activations, call.slopes));
+      FlagList need;
+      need.push_back(paths.grad_output && ctx->needs_input_grad(0));
+      need.push_back(paths.input && ctx->needs_input_grad(1));
+      for (size_t l = 0; l < count; ++l) need.push_back(paths.weights[l] && ctx->needs_input_grad(2 + l));
+      size_t edge = 2 + count;
+      for (size_t l = 0; l < count; ++l)
+        need.push_back(call.has_bias[l] && ctx->needs_input_grad(edge++) && paths.biases[l]);
+      FASTGAN_OP("mlp_double_backward", MlpDoubleBackward);
+      const auto packed =
+          op.call(defined, given, first[1], weights, outputs, intermediates, call.activations, call.slopes, need);
+      gradients = without_missing_biases(unpack(packed, need), call, 2 + count);
+    }
+    gradients.resize(edges + 2);  // none for call and constants
+    return gradients;
+  }
+
+ private:
+  // The definition in torch ops, differentiated twice by torch and recorded, for derivatives of any order.
+  static variable_list composed(AutogradContext* ctx, const variable_list& cotangents, const Tensor& grad_output,
+                                const Tensor& input, TensorList weights, TensorList biases, const Call& call) {
+    // Partial derivatives are wanted, but these tensors may be functions of each other (grad_output of input, say).
+    // Aliases are each a variable of its own, and still lead back to the tensors for the next derivative.
+    variable_list variables;
+    for (const TensorList list : {TensorList(grad_output), TensorList(input), weights, biases})
+      for (const Tensor& tensor : list) variables.push_back(at::alias(tensor));
+    const auto part = [&](size_t begin, size_t length) { return TensorList(variables).slice(begin, length); };
+
+    // Backward's outputs, once more, as expressions of its inputs.
+    const Tensor output =
+        mlp_composed(variables[1], part(2, weights.size()), part(2 + weights.size(), biases.size()), call);
+    variable_list by, bars;
+    size_t next = 0, slot = 0, bias = 0;
+    for (const int64_t needed : ctx->saved_data["need"].toIntVector()) {
+      const bool is_bias = slot > call.count();
+      const size_t place = is_bias ? 2 + call.count() + bias : 1 + slot;
+      if (is_bias && call.has_bias[slot - 1 - call.count()]) ++bias;
+      ++slot;
+      if (!needed) continue;
+      if (cotangents[next].defined()) by.push_back(variables[place]), bars.push_back(cotangents[next]);
+      ++next;
+    }
+    variable_list gradients(variables.size());
+    if (by.empty()) return gradients;
+    const variable_list first = torch::autograd::grad({output}, by, {variables[0]}, true, true, true);
+    variable_list roots, root_bars, leaves;
+    for (size_t i = 0; i < first.size(); ++i)
+      if (first[i].defined() && first[i].requires_grad()) roots.push_back(first[i]), root_bars.push_back(bars[i]);
+    std::vector<size_t> places;
+    for (size_t i = 0; i < variables.size(); ++i)
+      if (variables[i].requires_grad() && ctx->needs_input_grad(i)) leaves.push_back(variables[i]), places.push_back(i);
+    if (roots.empty() || leaves.empty()) return gradients;
+    const variable_list second = torch::autograd::grad(roots, leaves, root_bars, true, true, true);
+    for (size_t i = 0; i < places.size(); ++i) gradients[places[i]] = second[i];
+    return gradients;
+  }
+};
+
+class MlpFunction : public torch::autograd::Function<MlpFunction> {
+ public:
+  static Tensor forward(AutogradContext* ctx, const Tensor& input, TensorList weights, TensorList biases,
+                        const Call& call) {
+    at::AutoDispatchBelowADInplaceOrView below;
+    FASTGAN_OP("mlp_forward", MlpForward);
+    const auto outputs = op.call(input, weights, call.biases(biases), call.activations, call.slopes);
+    variable_list saved{input};
+    saved.insert(saved.end(), weights.begin(), weights.end());
+    saved.insert(saved.end(), outputs.begin(), outputs.end());
+    ctx->save_for_backward(saved);
+    // First-order backward does not read the biases, so changing one in place before it is no error, as in torch.
+    ctx->saved_data["biases"] = c10::List<Tensor>(biases);
+    call.save(ctx);
+    return outputs[call.count() - 1];
+  }
+
+  static variable_list backward(AutogradContext* ctx, variable_list grad_outputs) {
+    const Call call(ctx);
+    const size_t count = call.count();
+    const auto saved = ctx->get_saved_variables();
+    const Tensor& input = saved[0];
+    const TensorList weights = TensorList(saved).slice(1, count), outputs = TensorList(saved).slice(1 + count);
+    const std::vector<Tensor> biases = ctx->saved_data["biases"].toTensorVector();
+    const size_t edges = 1 + count + biases.size();
+
+    FlagList need;
+    for (size_t i = 0; i <= count; ++i) need.push_back(ctx->needs_input_grad(i));
+    size_t edge = 1 + count;
+    for (const int64_t has : call.has_bias) need.push_back(has && ctx->needs_input_grad(edge++));
+
+    variable_list packed;
+    if (at::GradMode::is_enabled()) {
+      MlpBackwardFunction::Constants constants{{}, need};
+      for (const Tensor& output : outputs) constants.outputs.push_back(output.detach());
+      packed = MlpBackwardFunction::apply(grad_outputs[0], input, weights, TensorList(biases), call, constants);
+    } else {
+      FASTGAN_OP("mlp_backward", MlpBackward);
+      packed = op.call(grad_outputs[0], input, weights, outputs, call.activations, call.slopes, need, false);
+    }
+    variable_list gradients = without_missing_biases(unpack(packed, need), call, 1 + count);
+    gradients.resize(edges + 1);  // none for call
+    return gradients;
+  }
+};
+
+Tensor mlp_autograd(const Tensor& input, TensorList weights, const Biases& biases, at::IntArrayRef activations,
+                    at::ArrayRef<double> slopes) {
+  std::vector<Tensor> defined;
+  for (const std::optional<Tensor> bias : biases)
+    if (bias && bias->defined()) defined.push_back(*bias);
+  if (any_requires_grad({input}) || any_requires_grad(weights) || any_requires_grad(defined))
+    return MlpFunction::apply(input, weights, TensorList(defined), Call(activations, slopes, biases));
+  at::AutoDispatchBelowADInplaceOrView below;
+  FASTGAN_OP("mlp", MlpSignature);
+  return op.call(input, weights, biases, activations, slopes);
+}
+
+// Autocast runs layers in its lower precision, as it does torch's linear.
+template <c10::DeviceType device>
+Tensor mlp_autocast(const Tensor& input, TensorList weights, const Biases& biases, at::IntArrayRef activations,
+                    at::ArrayRef<double> slopes) {
+  const WithoutAutocast guard(device);
+  const auto cast = [](const Tensor& t) {
+    return at::autocast::cached_cast(at::autocast::get_autocast_dtype(device), t, device);
+  };
+  std::vector<Tensor> cast_weights;
+  for (const Tensor& w : weights) cast_weights.push_back(cast(w));
+  Biases cast_biases;
+  for (const std::optional<Tensor> bias : biases)
+    cast_biases.push_back(bias ? std::optional<Tensor>(cast(*bias)) : std::nullopt);
+  FASTGAN_OP("mlp", MlpSignature);
+  return op.call(cast(input), cast_weights, cast_biases, activations, slopes);
+}
+
+}  // namespace
+
+TORCH_LIBRARY_FRAGMENT(fastgan, m) {
+  m.def("mlp(Tensor input, Tensor[] weights, Tensor?[] biases, int[] activations, float[] slopes) -> Tensor");
+  m.def("mlp_forward(Tensor input, Tensor[] weights, Tensor?[] biases, int[] activations, float[] slopes) -> Tensor[]");
+  m.def(
+      "mlp_backward(Tensor grad_output, Tensor input, Tensor[] weights, Tensor[] outputs, int[] activations, "
+      "float[] slopes, int[] need, bool keep_intermediates) -> Tensor[]");
+  m.def(
+      "mlp_double_backward(Tensor[] cotangents, int[] given, Tensor input, Tensor[] weights, Tensor[] outputs, "
+      "Tensor[] intermediates, int[] activations, float[] slopes, int[] need) -> Tensor[]");
+}
+
+TORCH_LIBRARY_IMPL(fastgan, Autograd, m) {
+  m.impl("mlp", mlp_autograd);
+  m.impl("mlp_forward", torch::autograd::autogradNotImplementedFallback());
+  m.impl("mlp_backward", torch::autograd::autogradNotImplementedFallback());
+  m.impl("mlp_double_backward", torch::autograd::autogradNotImplementedFallback());
+}
+
+TORCH_LIBRARY_IMPL(fastgan, AutocastCPU, m) { m.impl("mlp", mlp_autocast<c10::kCPU>); }
+TORCH_LIBRARY_IMPL(fastgan, AutocastCUDA, m) { m.impl("mlp", mlp_autocast<c10::kCUDA>); }
+
+}  // namespace fastgan::bindings

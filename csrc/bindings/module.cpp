@@ -1,0 +1,44 @@
+// The Python module fastgan._C: importing it registers the ops; it reports how it was built.
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+#include <torch/version.h>
+
+#include "../cpu/simd.h"
+
+namespace py = pybind11;
+
+PYBIND11_MODULE(_C, m) {
+  m.doc() = "fastgan's compiled ops, registered under torch.ops.fastgan, and facts of their build";
+
+  m.def(
+      "build_facts",
+      [] {
+        py::dict facts;
+        facts["torch"] = TORCH_VERSION;
+#if defined(__clang__)
+        facts["compiler"] = "clang " __clang_version__;
+#elif defined(__GNUC__)
+        facts["compiler"] = "g++ " __VERSION__;
+#else
+        facts["compiler"] = "unknown";
+#endif
+        facts["c++"] = static_cast<long>(__cplusplus);
+#ifdef _OPENMP
+        facts["openmp"] = true;
+#else
+        facts["openmp"] = false;
+#endif
+        facts["cpu_instructions"] = fastgan::cpu::isa_name();
+#ifdef FASTGAN_WITH_CUDA
+        facts["cuda"] = FASTGAN_WITH_CUDA;
+#else
+        facts["cuda"] = py::none();
+#endif
+        return facts;
+      },
+      "How this module was built, and which CPU instructions it chose here.");
+
+  m.def(
+      "device_types", [] { return std::vector<std::string>{"cpu"}; },
+      "The torch device types that the ops have compiled kernels for.");
+}

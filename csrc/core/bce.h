@@ -1,0 +1,46 @@
+// Binary cross-entropy of a logit x against a target t, with a weight w and a positive weight p:
+//   loss = w ((1 - t) x + (1 + (p - 1) t) softplus(-x))
+// which is torch.nn.functional.binary_cross_entropy_with_logits.
+#pragma once
+
+#include "math.h"
+
+namespace fastgan {
+
+// The two large terms are added first: for targets 0 and 1 their sum is exact, so that small losses keep their digits,
+// and infinities meet as they do in torch.
+template <class C>
+FASTGAN_INLINE C bce_loss(C x, C t, C w, C p) {
+  const C positive = C(1) + (p - C(1)) * t;
+  const C linear = (C(1) - t) * x + positive * select(x > C(0), C(0), -x);
+  return w * (linear + positive * log1p_unit(exp_(-abs_(x))));
+}
+
+// d loss / d x = w ((1 - t) sigma(x) - p t sigma(-x)): for targets 0 and 1 nothing cancels.
+template <class C>
+FASTGAN_INLINE C bce_input_gradient(C x, C t, C w, C p) {
+  const Sigmoids<C> s = sigmoids(x);
+  return w * ((C(1) - t) * s.positive - p * t * s.negative);
+}
+
+// d loss / d t = w ((p - 1) softplus(-x) - x).
+template <class C>
+FASTGAN_INLINE C bce_target_gradient(C x, C w, C p) {
+  return w * ((p - C(1)) * softplus_(-x) - x);
+}
+
+// Loss and gradient of weight one against a constant target, from one exponential.
+template <class C>
+struct LossAndGradient {
+  C loss;
+  C gradient;
+};
+
+template <class C>
+FASTGAN_INLINE LossAndGradient<C> logits_loss(C x, C t) {
+  const Sigmoids<C> s = sigmoids(x);
+  const C linear = (C(1) - t) * x + select(x > C(0), C(0), -x);
+  return {linear + log1p_unit(s.exponential), (C(1) - t) * s.positive - t * s.negative};
+}
+
+}  // namespace fastgan

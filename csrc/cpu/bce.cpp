@@ -1,0 +1,203 @@
+#include "bce.h"
+
+#include <vector>
+
+#include "parallel.h"
+#include "simd.h"
+
+namespace fastgan::cpu {
+
+namespace {
+
+// A chunk of a broadcast operand, spelled out in the type of arithmetic, so that the loops over it are plain.
+template <class T>
+class OperandChunk {
+ public:
+  using C = compute_t<T>;
+
+  OperandChunk(const Operand<T>& operand, int64_t begin, int64_t end) : begin_(begin) {
+    if (operand.data == nullptr || operand.period == 1) {
+      std::fill_n(values_, end - begin, operand.data == nullptr ? C(1) : load(operand.data));
+      return;
+    }
+    for (int64_t i = begin, k = begin % operand.period; i < end; ++i, k = k + 1 == operand.period ? 0 : k + 1)
+      values_[i - begin] = load(operand.data + k);
+  }
+
+  // Indexed like the input: from(i) with i in [begin, end).
+  const C* from_input_index() const { return values_ - begin_; }
+
+ private:
+  int64_t begin_;
+  C values_[chunk_size];
+};
+
+// Calls f(begin, end, weight, pos_weight) for a piece of the input; the weights are null where both are all ones.
+template <class T, class F>
+void with_weights(const BceArguments<T>& a, int64_t begin, int64_t end, const F& f) {
+  if (a.weight.data == nullptr && a.pos_weight.data == nullptr)
+    return f(static_cast<const compute_t<T>*>(nullptr), static_cast<const compute_t<T>*>(nullptr));
+  const OperandChunk<T> weight(a.weight, begin, end), pos_weight(a.pos_weight, begin, end);
+  f(weight.from_input_index(), pos_weight.from_input_index());
+}
+
+// Adds f(chunk begin, chunk end) over all chunks, in order.
+template <class F>
+double sum_chunks(int64_t n, const F& f) {
+  std::vector<double> partial(chunk_count(n));
+  for_chunks(chunk_count(n), n,
+             [&](int64_t chunk) { partial[chunk] = f(chunk * chunk_size, std::min(n, (chunk + 1) * chunk_size)); });
+  double sum = 0;
+  for (const double value : partial) sum += value;
+  return sum;
+}
+
+}  // namespace
+
+template <class T>
+void bce_elementwise(const BceArguments<T>& a, T* losses) {
+  using C = compute_t<T>;
+  const T *input = a.input, *target = a.target;
+  for_ranges(a.n, [&](int64_t begin, int64_t end) {
+    with_weights(a, begin, end, [&](const C* w, const C* p) {
+      if (w == nullptr)
+        simd_for(
+            begin, end,
+            FASTGAN_BODY(i) { store(losses + i, bce_loss(load(input + i), load(target + i), C(1), C(1))); });
+      else
+        simd_for(
+            begin, end,
+            FASTGAN_BODY(i) { store(losses + i, bce_loss(load(input + i), load(target + i), w[i], p[i])); });
+    });
+  });
+}
+
+template <class T>
+double bce_sum(const BceArguments<T>& a) {
+  using C = compute_t<T>;
+  const T *input = a.input, *target = a.target;
+  return sum_chunks(a.n, [&](int64_t begin, int64_t end) {
+    double sum = 0;
+    with_weights(a, begin, end, [&](const C* w, const C* p) {
+      if (w == nullptr)
+        sum = simd_sum<C>(
+            begin, end, FASTGAN_BODY(i) { return bce_loss(load(input + i), load(target + i), C(1), C(1)); });
+      else
+        sum = simd_sum<C>(
+            begin, end, FASTGAN_BODY(i) { return bce_loss(load(input + i), load(target + i), w[i], p[i]); });
+    });
+    return sum;
+  });
+}
+
+template <class T>
+void bce_backward(const BceArguments<T>& a, const T* grad_output, int64_t stride, double scale, T* grad_input,
+                  T* grad_target) {
+  using C = compute_t<T>;
+  const T *input = a.input, *target = a.target;
+  const C s = C(scale);
+  for_ranges(a.n, [&](int64_t begin, int64_t end) {
+    with_weights(a, begin, end, [&](const C* w, const C* p) {
+      if (grad_input != nullptr && w == nullptr)
+        simd_for(
+            begin, end, FASTGAN_BODY(i) {
+              const C g = load(grad_output + i * stride) * s;
+              store(grad_input + i, g * bce_input_gradient(load(input + i), load(target + i), C(1), C(1)));
+            });
+      else if (grad_input != nullptr)
+        simd_for(
+            begin, end, FASTGAN_BODY(i) {
+              const C g = load(grad_output + i * stride) * s;
+              store(grad_input + i, g * bce_input_gradient(load(input + i), load(target + i), w[i], p[i]));
+            });
+      if (grad_target != nullptr)
+        simd_for(
+            begin, end, FASTGAN_BODY(i) {
+              const C g = load(grad_output + i * stride) * s;
+              const C weight = w == nullptr ? C(1) : w[i], positive = p == nullptr ? C(1) : p[i];
+              store(grad_target + i, g * bce_target_gradient(load(input + i), weight, positive));
+            });
+    });
+  });
+}
+
+template <class T>
+double logits_loss_sum(const LogitsTerm<T>* terms, int count) {
+  using C = compute_t<T>;
+  // All terms are one list of chunks, so that two small halves wake the threads once.
+  std::vector<int64_t> first_chunk(count + 1, 0);
+  int64_t elements = 0;
+  for (int k = 0; k < count; ++k) {
+    first_chunk[k + 1] = first_chunk[k] + chunk_count(terms[k].n);
+    elements += terms[k].n;
+  }
+  std::vector<double> partial(first_chunk[count]);
+  for_chunks(first_chunk[count], elements, [&](int64_t chunk) {
+    int k = 0;
+    while (chunk >= first_chunk[k + 1]) ++k;
+    const T* logits = terms[k].logits;
+    T* gradient = terms[k].gradient;
+    const C target = C(terms[k].target), sign = C(terms[k].sign);
+    const int64_t begin = (chunk - first_chunk[k]) * chunk_size, end = std::min(terms[k].n, begin + chunk_size);
+    if (gradient == nullptr)
+      partial[chunk] = simd_sum<C>(begin, end, FASTGAN_BODY(i) { return logits_loss(load(logits + i), target).loss; });
+    else
+      partial[chunk] = simd_sum<C>(
+          begin, end, FASTGAN_BODY(i) {
+            const LossAndGradient<C> l = logits_loss(load(logits + i), target);
+            store(gradient + i, sign * l.gradient);
+            return l.loss;
+          });
+  });
+  double total = 0;
+  for (int k = 0; k < count; ++k) {
+    double sum = 0;
+    for (int64_t chunk = first_chunk[k]; chunk < first_chunk[k + 1]; ++chunk) sum += partial[chunk];
+    total += terms[k].sign * terms[k].scale * sum;
+  }
+  return total;
+}
+
+template <class T>
+void logits_loss_elementwise(const LogitsTerm<T>& term, T* losses) {
+  using C = compute_t<T>;
+  const T* logits = term.logits;
+  T* gradient = term.gradient;
+  const C target = C(term.target), sign = C(term.sign);
+  for_ranges(term.n, [&](int64_t begin, int64_t end) {
+    if (gradient == nullptr)
+      simd_for(begin, end, FASTGAN_BODY(i) { store(losses + i, sign * logits_loss(load(logits + i), target).loss); });
+    else
+      simd_for(
+          begin, end, FASTGAN_BODY(i) {
+            const LossAndGradient<C> l = logits_loss(load(logits + i), target);
+            store(losses + i, sign * l.loss);
+            store(gradient + i, sign * l.gradient);
+          });
+  });
+}
+
+template <class T>
+void logits_loss_backward(int64_t n, const T* gradient, const T* grad_output, int64_t stride, double scale, T* out) {
+  using C = compute_t<T>;
+  const C s = C(scale);
+  for_ranges(n, [&](int64_t begin, int64_t end) {
+    simd_for(
+        begin, end, FASTGAN_BODY(i) { store(out + i, load(gradient + i) * (load(grad_output + i * stride) * s)); });
+  });
+}
+
+#define FASTGAN_INSTANTIATE(T)                                                              \
+  template void bce_elementwise<T>(const BceArguments<T>&, T*);                             \
+  template double bce_sum<T>(const BceArguments<T>&);                                       \
+  template void bce_backward<T>(const BceArguments<T>&, const T*, int64_t, double, T*, T*); \
+  template double logits_loss_sum<T>(const LogitsTerm<T>*, int);                            \
+  template void logits_loss_elementwise<T>(const LogitsTerm<T>&, T*);                       \
+  template void logits_loss_backward<T>(int64_t, const T*, const T*, int64_t, double, T*);
+FASTGAN_INSTANTIATE(float)
+FASTGAN_INSTANTIATE(double)
+FASTGAN_INSTANTIATE(bfloat16)
+FASTGAN_INSTANTIATE(float16)
+#undef FASTGAN_INSTANTIATE
+
+}  // namespace fastgan::cpu

@@ -1,0 +1,127 @@
+#include "linear.h"
+
+#include <vector>
+
+#include "parallel.h"
+#include "simd.h"
+
+namespace fastgan::cpu {
+
+namespace {
+
+// Rows a block: about one chunk of elements, so that a block stays in the first-level cache between its passes.
+int64_t block_rows(int64_t cols) { return std::max<int64_t>(1, chunk_size / std::max<int64_t>(1, cols)); }
+
+template <class F>
+void for_row_blocks(int64_t rows, int64_t cols, const F& f) {
+  const int64_t size = block_rows(cols);
+  for_chunks((rows + size - 1) / size, rows * cols,
+             [&](int64_t block) { f(block, block * size, std::min(rows, (block + 1) * size)); });
+}
+
+// Calls f with the Act and the slope in the type of arithmetic.
+template <class T, class F>
+void dispatch(ActivationArguments arguments, const F& f) {
+  with_activation(arguments.activation, [&](auto act) { f(act, compute_t<T>(arguments.negative_slope)); });
+}
+
+}  // namespace
+
+template <class T>
+void bias_act(ActivationArguments arguments, int64_t rows, int64_t cols, T* z, const T* bias, T* y) {
+  using C = compute_t<T>;
+  if (arguments.activation == Activation::identity && bias == nullptr && y == z) return;
+  dispatch<T>(arguments, [&](auto act, C slope) {
+    using A = decltype(act);
+    for_row_blocks(rows, cols, [&](int64_t, int64_t begin, int64_t end) {
+      for (int64_t r = begin; r < end; ++r) {
+        T *zr = z + r * cols, *yr = y + r * cols;
+        if (y == z && bias != nullptr)
+          simd_for(0, cols, FASTGAN_BODY(c) { store(yr + c, A::value(load(zr + c) + load(bias + c), slope)); });
+        else if (y == z)
+          simd_for(0, cols, FASTGAN_BODY(c) { store(yr + c, A::value(load(zr + c), slope)); });
+        else
+          simd_for(
+              0, cols, FASTGAN_BODY(c) {
+                const C value = load(zr + c) + (bias == nullptr ? C(0) : load(bias + c));
+                store(zr + c, value);
+                store(yr + c, A::value(value, slope));
+              });
+      }
+    });
+  });
+}
+
+template <class T>
+void act_backward(ActivationArguments arguments, int64_t rows, int64_t cols, const T* grad_y, const T* saved, T* grad_z,
+                  T* grad_bias) {
+  using C = compute_t<T>;
+  const int64_t size = block_rows(cols), blocks = (rows + size - 1) / size;
+  std::vector<C> partial(grad_bias == nullptr ? 0 : std::max<int64_t>(1, blocks) * cols, C(0));
+  const bool identity = arguments.activation == Activation::identity;
+  dispatch<T>(arguments, [&](auto act, C slope) {
+    using A = decltype(act);
+    for_row_blocks(rows, cols, [&](int64_t block, int64_t begin, int64_t end) {
+      C* sums = grad_bias == nullptr ? nullptr : partial.data() + block * cols;
+      for (int64_t r = begin; r < end; ++r) {
+        const T *gr = grad_y + r * cols, *sr = saved + r * cols;
+        T* zr = grad_z == nullptr ? nullptr : grad_z + r * cols;
+        if (identity) {
+          if (grad_bias != nullptr) simd_for(0, cols, FASTGAN_BODY(c) { sums[c] += load(gr + c); });
+          if (grad_z != nullptr && grad_z != grad_y) simd_for(0, cols, FASTGAN_BODY(c) { zr[c] = gr[c]; });
+        } else if (grad_bias != nullptr) {
+          simd_for(
+              0, cols, FASTGAN_BODY(c) {
+                const C value = load(gr + c) * A::d(load(sr + c), slope);
+                store(zr + c, value);
+                sums[c] += value;
+              });
+        } else {
+          simd_for(0, cols, FASTGAN_BODY(c) { store(zr + c, load(gr + c) * A::d(load(sr + c), slope)); });
+        }
+      }
+    });
+  });
+  if (grad_bias == nullptr) return;
+  C* total = partial.data();  // the first block's sums, to which the others are added in order
+  for_chunks(chunk_count(cols), blocks * cols, [&](int64_t chunk) {
+    const int64_t begin = chunk * chunk_size, end = std::min(cols, begin + chunk_size);
+    for (int64_t block = 1; block < blocks; ++block) {
+      const C* sums = total + block * cols;
+      simd_for(begin, end, FASTGAN_BODY(c) { total[c] += sums[c]; });
+    }
+    simd_for(begin, end, FASTGAN_BODY(c) { store(grad_bias + c, total[c]); });
+  });
+}
+
+template <class T>
+void act_double_backward(ActivationArguments arguments, int64_t n, const T* u, const T* grad_y, const T* saved,
+                         T* grad_grad_y, T* grad_z2) {
+  using C = compute_t<T>;
+  dispatch<T>(arguments, [&](auto act, C slope) {
+    using A = decltype(act);
+    for_ranges(n, [&](int64_t begin, int64_t end) {
+      if (grad_z2 == nullptr)
+        simd_for(begin, end, FASTGAN_BODY(i) { store(grad_grad_y + i, load(u + i) * A::d(load(saved + i), slope)); });
+      else
+        simd_for(
+            begin, end, FASTGAN_BODY(i) {
+              const C value = load(u + i), s = load(saved + i);
+              store(grad_z2 + i, value * load(grad_y + i) * A::dd(s, slope));
+              store(grad_grad_y + i, value * A::d(s, slope));
+            });
+    });
+  });
+}
+
+#define FASTGAN_INSTANTIATE(T)                                                                      \
+  template void bias_act<T>(ActivationArguments, int64_t, int64_t, T*, const T*, T*);               \
+  template void act_backward<T>(ActivationArguments, int64_t, int64_t, const T*, const T*, T*, T*); \
+  template void act_double_backward<T>(ActivationArguments, int64_t, const T*, const T*, const T*, T*, T*);
+FASTGAN_INSTANTIATE(float)
+FASTGAN_INSTANTIATE(double)
+FASTGAN_INSTANTIATE(bfloat16)
+FASTGAN_INSTANTIATE(float16)
+#undef FASTGAN_INSTANTIATE
+
+}  // namespace fastgan::cpu

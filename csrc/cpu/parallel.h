@@ -1,0 +1,36 @@
+// Work cut into chunks whose bounds depend on the size alone, never on the number of threads: so sums taken chunk by
+// chunk and added in order have the same bits on any number of threads.
+//
+// OpenMP directly, which is what torch's own parallel_for is: the runtime is the one torch has loaded, and
+// torch.set_num_threads governs it.
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+
+namespace fastgan::cpu {
+
+// Elements a chunk. Float sums within one chunk have at most 4096 / 16 terms in a lane.
+constexpr int64_t chunk_size = 4096;
+
+// Fewer elements than this are not worth waking a second thread for (about 5 us there and back).
+constexpr int64_t parallel_grain = 32768;
+
+inline int64_t chunk_count(int64_t n) { return (n + chunk_size - 1) / chunk_size; }
+
+// f(chunk) for chunk in [0, count), in parallel where `elements`, the work in all, is above the grain.
+template <class F>
+void for_chunks(int64_t count, int64_t elements, const F& f) {
+#ifdef _OPENMP
+#pragma omp parallel for schedule(static) if (elements >= parallel_grain && count > 1)
+#endif
+  for (int64_t chunk = 0; chunk < count; ++chunk) f(chunk);
+}
+
+// f(begin, end) for consecutive pieces of [0, n).
+template <class F>
+void for_ranges(int64_t n, const F& f) {
+  for_chunks(chunk_count(n), n, [&](int64_t chunk) { f(chunk * chunk_size, std::min(n, (chunk + 1) * chunk_size)); });
+}
+
+}  // namespace fastgan::cpu

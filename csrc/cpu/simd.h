@@ -1,0 +1,83 @@
+// Loops compiled for several instruction sets in one portable binary and chosen at run time.
+//
+// A loop body is a FASTGAN_BODY lambda: always inlined, so it is compiled for the instruction set of the loop that it
+// lands in. `simd_for` runs it for its effects, `simd_sum` adds up what it returns, in an order that depends on the
+// length alone.
+#pragma once
+
+#include <cstdint>
+
+#include "../core/scalar.h"
+
+#define FASTGAN_BODY(index) [=](int64_t index) __attribute__((always_inline))
+
+#if defined(__x86_64__) && defined(__GNUC__)
+#define FASTGAN_X86 1
+#define FASTGAN_AVX2 __attribute__((target("avx2,fma")))
+#define FASTGAN_AVX512 __attribute__((target("avx2,fma,avx512f,avx512bw,avx512dq,avx512vl,prefer-vector-width=512")))
+#endif
+
+namespace fastgan::cpu {
+
+enum class Isa { baseline, avx2, avx512 };
+
+// What this processor has, up to the FASTGAN_ISA environment variable (baseline, avx2 or avx512). Asked once.
+Isa isa();
+const char* isa_name();
+
+namespace detail {
+
+template <class Body>
+FASTGAN_INLINE void for_loop(int64_t begin, int64_t end, const Body& body) {
+#pragma omp simd
+  for (int64_t i = begin; i < end; ++i) body(i);
+}
+
+template <class C, class Body>
+FASTGAN_INLINE C sum_loop(int64_t begin, int64_t end, const Body& body) {
+  C sum = 0;
+#pragma omp simd reduction(+ : sum)
+  for (int64_t i = begin; i < end; ++i) sum += body(i);
+  return sum;
+}
+
+#ifdef FASTGAN_X86
+template <class Body>
+FASTGAN_AVX2 void for_avx2(int64_t begin, int64_t end, const Body& body) {
+  for_loop(begin, end, body);
+}
+template <class Body>
+FASTGAN_AVX512 void for_avx512(int64_t begin, int64_t end, const Body& body) {
+  for_loop(begin, end, body);
+}
+template <class C, class Body>
+FASTGAN_AVX2 C sum_avx2(int64_t begin, int64_t end, const Body& body) {
+  return sum_loop<C>(begin, end, body);
+}
+template <class C, class Body>
+FASTGAN_AVX512 C sum_avx512(int64_t begin, int64_t end, const Body& body) {
+  return sum_loop<C>(begin, end, body);
+}
+#endif
+
+}  // namespace detail
+
+template <class Body>
+void simd_for(int64_t begin, int64_t end, const Body& body) {
+#ifdef FASTGAN_X86
+  if (isa() == Isa::avx512) return detail::for_avx512(begin, end, body);
+  if (isa() == Isa::avx2) return detail::for_avx2(begin, end, body);
+#endif
+  detail::for_loop(begin, end, body);
+}
+
+template <class C, class Body>
+C simd_sum(int64_t begin, int64_t end, const Body& body) {
+#ifdef FASTGAN_X86
+  if (isa() == Isa::avx512) return detail::sum_avx512<C>(begin, end, body);
+  if (isa() == Isa::avx2) return detail::sum_avx2<C>(begin, end, body);
+#endif
+  return detail::sum_loop<C>(begin, end, body);
+}
+
+}  // namespace fastgan::cpu

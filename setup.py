@@ -1,0 +1,147 @@
+"""Builds fastgan._C, the compiled module, with torch.utils.cpp_extension.
+
+FASTGAN_BUILD chooses what is built:
+  auto (default)  with CUDA where nvcc and a CUDA build of PyTorch of the same major version are found, else for the CPU,
+                  else (no PyTorch or no C++ compiler in the build environment) nothing: fastgan then runs on PyTorch
+  cuda, cpu       that, or an error that says what is missing
+  none            nothing
+TORCH_CUDA_ARCH_LIST, CUDA_HOME, MAX_JOBS and CXX are respected, as torch.utils.cpp_extension documents them.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import site
+import subprocess
+import sys
+from pathlib import Path
+
+from setuptools import setup
+
+ROOT = Path(__file__).parent
+MODES = ("auto", "cuda", "cpu", "none")
+
+
+def say(sentence: str) -> None:
+    print(f"fastgan build: {sentence}", file=sys.stderr)
+
+
+def compiler_missing() -> str | None:
+    compiler = os.environ.get("CXX", "c++").split()[0]
+    if shutil.which(compiler) or shutil.which("g++"):
+        return None
+    return f"there is no C++ compiler ({compiler})"
+
+
+def cuda_missing() -> str | None:
+    """Why no CUDA build can be made here, in a sentence; None where one can."""
+    import torch
+    from torch.utils import cpp_extension
+
+    if torch.version.cuda is None:
+        return f"PyTorch {torch.__version__} is a build without CUDA"
+    if cpp_extension.CUDA_HOME is None:
+        return "no CUDA toolkit is found (nvcc on PATH, or CUDA_HOME)"
+    nvcc = Path(cpp_extension.CUDA_HOME) / "bin" / "nvcc"
+    if not nvcc.exists():
+        return f"CUDA_HOME is {cpp_extension.CUDA_HOME}, which has no bin/nvcc"
+    release = re.search(r"release (\d+)\.(\d+)", subprocess.run([nvcc, "--version"], capture_output=True, text=True).stdout)
+    if release is None:
+        return f"{nvcc} does not say its version"
+    if release[1] != torch.version.cuda.split(".")[0]:
+        return f"nvcc is CUDA {release[1]}.{release[2]}, PyTorch was built with CUDA {torch.version.cuda}"
+    return None
+
+
+def choose_mode() -> str:
+    mode = os.environ.get("FASTGAN_BUILD", "auto").strip().lower() or "auto"
+    if mode not in MODES:
+        raise SystemExit(f"FASTGAN_BUILD must be one of {', '.join(MODES)}, not {mode!r}")
+    if mode == "none":
+        return mode
+    try:
+        import torch.utils.cpp_extension  # noqa: F401
+    except ImportError as error:
+        missing = f"PyTorch cannot be imported ({error}); install it first and use pip's --no-build-isolation"
+    else:
+        missing = compiler_missing()
+    if missing:
+        if mode == "auto":
+            say(f"nothing is compiled: {missing}")
+            return "none"
+        raise SystemExit(f"FASTGAN_BUILD={mode} cannot be done: {missing}")
+    if mode == "cpu":
+        return mode
+    missing = cuda_missing()
+    if missing is None:
+        return "cuda"
+    if mode == "cuda":
+        raise SystemExit(f"FASTGAN_BUILD=cuda cannot be done: {missing}")
+    say(f"for the CPU only: {missing}")
+    return "cpu"
+
+
+def nvidia_package_paths() -> tuple[list[str], list[str]]:
+    """Include and library folders inside the nvidia packages that PyTorch installs: some toolkits lack these headers."""
+    roots = {Path(p) / "nvidia" for p in [*site.getsitepackages(), site.getusersitepackages()]}
+    folders = [f for root in sorted(roots) if root.is_dir() for f in sorted(root.iterdir())]
+    return (
+        [str(f / "include") for f in folders if (f / "include").is_dir()],
+        [str(f / "lib") for f in folders if (f / "lib").is_dir()],
+    )
+
+
+def extension(mode: str):
+    from torch.utils import cpp_extension
+
+    def sources(folder: str, ending: str) -> list[str]:
+        return [str(p.relative_to(ROOT)) for p in sorted((ROOT / "csrc" / folder).glob(ending))]
+
+    files = sources("bindings", "*.cpp") + sources("cpu", "*.cpp")
+    cxx = ["-O3", "-g0", "-fno-math-errno", "-fno-trapping-math", "-fvisibility=hidden", "-Wno-attributes"]
+    link = ["-Wl,-s"] if sys.platform.startswith("linux") else []
+    if sys.platform.startswith("linux"):
+        # Compiled for OpenMP but not linked to a runtime: its symbols are found in the one that PyTorch has loaded.
+        cxx.append("-fopenmp")
+    if mode == "cpu":
+        return cpp_extension.CppExtension(
+            "fastgan._C", files, extra_compile_args={"cxx": cxx}, extra_link_args=link
+        )
+    include, library = nvidia_package_paths()
+    return cpp_extension.CUDAExtension(
+        "fastgan._C",
+        files + sources("cuda", "*.cu"),
+        include_dirs=include,
+        library_dirs=library,
+        define_macros=[("FASTGAN_WITH_CUDA", "1")],
+        extra_compile_args={"cxx": cxx, "nvcc": ["-O3", "--extended-lambda", "-lineinfo"]},
+        extra_link_args=link,
+    )
+
+
+def build_command():
+    from torch.utils import cpp_extension
+
+    class Build(cpp_extension.BuildExtension):
+        """Builds, then writes down for which PyTorch: fastgan reads it before it loads the module."""
+
+        def run(self) -> None:
+            super().run()
+            import torch
+
+            folder = ROOT / "fastgan" if self.inplace else Path(self.build_lib) / "fastgan"
+            folder.mkdir(parents=True, exist_ok=True)
+            (folder / "_build_facts.json").write_text(json.dumps({"torch": torch.__version__}) + "\n")
+
+    return Build
+
+
+mode = choose_mode()
+if mode == "none":
+    setup()
+else:
+    say(f"compiling for {'CPU and CUDA' if mode == 'cuda' else 'the CPU'}")
+    setup(ext_modules=[extension(mode)], cmdclass={"build_ext": build_command()})
