@@ -24,6 +24,14 @@ class OperandChunk {
       values_[i - begin] = load(operand.data + k);
   }
 
+  // Multiplies by scale and by data, which has one element (stride 0) or one for each of the input (stride 1).
+  void multiply(const T* data, int64_t stride, C scale, int64_t end) {
+    C* values = values_ - begin_;
+    if (stride == 0) scale *= load(data);
+    if (stride == 0) return simd_for(begin_, end, FASTGAN_BODY(i) { values[i] *= scale; });
+    simd_for(begin_, end, FASTGAN_BODY(i) { values[i] *= load(data + i) * scale; });
+  }
+
   // Indexed like the input: from(i) with i in [begin, end).
   const C* from_input_index() const { return values_ - begin_; }
 
@@ -96,28 +104,28 @@ void bce_backward(const BceArguments<T>& a, const T* grad_output, int64_t stride
   using C = compute_t<T>;
   const T *input = a.input, *target = a.target;
   const C s = C(scale);
+  const bool plain = stride == 0 && a.weight.data == nullptr && a.pos_weight.data == nullptr;
   for_ranges(a.n, [&](int64_t begin, int64_t end) {
-    with_weights(a, begin, end, [&](const C* w, const C* p) {
-      if (grad_input != nullptr && w == nullptr)
-        simd_for(
-            begin, end, FASTGAN_BODY(i) {
-              const C g = load(grad_output + i * stride) * s;
-              store(grad_input + i, g * bce_input_gradient(load(input + i), load(target + i), C(1), C(1)));
-            });
-      else if (grad_input != nullptr)
-        simd_for(
-            begin, end, FASTGAN_BODY(i) {
-              const C g = load(grad_output + i * stride) * s;
-              store(grad_input + i, g * bce_input_gradient(load(input + i), load(target + i), w[i], p[i]));
-            });
-      if (grad_target != nullptr)
-        simd_for(
-            begin, end, FASTGAN_BODY(i) {
-              const C g = load(grad_output + i * stride) * s;
-              const C weight = w == nullptr ? C(1) : w[i], positive = p == nullptr ? C(1) : p[i];
-              store(grad_target + i, g * bce_target_gradient(load(input + i), weight, positive));
-            });
-    });
+    if (plain && grad_target == nullptr) {
+      const C g = load(grad_output) * s;
+      return simd_for(
+          begin, end, FASTGAN_BODY(i) {
+            store(grad_input + i, g * bce_input_gradient(load(input + i), load(target + i), C(1), C(1)));
+          });
+    }
+    // The gradient of the output is one more weight.
+    OperandChunk<T> weight(a.weight, begin, end);
+    weight.multiply(grad_output, stride, s, end);
+    const OperandChunk<T> pos_weight(a.pos_weight, begin, end);
+    const C *w = weight.from_input_index(), *p = pos_weight.from_input_index();
+    if (grad_input != nullptr)
+      simd_for(
+          begin, end, FASTGAN_BODY(i) {
+            store(grad_input + i, bce_input_gradient(load(input + i), load(target + i), w[i], p[i]));
+          });
+    if (grad_target != nullptr)
+      simd_for(
+          begin, end, FASTGAN_BODY(i) { store(grad_target + i, bce_target_gradient(load(input + i), w[i], p[i])); });
   });
 }
 
@@ -182,8 +190,11 @@ void logits_loss_backward(int64_t n, const T* gradient, const T* grad_output, in
   using C = compute_t<T>;
   const C s = C(scale);
   for_ranges(n, [&](int64_t begin, int64_t end) {
-    simd_for(
-        begin, end, FASTGAN_BODY(i) { store(out + i, load(gradient + i) * (load(grad_output + i * stride) * s)); });
+    if (stride == 0) {
+      const C g = load(grad_output) * s;
+      return simd_for(begin, end, FASTGAN_BODY(i) { store(out + i, load(gradient + i) * g); });
+    }
+    simd_for(begin, end, FASTGAN_BODY(i) { store(out + i, load(gradient + i) * (load(grad_output + i) * s)); });
   });
 }
 

@@ -38,8 +38,6 @@ void bias_act(ActivationArguments arguments, int64_t rows, int64_t cols, T* z, c
         T *zr = z + r * cols, *yr = y + r * cols;
         if (y == z && bias != nullptr)
           simd_for(0, cols, FASTGAN_BODY(c) { store(yr + c, A::value(load(zr + c) + load(bias + c), slope)); });
-        else if (y == z)
-          simd_for(0, cols, FASTGAN_BODY(c) { store(yr + c, A::value(load(zr + c), slope)); });
         else
           simd_for(
               0, cols, FASTGAN_BODY(c) {

@@ -25,16 +25,18 @@ enum class Isa { baseline, avx2, avx512 };
 Isa isa();
 const char* isa_name();
 
+// Bodies are taken by value: what a lambda captured by reference to the caller's copy, the compiler would reload in
+// each iteration and not vectorise.
 namespace detail {
 
 template <class Body>
-FASTGAN_INLINE void for_loop(int64_t begin, int64_t end, const Body& body) {
+FASTGAN_INLINE void for_loop(int64_t begin, int64_t end, Body body) {
 #pragma omp simd
   for (int64_t i = begin; i < end; ++i) body(i);
 }
 
 template <class C, class Body>
-FASTGAN_INLINE C sum_loop(int64_t begin, int64_t end, const Body& body) {
+FASTGAN_INLINE C sum_loop(int64_t begin, int64_t end, Body body) {
   C sum = 0;
 #pragma omp simd reduction(+ : sum)
   for (int64_t i = begin; i < end; ++i) sum += body(i);
