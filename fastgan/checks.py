@@ -30,7 +30,8 @@ def number(
     """TypeError unless value is a real number; ValueError unless it is finite and in [low, high] or (low, high]."""
     if isinstance(value, bool) or not isinstance(value, Real):
         raise TypeError(f"{name} must be a number, not {type(value).__name__} {value!r}")
-    if math.isfinite(value) and (low < value if low_open else low <= value) and value <= high:
+    # Comparisons alone, which torch.compile can trace with a symbolic number; NaN fails them all.
+    if -math.inf < value < math.inf and (low < value if low_open else low <= value) and value <= high:
         return
     if high < math.inf:
         wanted = f"in {'(' if low_open else '['}{low:g}, {high:g}]"

@@ -124,11 +124,10 @@ def _has_global_hooks() -> bool:
     )
 
 
-@functools.lru_cache(maxsize=None)
 def _computes_linear(kind: type[nn.Module]) -> bool:
     """Whether calling a module of this class computes nn.Linear's product of its `weight` and `bias`, so that it may be
     computed for it. Subclasses that leave forward alone do, parametrized Linears (spectral_norm) among them."""
-    return (
+    return kind is nn.Linear or (
         issubclass(kind, nn.Linear)
         and kind.forward is nn.Linear.forward
         and kind.__call__ is nn.Module.__call__
