@@ -3,7 +3,13 @@
 #include <pybind11/stl.h>
 #include <torch/version.h>
 
+#include <string>
+#include <vector>
+
 #include "../cpu/simd.h"
+#ifdef FASTGAN_WITH_CUDA
+#include "../cuda/device.h"
+#endif
 
 namespace py = pybind11;
 
@@ -30,7 +36,9 @@ PYBIND11_MODULE(_C, m) {
 #endif
         facts["cpu_instructions"] = fastgan::cpu::isa_name();
 #ifdef FASTGAN_WITH_CUDA
-        facts["cuda"] = FASTGAN_WITH_CUDA;
+        const int version = fastgan::cuda::toolkit_version();
+        facts["cuda"] = std::to_string(version / 1000) + "." + std::to_string(version % 1000 / 10);
+        facts["cuda_architectures"] = fastgan::cuda::architectures();
 #else
         facts["cuda"] = py::none();
 #endif

@@ -1,0 +1,54 @@
+# The two commands of the README. Each makes the virtual environment, installs PyTorch and builds fastgan when needed.
+#   make train   train a GAN on real handwritten digits and say where the pictures are
+#   make test    run the tests
+# For developers: make lint, make format, make bench, make clean.
+
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+SOURCES := pyproject.toml setup.py $(wildcard csrc/*/*.h csrc/*/*.cpp csrc/*/*.cu fastgan/*.py)
+
+.PHONY: train test lint format bench clean
+
+train: $(VENV)/installed
+	$(BIN)/fastgan train digits
+
+test: $(VENV)/test-tools
+	FASTGAN_REQUIRE_BACKENDS=cpu $(BIN)/python -m pytest
+
+lint: $(VENV)/dev-tools
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/clang-format --dry-run --Werror $$(git ls-files 'csrc/*.h' 'csrc/*.cpp' 'csrc/*.cu')
+
+format: $(VENV)/dev-tools
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+	$(BIN)/clang-format -i $$(git ls-files 'csrc/*.h' 'csrc/*.cpp' 'csrc/*.cu')
+
+bench: $(VENV)/installed
+	$(BIN)/python -m bench
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info
+
+# The build uses the PyTorch that will load it, hence --no-build-isolation.
+$(VENV)/torch: constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 10) else "fastgan needs Python 3.10 or later, not " + sys.version.split()[0])'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet -c constraints.txt torch numpy 'setuptools>=77' wheel ninja pybind11
+	touch $@
+
+$(VENV)/installed: $(VENV)/torch $(SOURCES)
+	$(BIN)/python -m pip install --quiet -c constraints.txt --no-build-isolation --force-reinstall --no-deps .
+	$(BIN)/python -m pip install --quiet -c constraints.txt --no-build-isolation '.[train]'
+	touch $@
+
+$(VENV)/test-tools: $(VENV)/installed
+	$(BIN)/python -m pip install --quiet -c constraints.txt pytest hypothesis expecttest
+	touch $@
+
+$(VENV)/dev-tools: $(VENV)/torch
+	$(BIN)/python -m pip install --quiet ruff clang-format
+	touch $@
