@@ -1,0 +1,241 @@
+"""The command line: `fastgan train|resume|sample|doctor`.
+
+Exit codes: 0 done; 2 refused, or training diverged; 130 and 143 stopped by Ctrl-C and SIGTERM, after
+saving a checkpoint.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Any, NoReturn
+
+import typer
+
+import fastgan
+
+# The modules of these need more than typer, and are loaded when a command runs.
+_EXTRA = ("matplotlib", "PIL", "rich", "safetensors", "sklearn", "tomlkit")
+
+app = typer.Typer(
+    name="fastgan",
+    help="Train MLP GANs on real data, and look at what they draw.",
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        print(f"fastgan {fastgan.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool,
+        typer.Option("--version", help="Print the version and exit.", callback=_print_version, is_eager=True),
+    ] = False,
+) -> None:
+    """Train MLP GANs on real data, and look at what they draw."""
+
+
+def _option(text: str, default: str, *names: str) -> Any:
+    """An option whose default depends on the data and is therefore named in its help."""
+    return typer.Option(*names, help=f"{text} (default: {default})", show_default=False)
+
+
+@app.command()
+def train(
+    data: Annotated[
+        str,
+        typer.Argument(
+            help="digits, ring8, grid25; a folder of IDX files (MNIST, Fashion-MNIST; raw or .gz); a .npy, "
+            ".npz or .csv file; or a folder of images."
+        ),
+    ],
+    steps: Annotated[
+        int | None, _option("Training steps, at least 1.", "15000; ring8, grid25: 10000")
+    ] = None,
+    batch_size: Annotated[
+        int | None, _option("1 to the number of samples.", "128; ring8, grid25: 256")
+    ] = None,
+    latent_size: Annotated[
+        int | None,
+        _option("Width of z, at least 1.", "64; over 256 values a sample: 100; tables: 16; ring8, grid25: 2"),
+    ] = None,
+    g_hidden: Annotated[
+        str | None,
+        _option(
+            "Generator's hidden widths.",
+            "256,512; over 256 values a sample: 256,512,1024; ring8, grid25: 128,128",
+        ),
+    ] = None,
+    d_hidden: Annotated[
+        str | None,
+        _option(
+            "Discriminator's.", "512,256; over 256 values a sample: 1024,512,256; ring8, grid25: 128,128"
+        ),
+    ] = None,
+    g_activation: Annotated[
+        str | None,
+        _option("Such as relu, leaky_relu, tanh, silu.", "relu; over 256 values a sample: leaky_relu"),
+    ] = None,
+    d_activation: Annotated[str | None, _option("Likewise.", "leaky_relu")] = None,
+    output_activation: Annotated[
+        str | None, _option("After the generator's last layer.", "tanh; tables, ring8, grid25: identity")
+    ] = None,
+    negative_slope: Annotated[float | None, _option("Of leaky_relu below zero.", "0.2")] = None,
+    loss: Annotated[str | None, _option("non_saturating or minimax.", "non_saturating")] = None,
+    real_target: Annotated[
+        float | None, _option("D's target for real samples, 0 to 1; 0.9 smooths the labels.", "1")
+    ] = None,
+    fake_target: Annotated[float | None, _option("D's target for fakes, 0 to 1.", "0")] = None,
+    d_steps: Annotated[int | None, _option("D's updates a step, at least 1.", "1")] = None,
+    reuse_fake: Annotated[
+        bool | None,
+        _option("One fake batch for D's and G's update.", "on", "--reuse-fake/--no-reuse-fake"),
+    ] = None,
+    g_lr: Annotated[float | None, _option("G's learning rate, over 0.", "0.001")] = None,
+    d_lr: Annotated[float | None, _option("D's learning rate, over 0.", "0.001")] = None,
+    beta1: Annotated[float | None, _option("Adam's, 0 to 1, not 1.", "0.5")] = None,
+    beta2: Annotated[float | None, _option("Adam's, 0 to 1, not 1.", "0.999")] = None,
+    ema: Annotated[
+        bool | None, _option("Draw samples from a moving average of G.", "on", "--ema/--no-ema")
+    ] = None,
+    ema_decay: Annotated[float | None, _option("Its decay a step, 0 to 1, not 1.", "0.999")] = None,
+    r1_gamma: Annotated[float | None, _option("Weight of the R1 penalty, 0 for none.", "0.3")] = None,
+    r1_every: Annotated[int | None, _option("Steps between R1 penalties, at least 1.", "8")] = None,
+    conditional: Annotated[
+        bool | None,
+        _option("Feed both networks the labels.", "on for labelled images", "--conditional/--no-conditional"),
+    ] = None,
+    seed: Annotated[int | None, _option("At least 0.", "0")] = None,
+    precision: Annotated[str | None, _option("fp32 or bf16.", "fp32")] = None,
+    device: Annotated[
+        str | None, _option("auto (CUDA where there is one), cpu, cuda or cuda:N.", "auto")
+    ] = None,
+    log_every: Annotated[
+        int | None, _option("Steps between readings of the losses, at least 1.", "100")
+    ] = None,
+    sample_every: Annotated[int | None, _option("Steps between pictures, at least 1.", "1000")] = None,
+    checkpoint_every: Annotated[int | None, _option("Steps between checkpoints, at least 1.", "1000")] = None,
+    keep_checkpoints: Annotated[int | None, _option("Checkpoints kept, at least 1.", "3")] = None,
+    runs: Annotated[str | None, _option("Folder of the run folders.", "runs")] = None,
+) -> None:
+    """Train on DATA; everything goes to a new folder such as runs/00003-digits/."""
+    options = {name: value for name, value in locals().items() if name != "data"}
+    with _one_line_errors(TypeError, ValueError):
+        from fastgan.trainer import Trainer
+
+        for name in ("g_hidden", "d_hidden"):
+            options[name] = _widths(name, options[name])
+        trainer = Trainer(data, **options)
+    with _one_line_errors():
+        trainer.train()
+
+
+@app.command()
+def resume(
+    run: Annotated[
+        str | None,
+        typer.Argument(help="A run folder or its number; without it, the newest run.", show_default=False),
+    ] = None,
+    steps: Annotated[int | None, _option("Steps in all, at least those done.", "the run's own")] = None,
+    runs: Annotated[str, typer.Option(help="Folder of the run folders.")] = "runs",
+) -> None:
+    """Go on with RUN from its newest checkpoint, exactly as if it had not been interrupted."""
+    with _one_line_errors(TypeError, ValueError):
+        from fastgan.trainer import Trainer
+
+        trainer = Trainer.resume(run, steps=steps, runs=runs)
+    with _one_line_errors():
+        trainer.train()
+
+
+@app.command()
+def sample(
+    run: Annotated[
+        str | None,
+        typer.Argument(help="A run folder or its number; without it, the newest run.", show_default=False),
+    ] = None,
+    count: Annotated[int, typer.Option("--count", "-n", help="Number of samples, at least 1.")] = 100,
+    label: Annotated[
+        int | None, _option("Class of all samples, of a conditional run.", "the classes in turn")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Of the noise, at least 0.")] = 0,
+    out: Annotated[
+        Path, typer.Option("--out", "-o", help="A .png picture, or a .npy array in the data's own units.")
+    ] = Path("samples.png"),
+    runs: Annotated[str, typer.Option(help="Folder of the run folders.")] = "runs",
+) -> None:
+    """Draw samples from RUN's newest checkpoint; the run stays as it is."""
+    with _one_line_errors(TypeError, ValueError):
+        from fastgan.sampling import sample_run, write_samples
+
+        samples, facts = sample_run(run, count, label=label, seed=seed, runs=runs)
+        write_samples(samples, facts, out)
+        print(f"{count} samples in {out}")
+
+
+@app.command()
+def doctor() -> None:
+    """Show versions, how fastgan was built, which backends run here, and why any does not."""
+    facts = fastgan.info()
+    print(f"fastgan {facts['fastgan']}, Python {facts['python']}, PyTorch {facts['torch']}")
+    print("build:")
+    for name, value in (facts["build"] or {"compiled": "no"}).items():
+        print(f"  {name}: {value}")
+    print(f"backend in force: {facts['backend']}")
+    for name, state in facts["backends"].items():
+        print(f"  {name}: {state}")
+    print("devices:")
+    for name, description in facts["devices"].items():
+        print(f"  {name}: {description}")
+    if facts["rebuild"]:
+        print(facts["rebuild"])
+
+
+def _widths(name: str, text: str | None) -> tuple[int, ...] | None:
+    if text is None:
+        return None
+    try:
+        return tuple(int(width) for width in text.split(",") if text.strip())
+    except ValueError:
+        raise ValueError(
+            f"{name} must be widths separated by commas, such as 256,512, not {text!r}"
+        ) from None
+
+
+@contextlib.contextmanager
+def _one_line_errors(*refusals: type[Exception]) -> Iterator[None]:
+    """Answer the errors that a user can cause, and `refusals` too, with their one sentence, and exit."""
+    try:
+        from fastgan.checkpoint import CheckpointError
+        from fastgan.finite import NonFiniteError
+    except ModuleNotFoundError as error:
+        _missing(error)
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        _missing(error)
+    except (CheckpointError, NonFiniteError, OSError, *refusals) as error:
+        _refuse(str(error))
+    except KeyboardInterrupt:
+        raise typer.Exit(130) from None
+
+
+def _missing(error: ModuleNotFoundError) -> NoReturn:
+    if (error.name or "").split(".")[0] not in _EXTRA:
+        raise error
+    _refuse(f'training needs {error.name}: pip install "fastgan[train]"')
+
+
+def _refuse(sentence: str) -> NoReturn:
+    print(f"fastgan: {' '.join(sentence.split())}", file=sys.stderr)
+    raise typer.Exit(2)

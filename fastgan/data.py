@@ -1,0 +1,81 @@
+"""`fastgan.data.load`: real data and toy mixtures, from their names or from files, as one kind of Dataset."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+from fastgan import checks
+from fastgan.data_idx import find_idx, load_idx
+from fastgan.data_images import find_images, load_images
+from fastgan.data_tables import load_csv, load_npy, load_npz
+from fastgan.data_toys import digits, grid25, ring8
+from fastgan.dataset import DataError, Dataset, from_array
+
+__all__ = ["BUILT_IN", "DataError", "Dataset", "digits", "from_array", "grid25", "load", "ring8"]
+
+BUILT_IN: dict[str, Callable[[int], Dataset]] = {
+    "digits": lambda seed: digits(),
+    "ring8": ring8,
+    "grid25": grid25,
+}
+_READERS: dict[str, Callable[[Path, str], Dataset]] = {".npy": load_npy, ".npz": load_npz, ".csv": load_csv}
+
+
+def load(data: str | os.PathLike[str], seed: int = 0) -> Dataset:
+    """Load a data set into memory, scaled to [-1, 1].
+
+    Args:
+        data: `digits`, `ring8` or `grid25`; or the path of
+            a folder of IDX files (MNIST, Fashion-MNIST: train-images-idx3-ubyte and, optionally,
+            train-labels-idx1-ubyte; raw or .gz; `train-images.idx3-ubyte` is found too);
+            a .npy array: (N, data), (N, h, w) or (N, h, w, 1 or 3);
+            an .npz with such an array named samples, images, data, x_train, X or x (or its only array), and
+            labels named labels, y_train or y;
+            a .csv table, with or without a line of column names; a column named `label` holds labels;
+            a folder of images of one size, in subfolders named by class or in none.
+        seed: of the points of ring8 and grid25.
+
+    Returns:
+        The Dataset.
+
+    Raises:
+        TypeError, ValueError: the seed is no integer or negative.
+        DataError: the data is missing, damaged, not finite or not of a usable shape; one sentence says where.
+    """
+    checks.integer("seed", seed, 0)
+    checks.number("seed", seed, 0, 2**63 - 1)
+    text = os.fspath(data)
+    if text in BUILT_IN:
+        return BUILT_IN[text](seed)
+    path = Path(text)
+    try:
+        if not text or not path.exists():
+            raise DataError(f"data must be {', '.join(BUILT_IN)} or an existing file or folder, not {text!r}")
+        name = re.sub(r"[^A-Za-z0-9_.]+", "-", path.resolve().stem).strip("-.") or "data"
+        if path.is_dir():
+            return _load_folder(path, name)
+        reader = _READERS.get(path.suffix.lower())
+        if reader is None:
+            raise DataError(f"{path} must be a folder or a file ending in {', '.join(_READERS)}")
+        return reader(path, name)
+    except OSError as error:
+        raise DataError(f"{error.filename or path} cannot be read: {error.strerror or error}") from error
+    except MemoryError as error:
+        raise DataError(f"{path} does not fit into memory") from error
+
+
+def _load_folder(path: Path, name: str) -> Dataset:
+    images, labels = find_idx(path)
+    if images is not None:
+        return load_idx(images, labels, name)
+    if labels is not None:
+        raise DataError(
+            f"{path} holds {labels.name} but no train-images-idx3-ubyte, raw or .gz, to go with it"
+        )
+    files = find_images(path)
+    if files:
+        return load_images(path, files, name)
+    raise DataError(f"{path} holds neither train-images-idx3-ubyte, raw or .gz, nor any image")

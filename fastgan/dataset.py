@@ -1,0 +1,206 @@
+"""What a data set is to the trainer: samples scaled to [-1, 1], labels, shape, and the way back."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+class DataError(ValueError):
+    """A data set cannot be used: one sentence that names the file, the place in it and the fault."""
+
+
+@dataclass(frozen=True, eq=False)
+class Dataset:
+    """Samples in memory.
+
+    Attributes:
+        name: short name, used for run folders.
+        samples: (N, data), float32, scaled.
+        labels: (N,) int64 in [0, num_classes), or None.
+        num_classes: number of classes; 0 without labels.
+        image_shape: (height, width) or (height, width, 3) where samples are flattened images, else None.
+        scale: original = samples * scale + offset; 0-d, or (data,) for one a column; float32.
+        offset: see scale.
+        modes: (M, data) centres of a Gaussian mixture in scaled units, else None.
+        mode_std: standard deviation of each of its modes in scaled units.
+    """
+
+    name: str
+    samples: Tensor
+    labels: Tensor | None = None
+    num_classes: int = 0
+    image_shape: tuple[int, ...] | None = None
+    scale: Tensor = field(default_factory=lambda: torch.tensor(1.0))
+    offset: Tensor = field(default_factory=lambda: torch.tensor(0.0))
+    modes: Tensor | None = None
+    mode_std: float = 0.0
+
+    def __post_init__(self) -> None:
+        """TypeError or ValueError where the fields do not fit each other, for data sets built by hand."""
+        if not re.fullmatch(r"[\w.-]+", self.name):
+            raise ValueError(f"name must be of letters, digits and . _ - only, not {self.name!r}")
+        if not isinstance(self.samples, Tensor) or self.samples.dtype != torch.float32:
+            raise TypeError("samples must be a float32 Tensor")
+        if self.samples.dim() != 2 or 0 in self.samples.shape:
+            raise ValueError(f"samples must have shape (N, data), not empty, not {tuple(self.samples.shape)}")
+        if not bool(self.samples.isfinite().all()):
+            raise ValueError("samples must be finite")
+        if (self.labels is None) != (self.num_classes == 0):
+            raise ValueError(
+                f"num_classes must be 0 without labels and positive with them, not {self.num_classes}"
+            )
+        if self.labels is not None:
+            if self.labels.dtype != torch.int64 or self.labels.shape != self.samples.shape[:1]:
+                raise ValueError(
+                    f"labels must be int64 of shape ({len(self.samples)},), not {self.labels.dtype} of shape "
+                    f"{tuple(self.labels.shape)}"
+                )
+            if self.labels.min() < 0 or self.labels.max() >= self.num_classes:
+                raise ValueError(
+                    f"labels must be in [0, {self.num_classes}), but they span "
+                    f"[{int(self.labels.min())}, {int(self.labels.max())}]"
+                )
+        if self.image_shape is not None and int(np.prod(self.image_shape)) != self.samples.shape[1]:
+            raise ValueError(f"image_shape {self.image_shape} does not hold {self.samples.shape[1]} values")
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    @property
+    def width(self) -> int:
+        """Values a sample."""
+        return self.samples.shape[1]
+
+    def unscale(self, samples: Tensor) -> Tensor:
+        """Map scaled samples (..., data) to the units of the data's source."""
+        return samples * self.scale.to(samples.device) + self.offset.to(samples.device)
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 of samples and labels: tells whether a resumed run sees the data that it began with."""
+        digest = hashlib.sha256(np.ascontiguousarray(self.samples.cpu().numpy()).tobytes())
+        if self.labels is not None:
+            digest.update(self.labels.cpu().numpy().tobytes())
+        return digest.hexdigest()
+
+    def describe(self) -> dict[str, Any]:
+        """All but the samples and labels, as JSON has it: what drawing new samples needs."""
+        return {
+            "name": self.name,
+            "count": len(self),
+            "width": self.width,
+            "num_classes": self.num_classes,
+            "image_shape": list(self.image_shape) if self.image_shape else None,
+            "scale": self.scale.tolist(),
+            "offset": self.offset.tolist(),
+            "fingerprint": self.fingerprint,
+        }
+
+
+def from_array(
+    array: np.ndarray, labels: np.ndarray | None, name: str, source: str, label_source: str = ""
+) -> Dataset:
+    """A Dataset of an array of samples, checked and scaled to [-1, 1].
+
+    8-bit values are mapped by x / 127.5 - 1. Other images are mapped by their common minimum and maximum,
+    tables column by column; a column of one value becomes 0.
+
+    Args:
+        array: (N, data) a table, (N, h, w) or (N, h, w, 1 or 3) images; integers or real floats.
+        labels: (N,) whole numbers from 0 (or 1) up without gaps, or None.
+        name: the Dataset's name.
+        source: what errors call the samples, such as "data.npz: array 'x'".
+        label_source: what errors call the labels.
+
+    Raises:
+        DataError: a shape, dtype or value is not usable.
+    """
+    if array.dtype.kind not in "uif":
+        raise DataError(
+            f"{source} has dtype {array.dtype}, but integers or real floating-point numbers are needed"
+        )
+    if array.ndim not in (2, 3, 4) or (array.ndim == 4 and array.shape[3] not in (1, 3)):
+        raise DataError(
+            f"{source} has shape {array.shape}, but (N, data) for a table or (N, height, width[, 1 or 3]) "
+            "for images is needed"
+        )
+    if 0 in array.shape:
+        raise DataError(
+            f"{source} has shape {array.shape}: it holds no values, and at least one sample is needed"
+        )
+    _check_finite(array, source)
+    image_shape = None
+    if array.ndim > 2:
+        image_shape = array.shape[1:3] if array.shape[3:] in ((), (1,)) else array.shape[1:]
+    flat = torch.from_numpy(np.ascontiguousarray(array.reshape(len(array), -1)))
+    if array.dtype == np.uint8:
+        scale = offset = torch.tensor(127.5)
+        samples = flat.float() / 127.5 - 1
+    else:
+        flat = flat.double()
+        axes = {} if image_shape else {"dim": 0}
+        low, high = torch.amin(flat, **axes), torch.amax(flat, **axes)
+        scale, offset = (high - low) / 2, (high + low) / 2
+        scale = torch.where(scale > 0, scale, torch.ones_like(scale))
+        samples = ((flat - offset) / scale).float()
+    checked = None if labels is None else check_labels(labels, len(array), label_source)
+    return Dataset(
+        name=name,
+        samples=samples,
+        labels=checked,
+        num_classes=0 if checked is None else int(checked.max()) + 1,
+        image_shape=image_shape,
+        scale=scale.float(),
+        offset=offset.float(),
+    )
+
+
+def check_labels(labels: np.ndarray, count: int, source: str) -> Tensor:
+    """Labels as int64 (N,), or a DataError that names the first one that cannot be right."""
+    if labels.dtype.kind not in "uif":
+        raise DataError(f"{source} has dtype {labels.dtype}, but labels must be whole numbers")
+    if labels.shape != (count,):
+        raise DataError(
+            f"{source} has shape {labels.shape}, but one label for each of the {count} samples is needed"
+        )
+    # Compared as they are: a NaN or an infinity fails too, before any cast could hide it.
+    bad = ~((labels >= 0) & (labels < 2**31) & (labels == np.floor(labels)))
+    if bad.any():
+        i = int(bad.argmax())
+        raise DataError(
+            f"{source} has label {labels[i]} at index {i}, but labels must be whole numbers from 0 up"
+        )
+    values = torch.from_numpy(labels.astype(np.int64))
+    present = torch.unique(values)
+    # A stray label such as a corrupted 200 among ten classes would silently ask for 201 of them.
+    gaps = torch.nonzero(present[1:] - present[:-1] > 1)
+    first_missing = 0 if present[0] > 1 else int(present[int(gaps[0])]) + 1 if len(gaps) else None
+    if first_missing is not None:
+        i = int((values > first_missing).nonzero()[0])
+        raise DataError(
+            f"{source} has label {int(values[i])} at index {i}, out of range: no sample has label "
+            f"{first_missing}, and labels must run from 0 (or 1) up without gaps"
+        )
+    return values
+
+
+def _check_finite(array: np.ndarray, source: str) -> None:
+    if array.dtype.kind != "f" or bool(np.isfinite(array).all()):
+        if array.dtype.kind != "f" or np.abs(array).max() <= np.finfo(np.float32).max:
+            return
+        fault, bad = "is too large for float32", ~(np.abs(array) <= np.finfo(np.float32).max)
+    else:
+        fault, bad = "is not finite", ~np.isfinite(array)
+    place = tuple(int(i) for i in np.unravel_index(int(bad.argmax()), array.shape))
+    if array.ndim == 2:
+        where = f"row {place[0]}, column {place[1]} (counted from 0)"
+    else:
+        where = f"index {place}"
+    raise DataError(f"{source} has {array[place]} at {where}, which {fault}, but finite numbers are needed")

@@ -1,0 +1,130 @@
+"""Measures of generated samples: mode coverage, the Fréchet distance, precision and recall."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from fastgan import checks
+
+__all__ = ["ModeCoverage", "PrecisionRecall", "frechet_distance", "mode_coverage", "precision_recall"]
+
+# Rows of a distance matrix computed at once, so that its memory stays bounded.
+_CHUNK = 1024
+
+
+class ModeCoverage(NamedTuple):
+    """Of `mode_coverage`.
+
+    Attributes:
+        modes: how many modes have at least one high-quality sample.
+        high_quality: fraction of the samples within three standard deviations of a mode.
+        counts: (M,) high-quality samples a mode.
+    """
+
+    modes: int
+    high_quality: float
+    counts: Tensor
+
+
+class PrecisionRecall(NamedTuple):
+    """Of `precision_recall`: both in [0, 1]."""
+
+    precision: float
+    recall: float
+
+
+def mode_coverage(samples: Tensor, modes: Tensor, std: float) -> ModeCoverage:
+    """How many modes of a Gaussian mixture the samples reach, and how many samples lie near one.
+
+    A sample is of high quality within 3 standard deviations of its nearest mode (VEEGAN: Srivastava et al.
+    2017, arXiv:1705.07761, section 4.1).
+
+    Args:
+        samples: (N, data).
+        modes: (M, data), the centres.
+        std: standard deviation of each mode, positive, in the samples' units.
+
+    Raises:
+        ValueError: a shape does not fit, or std is not positive.
+    """
+    _points("samples", samples)
+    _points("modes", modes, samples)
+    checks.number("std", std, 0.0, low_open=True)
+    # Not through a matrix product, whose cancellation is of the size of a narrow mode.
+    distance, nearest = torch.cdist(samples, modes, compute_mode="donot_use_mm_for_euclid_dist").min(dim=1)
+    good = distance <= 3 * std
+    counts = torch.bincount(nearest[good], minlength=len(modes))
+    return ModeCoverage(int((counts > 0).sum()), float(good.float().mean()), counts)
+
+
+def frechet_distance(real: Tensor, fake: Tensor) -> float:
+    """The squared Fréchet distance of the Gaussians fitted to two sets of points, here of raw features.
+
+    |m - n|^2 + tr(A + B - 2 (A B)^(1/2)) with means m, n and covariances A, B (Dowson & Landau 1982). It is
+    the formula of the FID (Heusel et al. 2017, arXiv:1706.08500, eq. 6) without the Inception network, so it
+    compares values of one data set in one scaling only, and never with a published FID.
+
+    Args:
+        real: (N, data), N at least 2.
+        fake: (M, data), M at least 2.
+
+    Returns:
+        A number of at least 0; 0 where means and covariances agree.
+
+    Raises:
+        ValueError: a shape does not fit.
+    """
+    _points("real", real, least=2)
+    _points("fake", fake, real, least=2)
+    real, fake = real.double(), fake.double()
+    a, b = (torch.cov(points.T).reshape(real.shape[1], -1) for points in (real, fake))
+    # tr((A B)^1/2) = tr((A^1/2 B A^1/2)^1/2), of a symmetric matrix, whose eigenvalues are real and stable.
+    values, vectors = torch.linalg.eigh(a)
+    root = (vectors * values.clamp(min=0).sqrt()) @ vectors.T
+    product = torch.linalg.eigvalsh(root @ b @ root).clamp(min=0).sqrt().sum()
+    distance = (real.mean(0) - fake.mean(0)).square().sum() + a.trace() + b.trace() - 2 * product
+    return max(0.0, float(distance))
+
+
+def precision_recall(real: Tensor, fake: Tensor, k: int = 3) -> PrecisionRecall:
+    """Which share of the fakes looks real, and which share of the real data is reached by fakes.
+
+    Each set is taken for the union of the balls around its points that reach to their k-th neighbour;
+    precision is the share of fakes inside the balls of the real points, recall the reverse (Kynkäänniemi et
+    al. 2019, arXiv:1904.06991, eq. 1 and 2), here in the raw features.
+
+    Args:
+        real: (N, data), N greater than k.
+        fake: (M, data), M greater than k; for comparable values N = M.
+        k: the neighbour that sets a ball's radius, at least 1.
+
+    Raises:
+        ValueError: a shape does not fit, or k is too large.
+    """
+    checks.integer("k", k, 1)
+    _points("real", real, least=k + 1)
+    _points("fake", fake, real, least=k + 1)
+    return PrecisionRecall(_share_inside(fake, real, k), _share_inside(real, fake, k))
+
+
+def _share_inside(points: Tensor, centres: Tensor, k: int) -> float:
+    """The share of points within the k-th-neighbour ball of any centre."""
+    # Each centre is its own nearest neighbour, hence k + 1.
+    radii = torch.cat(
+        [torch.cdist(part, centres).kthvalue(k + 1, dim=1).values for part in centres.split(_CHUNK)]
+    )
+    inside = [(torch.cdist(part, centres) <= radii).any(dim=1) for part in points.split(_CHUNK)]
+    return float(torch.cat(inside).float().mean())
+
+
+def _points(name: str, value: Tensor, like: Tensor | None = None, least: int = 1) -> None:
+    checks.floating(name, value)
+    if value.dim() != 2 or len(value) < least or value.shape[1] == 0:
+        raise ValueError(
+            f"{name} must have shape (N, data) with N at least {least}, not {tuple(value.shape)}"
+        )
+    if like is not None and value.shape[1] != like.shape[1]:
+        raise ValueError(f"{name} must have {like.shape[1]} columns, not {value.shape[1]}")

@@ -1,0 +1,120 @@
+"""Pictures of a run: grids of images, scatter plots of points, and the course of the losses."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from PIL import Image
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+# Side in pixels that the cells of a grid are enlarged to: an 8 x 8 digit is hard to see at its own size.
+_CELL = 56
+_BORDER = 4
+
+
+def save_samples(
+    samples: Tensor,
+    image_shape: Sequence[int] | None,
+    path: Path,
+    behind: Tensor | None = None,
+    columns: int = 10,
+) -> None:
+    """A picture of samples: a grid where they are images, else a plot of points.
+
+    Args:
+        samples: (N, data), in [-1, 1] where they are images.
+        image_shape: (h, w) or (h, w, 3), or None.
+        path: the PNG file to write.
+        behind: (M, data) points of the real data, drawn faintly behind the others.
+        columns: of the grid.
+    """
+    if image_shape is None:
+        save_points(samples, path, behind)
+    else:
+        image_grid(samples, image_shape, columns).save(path)
+
+
+def image_grid(samples: Tensor, image_shape: Sequence[int], columns: int = 10) -> Image.Image:
+    """Images (N, h * w [* 3]) in [-1, 1], row by row in a grid; small ones enlarged by a whole factor."""
+    pixels = ((samples.detach().float().cpu() + 1) * 127.5).round().clamp(0, 255).byte().numpy()
+    pixels = pixels.reshape(len(samples), *image_shape)
+    factor = max(1, round(_CELL / max(image_shape[:2])))
+    pixels = pixels.repeat(factor, axis=1).repeat(factor, axis=2)
+    height, width = pixels.shape[1:3]
+    columns = min(columns, len(pixels))
+    rows = math.ceil(len(pixels) / columns)
+    # Mid-grey lines keep neighbouring cells apart, whatever the background of the images is.
+    canvas = np.full(
+        (rows * (height + _BORDER) + _BORDER, columns * (width + _BORDER) + _BORDER, *pixels.shape[3:]),
+        96,
+        np.uint8,
+    )
+    for i, cell in enumerate(pixels):
+        top, left = (
+            _BORDER + at * (size + _BORDER)
+            for at, size in zip(divmod(i, columns), (height, width), strict=True)
+        )
+        canvas[top : top + height, left : left + width] = cell
+    return Image.fromarray(canvas)
+
+
+def save_points(samples: Tensor, path: Path, behind: Tensor | None = None) -> None:
+    """A scatter plot of the first two columns of (N, data) points, or a histogram of the only one."""
+    figure = _figure(5, 5)
+    axes = figure.add_subplot()
+    for points, colour, name in ((behind, "0.75", "real"), (samples, "tab:blue", "samples")):
+        if points is None:
+            continue
+        values = points.detach().float().cpu().numpy()
+        if values.shape[1] == 1:
+            axes.hist(values[:, 0], bins=60, density=True, color=colour, alpha=0.7, label=name)
+            axes.set_xlabel("column 0")
+        else:
+            axes.scatter(values[:, 0], values[:, 1], s=3, color=colour, alpha=0.6, linewidths=0, label=name)
+            axes.set_xlabel("column 0")
+            axes.set_ylabel("column 1")
+    if behind is not None:
+        axes.legend(loc="upper right", markerscale=3)
+    figure.savefig(path, dpi=100)
+
+
+def save_loss_plot(rows: Sequence[dict[str, float]], path: Path) -> None:
+    """Both losses and both scores over the steps, from the rows of metrics.jsonl."""
+    figure = _figure(7, 6)
+    losses, scores = figure.subplots(2, 1, sharex=True)
+    steps = [row["step"] for row in rows]
+    marker = "." if len(rows) < 3 else ""
+    for axes, key, name in (
+        (losses, "d_loss", "discriminator"),
+        (losses, "g_loss", "generator"),
+        (scores, "real_score", "D(x)"),
+        (scores, "fake_score", "D(G(z))"),
+    ):
+        axes.plot(steps, [row[key] for row in rows], marker=marker, linewidth=1, label=name)
+    # Where D cannot tell real from fake: both scores 1/2, its loss log 4 (Goodfellow et al. 2014, theorem 1).
+    losses.axhline(math.log(4), color="0.7", linewidth=0.8, linestyle="--", zorder=0)
+    scores.axhline(0.5, color="0.7", linewidth=0.8, linestyle="--", zorder=0)
+    losses.set_ylabel("loss")
+    scores.set_ylabel("mean score")
+    scores.set_ylim(0, 1)
+    scores.set_xlabel("step")
+    for axes in (losses, scores):
+        axes.legend(loc="upper right")
+    figure.savefig(path, dpi=100)
+
+
+def _figure(width: float, height: float) -> Figure:
+    """A figure on the Agg canvas, which needs no display and leaves the user's pyplot backend alone."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure

@@ -1,0 +1,101 @@
+"""What a run tells its user: a progress bar on a terminal, plain lines elsewhere, lines in log.txt."""
+
+from __future__ import annotations
+
+import signal
+import sys
+import threading
+from collections.abc import Mapping
+from types import FrameType, TracebackType
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from fastgan.run_folder import RunFolder
+
+
+class Reporter:
+    """Prints a run's progress; a context manager, because the progress bar has to be closed."""
+
+    def __init__(self, run: RunFolder, step: int, steps: int, quiet: bool = False) -> None:
+        """Report steps from `step` to `steps`; a quiet one writes log.txt alone."""
+        self._run, self._quiet = run, quiet
+        self._progress: Progress | None = None
+        if not quiet and sys.stdout.isatty():
+            self._progress = Progress(
+                TextColumn("step"),
+                MofNCompleteColumn(),
+                BarColumn(bar_width=None),
+                TextColumn("{task.fields[status]}"),
+                TimeRemainingColumn(),
+                console=Console(),
+            )
+            self._task = self._progress.add_task("", total=steps, completed=step, status="")
+
+    def __enter__(self) -> Reporter:
+        if self._progress:
+            self._progress.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._progress:
+            self._progress.stop()
+
+    def line(self, text: str) -> None:
+        """A line for the user and for log.txt."""
+        self._run.log(text)
+        if self._progress:
+            self._progress.console.print(text, markup=False, highlight=False, soft_wrap=True)
+        elif not self._quiet:
+            print(text, flush=True)
+
+    def row(self, row: Mapping[str, Any]) -> None:
+        """The statistics of a log interval, a row of metrics.jsonl."""
+        status = (
+            f"D loss {row['d_loss']:.3f}  G loss {row['g_loss']:.3f}  D(x) {row['real_score']:.2f}  "
+            f"D(G(z)) {row['fake_score']:.2f}  {row['samples_per_second']:,.0f} samples/s"
+        )
+        if self._progress:
+            self._run.log(f"step {row['step']}  {status}")
+            self._progress.update(self._task, completed=row["step"], status=status)
+        else:
+            self.line(f"step {row['step']:>6}  {status}")
+
+
+class StopSignals:
+    """Turns SIGINT (Ctrl-C) and SIGTERM into a request that the training loop honours between two steps.
+
+    A second signal acts as if nothing were in its way. Outside the main thread, where Python forbids
+    handlers, signals are left as they are.
+
+    Attributes:
+        received: the signal, or None.
+    """
+
+    def __init__(self) -> None:
+        self.received: signal.Signals | None = None
+        self._before: dict[signal.Signals, Any] = {}
+
+    def __enter__(self) -> StopSignals:
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGINT, signal.SIGTERM):
+                self._before[number] = signal.signal(number, self._receive)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._restore()
+
+    def _receive(self, number: int, frame: FrameType | None) -> None:
+        self.received = signal.Signals(number)
+        self._restore()
+
+    def _restore(self) -> None:
+        while self._before:
+            number, handler = self._before.popitem()
+            # None stands for a handler that was not installed from Python and cannot be put back by it.
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)

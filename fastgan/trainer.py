@@ -1,0 +1,299 @@
+"""The trainer: data, networks, `fastgan.TrainStep`, and a run folder that keeps what came of them."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Adam, Optimizer
+
+from fastgan import data as data_module
+from fastgan import pictures, sampling
+from fastgan.batches import Batches
+from fastgan.checkpoint import prune_checkpoints, save_checkpoint
+from fastgan.config import TrainConfig, pick_device
+from fastgan.dataset import DataError, Dataset
+from fastgan.finite import NonFiniteError, find_non_finite
+from fastgan.random_states import RandomStates
+from fastgan.report import Reporter, StopSignals
+from fastgan.run_folder import RunFolder
+from fastgan.snapshot import restore, take
+from fastgan.step import StepStats, TrainStep, average_of
+
+
+class Trainer:
+    """Trains a GAN on a data set: `fastgan.Trainer("digits", steps=1000).train()`.
+
+    Nothing is written before `train`. The caller's random state is left alone.
+
+    Attributes:
+        config: the TrainConfig in force.
+        dataset: the Dataset.
+        generator, discriminator: the networks, on the device.
+        ema: the moving average of the generator, or None.
+        step: steps done.
+        run: the RunFolder, None before `train`.
+    """
+
+    def __init__(
+        self,
+        data: str | os.PathLike[str] | Dataset | TrainConfig = "digits",
+        *,
+        dataset: Dataset | None = None,
+        generator: nn.Module | None = None,
+        discriminator: nn.Module | None = None,
+        g_optimizer: Optimizer | None = None,
+        d_optimizer: Optimizer | None = None,
+        **options: Any,
+    ) -> None:
+        """Load the data and build what trains; see TrainConfig for the options.
+
+        Args:
+            data: what `fastgan.data.load` loads, a Dataset, or a whole TrainConfig (then without options).
+            dataset: for a TrainConfig, its data where that is loaded already.
+            generator: instead of the MLP of the options; maps (batch, latent_size [+ classes]) to (batch,
+                data).
+            discriminator: likewise; maps (batch, data [+ classes]) to one logit a sample.
+            g_optimizer: instead of Adam; given together with the network it updates.
+            d_optimizer: likewise.
+
+        Raises:
+            DataError: the data cannot be used.
+            TypeError, ValueError: an option is unknown, of the wrong kind or out of range.
+        """
+        for name, optimizer, network in (("g", g_optimizer, generator), ("d", d_optimizer, discriminator)):
+            if optimizer is not None and network is None:
+                raise ValueError(
+                    f"{name}_optimizer must come with the network that it updates, which is missing"
+                )
+        self.config, self.dataset = _configure(data, dataset, options)
+        config = self.config
+        self.device = pick_device(config.device)
+        self.run: RunFolder | None = None
+        self.step, self.seconds = 0, 0.0
+        self.random_states = RandomStates(self.device, config.seed)
+        with self.random_states.in_force():
+            networks = sampling.build_networks(config, self.dataset.width, self.dataset.num_classes)
+        self.generator = (generator if generator is not None else networks[0]).to(self.device)
+        self.discriminator = (discriminator if discriminator is not None else networks[1]).to(self.device)
+        self.ema = average_of(self.generator) if config.ema else None
+        betas = (config.beta1, config.beta2)
+        self.g_optimizer = g_optimizer or Adam(
+            self.generator.parameters(), lr=config.g_lr, betas=betas, fused=True
+        )
+        self.d_optimizer = d_optimizer or Adam(
+            self.discriminator.parameters(), lr=config.d_lr, betas=betas, fused=True
+        )
+        self.train_step = TrainStep(
+            self.generator,
+            self.discriminator,
+            self.g_optimizer,
+            self.d_optimizer,
+            loss=config.loss,
+            real_target=config.real_target,
+            fake_target=config.fake_target,
+            d_steps=config.d_steps,
+            reuse_fake=config.reuse_fake,
+            r1_gamma=config.r1_gamma,
+            r1_every=config.r1_every,
+            num_classes=self.dataset.num_classes if config.conditional else 0,
+            ema=self.ema,
+            ema_decay=config.ema_decay,
+            precision=config.precision,
+        )
+        self.batches = Batches(self.dataset, config.batch_size, config.d_steps, self.device, config.seed)
+
+    @classmethod
+    def resume(
+        cls,
+        run: str | os.PathLike[str] | None = None,
+        *,
+        steps: int | None = None,
+        runs: str = "runs",
+        dataset: Dataset | None = None,
+        **networks: Any,
+    ) -> Trainer:
+        """A Trainer that goes on exactly where a run's newest checkpoint was taken.
+
+        Args:
+            run: a run folder, the number of one in runs, or None for the newest.
+            steps: steps in all, instead of the run's own number.
+            runs: the folder of run folders.
+            dataset: the Dataset that the run began with, where it was no built-in one and came from no file.
+            networks: the networks and optimizers that were given to the Trainer, freshly built.
+
+        Raises:
+            CheckpointError: the run or its checkpoint cannot be used; the run folder is as it was.
+            DataError: the data is not what the run began with.
+            TypeError, ValueError: steps is less than the run has done.
+        """
+        folder = RunFolder.find(run, runs)
+        config, facts = folder.read_config(), folder.read_dataset()
+        if steps is not None:
+            config = config.with_(steps=steps)
+        loaded = dataset if dataset is not None else data_module.load(config.data, config.seed)
+        if loaded.fingerprint != facts["fingerprint"]:
+            raise DataError(
+                f"{config.data} must hold the data that {folder.path} began with, but it has changed"
+            )
+        trainer = cls(config, dataset=loaded, **networks)
+        restore(trainer, folder)
+        if trainer.step > config.steps:
+            raise ValueError(
+                f"steps must be at least {trainer.step}, which the run has done, not {config.steps}"
+            )
+        return trainer
+
+    def train(self, *, quiet: bool = False) -> Path:
+        """Train to `config.steps`, then return the path of the run folder.
+
+        Ctrl-C (SIGINT) and SIGTERM save a checkpoint, say how to go on, and raise KeyboardInterrupt or
+        SystemExit.
+
+        Args:
+            quiet: print nothing; log.txt is written all the same.
+
+        Raises:
+            NonFiniteError: a loss or parameter became infinite or NaN. It is looked for once a log interval
+                and before every checkpoint, so that no checkpoint holds such a value.
+            OSError: the run folder cannot be written.
+        """
+        created = self.run is None
+        first = self.step
+        if self.run is None:
+            self.run = RunFolder.create(self.config, self.dataset.name, self.dataset.describe())
+        else:
+            self.run.write_config(self.config)
+            self.run.drop_metrics_after(self.step)
+        try:
+            with self.random_states.in_force(), StopSignals() as stop:
+                with Reporter(self.run, self.step, self.config.steps, quiet) as report:
+                    self._begin(report, created)
+                    self._loop(report, stop)
+        except BaseException:
+            if created and self.step == first:
+                self.run.remove()
+                self.run = None
+            raise
+        if stop.received == signal.SIGINT:
+            raise KeyboardInterrupt
+        if stop.received is not None:
+            raise SystemExit(128 + stop.received)
+        return self.run.path
+
+    def sample(self, count: int, *, label: int | None = None, seed: int = 0) -> Tensor:
+        """Samples (count, data) in [-1, 1] on the CPU, from the EMA generator where there is one.
+
+        Args:
+            count: number of samples.
+            label: for conditional GANs, the class of all; None for the classes in turn.
+            seed: of the noise.
+
+        Raises:
+            TypeError, ValueError: count, seed or label is out of range.
+        """
+        network = self.generator if self.ema is None else self.ema
+        classes = self.dataset.num_classes
+        return sampling.draw(network, self.config, count, num_classes=classes, label=label, seed=seed)
+
+    def _begin(self, report: Reporter, created: bool) -> None:
+        if not created:
+            report.line(f"Resuming {self.run.path} at step {self.step} of {self.config.steps}.")
+            return
+        report.line(
+            f"{self.run.path}: {len(self.dataset):,} samples of {self.dataset.name}, on {self.device}"
+        )
+        report.line(f"plan: {self.train_step.plan}")
+        self._save_picture(self.dataset.samples[: self._picture_size()], "real.png")
+        self._save_picture(self.sample(self._picture_size(), seed=self.config.seed), "fakes_step_0.png")
+        # So that there is a good checkpoint from the first step on, whatever happens to the second.
+        self._save_checkpoint()
+
+    def _loop(self, report: Reporter, stop: StopSignals) -> None:
+        config = self.config
+        periods = (config.log_every, config.sample_every, config.checkpoint_every)
+        history = torch.empty(min(*periods, config.steps), len(StepStats._fields), device=self.device)
+        filled, clock = 0, time.perf_counter()
+        while self.step < config.steps:
+            real, labels = self.batches.next()
+            stats = self.train_step.step(real, labels if config.conditional else None)
+            history[filled] = torch.stack(stats)
+            self.step += 1
+            filled += 1
+            last = self.step == config.steps or stop.received is not None
+            if not last and all(self.step % period for period in periods):
+                continue
+            values = history[:filled].cpu()  # The only place where the host waits for the device.
+            elapsed = time.perf_counter() - clock
+            self._refuse_non_finite(values)
+            self.seconds += elapsed
+            row = dict(zip(StepStats._fields, values.mean(dim=0).tolist(), strict=True))
+            row["samples_per_second"] = filled * config.batch_size * config.d_steps / elapsed
+            row = {"step": self.step, "seconds": round(self.seconds, 3), **row}
+            self.run.append_metrics(row)
+            report.row(row)
+            if last or self.step % config.sample_every == 0:
+                fakes = self.sample(self._picture_size(), seed=config.seed)
+                self._save_picture(fakes, f"fakes_step_{self.step}.png")
+                pictures.save_loss_plot(self.run.read_metrics(), self.run.loss_plot)
+            if last or self.step % config.checkpoint_every == 0:
+                self._save_checkpoint()
+            if last:
+                break
+            filled, clock = 0, time.perf_counter()
+        if self.step < config.steps:
+            report.line(f"Saved at step {self.step}. Go on with: fastgan resume {self.run.path}")
+        else:
+            report.line(f"Done: {self.step} steps. The pictures are in {self.run.samples}")
+
+    def _save_checkpoint(self) -> None:
+        groups, facts = take(self)
+        save_checkpoint(self.run.checkpoints, self.step, groups, facts)
+        prune_checkpoints(self.run.checkpoints, self.config.keep_checkpoints)
+
+    def _picture_size(self) -> int:
+        return sampling.PICTURE_POINTS if self.dataset.image_shape is None else sampling.PICTURE_IMAGES
+
+    def _save_picture(self, samples: Tensor, name: str) -> None:
+        behind = self.dataset.samples[: sampling.PICTURE_POINTS] if name != "real.png" else None
+        pictures.save_samples(samples, self.dataset.image_shape, self.run.samples / name, behind)
+
+    def _refuse_non_finite(self, values: Tensor) -> None:
+        networks = {
+            "generator": self.generator,
+            "discriminator": self.discriminator,
+            "EMA generator": self.ema,
+        }
+        fault = find_non_finite(self.step, values, networks)
+        if fault:
+            kept = self.run.newest_checkpoint()
+            message = f"training stopped at {fault}; the last good checkpoint is kept: {kept}"
+            self.run.log(message)
+            raise NonFiniteError(message)
+
+
+def _configure(
+    data: str | os.PathLike[str] | Dataset | TrainConfig, dataset: Dataset | None, options: dict[str, Any]
+) -> tuple[TrainConfig, Dataset]:
+    """The configuration and the data set that a Trainer's arguments mean."""
+    if isinstance(data, TrainConfig):
+        if options:
+            raise TypeError(f"options must be inside the TrainConfig, not beside it: {', '.join(options)}")
+        dataset = dataset or data_module.load(data.data, data.seed)
+        data.check_dataset(dataset)
+        return data, dataset
+    if dataset is not None:
+        raise TypeError("dataset must be given with a TrainConfig; otherwise give it as data")
+    if isinstance(data, Dataset):
+        return TrainConfig.for_dataset(data, data.name, **options), data
+    seed = options.get("seed")
+    dataset = data_module.load(data, TrainConfig.seed if seed is None else seed)
+    name = os.fspath(data)
+    if name not in data_module.BUILT_IN:
+        name = os.path.abspath(name)  # so that the run can be resumed from another folder
+    return TrainConfig.for_dataset(dataset, name, **options), dataset
