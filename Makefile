@@ -6,7 +6,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
-SOURCES := pyproject.toml setup.py $(wildcard csrc/*/*.h csrc/*/*.cpp csrc/*/*.cu fastgan/*.py)
+SOURCES := pyproject.toml setup.py $(wildcard csrc/*/*.h csrc/*/*.cpp csrc/*/*.cu)
 
 .PHONY: train test lint format bench clean
 
@@ -40,9 +40,9 @@ $(VENV)/torch: constraints.txt
 	$(BIN)/python -m pip install --quiet -c constraints.txt torch numpy 'setuptools>=77' wheel ninja pybind11
 	touch $@
 
+# Editable, so that what runs from this folder is what was built.
 $(VENV)/installed: $(VENV)/torch $(SOURCES)
-	$(BIN)/python -m pip install --quiet -c constraints.txt --no-build-isolation --force-reinstall --no-deps .
-	$(BIN)/python -m pip install --quiet -c constraints.txt --no-build-isolation '.[train]'
+	$(BIN)/python -m pip install --quiet -c constraints.txt --no-build-isolation -e '.[train]'
 	touch $@
 
 $(VENV)/test-tools: $(VENV)/installed

@@ -30,10 +30,9 @@ def say(sentence: str) -> None:
 
 
 def compiler_missing() -> str | None:
-    compiler = os.environ.get("CXX", "c++").split()[0]
-    if shutil.which(compiler) or shutil.which("g++"):
-        return None
-    return f"there is no C++ compiler ({compiler})"
+    # torch.utils.cpp_extension runs $CXX, or g++ (which setuptools may find under the name c++).
+    names = [os.environ["CXX"].split()[0]] if os.environ.get("CXX", "").strip() else ["g++", "c++"]
+    return None if any(map(shutil.which, names)) else f"there is no C++ compiler ({' or '.join(names)})"
 
 
 def cuda_missing() -> str | None:

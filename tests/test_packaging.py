@@ -1,0 +1,97 @@
+"""What setup.py builds and installs, without compiling: the choices of FASTGAN_BUILD, the sdist, the bare install."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import tarfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+PARTS = ("csrc", "fastgan", "tests", "bench", "examples")
+FILES = ("pyproject.toml", "setup.py", "README.md", "MANIFEST.in", "Makefile", "constraints.txt")
+
+
+@pytest.fixture
+def checkout(tmp_path: Path) -> Path:
+    """A copy of the sources without anything built."""
+    folder = tmp_path / "checkout"
+    folder.mkdir()
+    unbuilt = shutil.ignore_patterns("*.so", "__pycache__", "_build_facts.json", "results")
+    for part in PARTS:
+        shutil.copytree(ROOT / part, folder / part, ignore=unbuilt)
+    for file in FILES:
+        shutil.copy(ROOT / file, folder / file)
+    return folder
+
+
+def run(arguments: list[str], cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, *arguments],
+        cwd=cwd,
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+
+
+def test_install_without_compiled_module(checkout: Path, tmp_path: Path) -> None:
+    target = tmp_path / "site"
+    pip = ["-m", "pip", "install", "--quiet", "--no-build-isolation", "--no-deps", "--target", str(target), "."]
+    result = run(pip, checkout, FASTGAN_BUILD="none")
+    assert result.returncode == 0, result.stderr
+    assert not list((target / "fastgan").glob("_C*"))
+    code = (
+        "import torch, fastgan; print(fastgan.__file__); "
+        "print(fastgan.functional.generator_loss(torch.zeros(3)).item()); print(fastgan.info()['backends']['cpu'])"
+    )
+    result = run(["-c", code], tmp_path, PYTHONPATH=str(target), FASTGAN_BACKEND="auto")
+    assert result.returncode == 0, result.stderr
+    file, loss, reason = result.stdout.splitlines()
+    assert Path(file).is_relative_to(target)
+    assert float(loss) == pytest.approx(0.6931472, rel=1e-6)
+    assert reason == "the compiled module was not built"
+    assert result.stderr.count("RuntimeWarning") == 1
+    assert "Rebuild" in result.stderr
+
+
+def test_sdist_holds_what_a_build_needs(checkout: Path) -> None:
+    result = run(["setup.py", "--quiet", "sdist"], checkout, FASTGAN_BUILD="none")
+    assert result.returncode == 0, result.stderr
+    (archive,) = (checkout / "dist").glob("fastgan-*.tar.gz")
+    with tarfile.open(archive) as tar:
+        names = {Path(*Path(name).parts[1:]).as_posix() for name in tar.getnames()}
+    wanted = {p.relative_to(checkout).as_posix() for p in (checkout / "csrc").rglob("*") if p.is_file()}
+    wanted |= {p.relative_to(checkout).as_posix() for p in (checkout / "fastgan").rglob("*.py")}
+    assert wanted | {"setup.py", "pyproject.toml", "README.md", "Makefile", "constraints.txt"} <= names
+    assert not [name for name in names if name.endswith((".so", ".pyc"))]
+
+
+def test_unknown_build_mode_is_refused(checkout: Path) -> None:
+    result = run(["setup.py", "--quiet", "--version"], checkout, FASTGAN_BUILD="gpu")
+    assert result.returncode != 0
+    assert "FASTGAN_BUILD must be one of auto, cuda, cpu, none, not 'gpu'" in result.stderr
+
+
+def test_forced_cuda_build_says_what_is_missing(checkout: Path) -> None:
+    import torch
+
+    if torch.version.cuda is not None:
+        pytest.skip("this PyTorch is a CUDA build")
+    result = run(["setup.py", "--quiet", "--version"], checkout, FASTGAN_BUILD="cuda")
+    assert result.returncode != 0
+    assert "FASTGAN_BUILD=cuda cannot be done" in result.stderr
+    assert "is a build without CUDA" in result.stderr
+
+
+def test_automatic_build_without_compiler_compiles_nothing(checkout: Path, tmp_path: Path) -> None:
+    result = run(
+        ["setup.py", "--quiet", "--version"], checkout, FASTGAN_BUILD="auto", CXX="no-such-compiler", PATH=str(tmp_path)
+    )
+    assert result.returncode == 0, result.stderr
+    assert "nothing is compiled: there is no C++ compiler (no-such-compiler)" in result.stderr
