@@ -55,14 +55,16 @@ def _read(path: Path, what: str, dimensions: int) -> np.ndarray:
             f"begins with {magic.hex(' ')}"
         )
     shape = struct.unpack_from(f">{dimensions}I", content, 4)
+    claim = " x ".join(map(str, shape))
     expected = header + int(np.prod([int(n) for n in shape], dtype=object))
     if len(content) != expected:
         fault = "is truncated" if len(content) < expected else "has bytes left over"
-        claim = " x ".join(map(str, shape))
         raise DataError(
             f"{path} {fault}: it ends at byte {len(content)}, but its header, which says {claim} {what}, "
             f"needs {expected}"
         )
+    if 0 in shape:
+        raise DataError(f"{path} holds {claim} {what}, but at least one sample is needed")
     return np.frombuffer(content, np.uint8, offset=header).reshape(shape)
 
 

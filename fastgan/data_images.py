@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import struct
 from pathlib import Path
 
@@ -42,12 +43,22 @@ def load_images(folder: Path, files: list[Path], name: str) -> Dataset:
     images = []
     for path in files:
         try:
-            with Image.open(path) as image:
+            content = io.BytesIO(path.read_bytes())
+            with Image.open(content) as image:
+                image.verify()  # checksums too, which decoding alone does not look at
+            with Image.open(content) as image:
                 size = image.size
                 if images and size != images[0][1].size:
                     break
                 images.append((path, image.convert("L" if image.mode in _GREY_MODES else "RGB")))
-        except (OSError, SyntaxError, ValueError, struct.error, Image.DecompressionBombError) as error:
+        except (
+            OSError,
+            SyntaxError,
+            EOFError,
+            ValueError,
+            struct.error,
+            Image.DecompressionBombError,
+        ) as error:
             raise DataError(f"{path} is no intact image: {error}") from error
     if len(images) < len(files):
         first, image = images[0]

@@ -139,12 +139,12 @@ def from_array(
     image_shape = None
     if array.ndim > 2:
         image_shape = array.shape[1:3] if array.shape[3:] in ((), (1,)) else array.shape[1:]
-    flat = torch.from_numpy(np.ascontiguousarray(array.reshape(len(array), -1)))
-    if array.dtype == np.uint8:
+    dtype = np.uint8 if array.dtype == np.uint8 else np.float64
+    flat = torch.from_numpy(np.array(array.reshape(len(array), -1), dtype=dtype, order="C"))
+    if dtype == np.uint8:
         scale = offset = torch.tensor(127.5)
         samples = flat.float() / 127.5 - 1
     else:
-        flat = flat.double()
         axes = {} if image_shape else {"dim": 0}
         low, high = torch.amin(flat, **axes), torch.amax(flat, **axes)
         scale, offset = (high - low) / 2, (high + low) / 2

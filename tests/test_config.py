@@ -1,0 +1,102 @@
+"""The options of a run: defaults by data, and the refusal of each value that is out of range."""
+
+from __future__ import annotations
+
+import pytest
+import tomlkit
+import torch
+
+from fastgan.config import TrainConfig, pick_device
+from fastgan.data import Dataset, load
+
+
+def test_defaults_suit_the_data() -> None:
+    digits, ring = load("digits"), load("ring8")
+    config = TrainConfig.for_dataset(digits, "digits")
+    assert config.conditional
+    assert config.output_activation == "tanh"
+    assert TrainConfig.for_dataset(ring, "ring8").g_hidden == (128, 128)
+    assert not TrainConfig.for_dataset(ring, "ring8").conditional
+    table = Dataset("table", torch.zeros(50, 3))
+    assert TrainConfig.for_dataset(table, "table.csv").output_activation == "identity"
+    assert TrainConfig.for_dataset(table, "table.csv").batch_size == 50
+    wide = Dataset("wide", torch.zeros(200, 784), image_shape=(28, 28))
+    assert TrainConfig.for_dataset(wide, "wide").latent_size == 100
+    assert not TrainConfig.for_dataset(wide, "wide").conditional
+
+
+def test_options_replace_defaults() -> None:
+    config = TrainConfig.for_dataset(load("ring8"), "ring8", steps=7, latent_size=None, g_hidden=[5])
+    assert (config.steps, config.latent_size, config.g_hidden) == (7, 2, (5,))
+    with pytest.raises(TypeError, match="stepz is no option of training"):
+        TrainConfig.for_dataset(load("ring8"), "ring8", stepz=7)
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "sentence"),
+    [
+        ("steps", 0, "steps must be at least 1, not 0"),
+        ("steps", 1.5, "steps must be an integer"),
+        ("batch_size", 0, "batch_size must be at least 1, not 0"),
+        ("latent_size", 0, "latent_size must be at least 1, not 0"),
+        ("g_hidden", (8, 0), r"g_hidden\[1\] must be at least 1, not 0"),
+        ("d_hidden", 8, "d_hidden must be a tuple of widths"),
+        ("g_activation", "rellu", "g_activation must be one of identity, relu,"),
+        ("output_activation", None, "output_activation must be one of"),
+        ("negative_slope", float("nan"), "negative_slope must be finite"),
+        ("loss", "wgan", "loss must be one of non_saturating, minimax, not 'wgan'"),
+        ("real_target", 1.1, r"real_target must be in \[0, 1\], not 1.1"),
+        ("fake_target", -0.1, r"fake_target must be in \[0, 1\], not -0.1"),
+        ("d_steps", 0, "d_steps must be at least 1"),
+        ("reuse_fake", 1, "reuse_fake must be True or False"),
+        ("g_lr", 0, "g_lr must be finite and greater than 0, not 0"),
+        ("d_lr", -1e-3, "d_lr must be finite and greater than 0, not -0.001"),
+        ("d_lr", float("inf"), "d_lr must be finite"),
+        ("beta1", 1.0, r"beta1 must be in \[0, 1\), not 1"),
+        ("beta2", -0.5, r"beta2 must be in \[0, 1\], not -0.5"),
+        ("ema_decay", 1, r"ema_decay must be in \[0, 1\), not 1"),
+        ("r1_gamma", -1, "r1_gamma must be finite and at least 0, not -1"),
+        ("r1_every", 0, "r1_every must be at least 1"),
+        ("seed", -1, "seed must be at least 0, not -1"),
+        ("seed", 2**63, "seed must be in"),
+        ("precision", "fp16", "precision must be one of fp32, bf16, not 'fp16'"),
+        ("device", "tpu", "device must be auto, cpu, cuda or cuda:N, not 'tpu'"),
+        ("device", "cpu:1", "device must be auto, cpu, cuda or cuda:N, not 'cpu:1'"),
+        ("log_every", 0, "log_every must be at least 1"),
+        ("keep_checkpoints", 0, "keep_checkpoints must be at least 1"),
+        ("runs", "", "runs must not be empty"),
+        ("data", 3, "data must be a string"),
+    ],
+)
+def test_refused(option: str, value: object, sentence: str) -> None:
+    with pytest.raises((TypeError, ValueError), match=sentence):
+        TrainConfig(**{option: value})
+
+
+def test_refused_for_the_data() -> None:
+    ring = load("ring8")
+    with pytest.raises(ValueError, match=r"batch_size must be at most 25000, .* in ring8, not 25001"):
+        TrainConfig.for_dataset(ring, "ring8", batch_size=25_001)
+    plain = Dataset("plain", torch.zeros(200, 3))
+    with pytest.raises(ValueError, match="conditional must be False for plain, which has no labels"):
+        TrainConfig.for_dataset(plain, "plain", conditional=True)
+
+
+def test_round_trip_through_toml() -> None:
+    config = TrainConfig(g_hidden=(3, 4), d_hidden=(), g_lr=1e-5, conditional=True, data='a "b"\\c')
+    text = tomlkit.dumps(config.as_dict())
+    assert TrainConfig.from_dict(tomlkit.parse(text).unwrap()) == config
+    values = config.as_dict()
+    values["stepz"] = values.pop("steps")
+    with pytest.raises(ValueError, match="unknown: stepz"):
+        TrainConfig.from_dict(values)
+    del values["stepz"]
+    with pytest.raises(ValueError, match="missing: steps"):
+        TrainConfig.from_dict(values)
+
+
+def test_devices() -> None:
+    assert pick_device("cpu") == torch.device("cpu")
+    assert pick_device("auto").type == ("cuda" if torch.cuda.is_available() else "cpu")
+    with pytest.raises(ValueError, match="device must be one that this machine has"):
+        pick_device("cuda:99")
