@@ -110,13 +110,18 @@ def extension(mode: str):
             "fastgan._C", files, extra_compile_args={"cxx": cxx}, extra_link_args=link
         )
     include, library = nvidia_package_paths()
+    # Searched last, so that they only fill gaps: the toolkit's own headers are the ones that fit its compiler.
+    host_gaps = [word for folder in include for word in ("-idirafter", folder)]
+    device_gaps = [word for folder in include for word in ("-Xcompiler", f"-idirafter,{folder}")]
     return cpp_extension.CUDAExtension(
         "fastgan._C",
         files + sources("cuda", "*.cu"),
-        include_dirs=include,
         library_dirs=library,
         define_macros=[("FASTGAN_WITH_CUDA", "1")],
-        extra_compile_args={"cxx": cxx, "nvcc": ["-O3", "--extended-lambda", "-lineinfo"]},
+        extra_compile_args={
+            "cxx": cxx + host_gaps,
+            "nvcc": ["-O3", "--extended-lambda", "-lineinfo", *device_gaps],
+        },
         extra_link_args=link,
     )
 
