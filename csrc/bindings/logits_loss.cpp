@@ -2,10 +2,11 @@
 //   logits_loss          one batch: the generator's loss, and one unreduced half of the discriminator's
 //   discriminator_loss   both halves in one pass
 // The forward pass already makes the gradients; backward only scales them.
+#include "../cpu/logits_loss.h"
+
 #include <torch/csrc/autograd/autograd_not_implemented_fallback.h>
 #include <torch/csrc/autograd/custom_function.h>
 
-#include "../cpu/bce.h"
 #include "common.h"
 
 namespace fastgan::bindings {

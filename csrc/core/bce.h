@@ -29,18 +29,4 @@ FASTGAN_INLINE C bce_target_gradient(C x, C w, C p) {
   return w * ((p - C(1)) * softplus_(-x) - x);
 }
 
-// Loss and gradient of weight one against a constant target, from one exponential.
-template <class C>
-struct LossAndGradient {
-  C loss;
-  C gradient;
-};
-
-template <class C>
-FASTGAN_INLINE LossAndGradient<C> logits_loss(C x, C t) {
-  const Sigmoids<C> s = sigmoids(x);
-  const C linear = (C(1) - t) * x + select(x > C(0), C(0), -x);
-  return {linear + log1p_unit(s.exponential), (C(1) - t) * s.positive - t * s.negative};
-}
-
 }  // namespace fastgan

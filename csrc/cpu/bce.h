@@ -1,4 +1,4 @@
-// CPU kernels of the losses. Pointers are to contiguous memory; T is float, double, bfloat16 or float16.
+// CPU kernels of the binary cross-entropy. Pointers are to contiguous memory; T is float, double, bfloat16 or float16.
 #pragma once
 
 #include <cstdint>
@@ -36,29 +36,5 @@ double bce_sum(const BceArguments<T>& arguments);
 template <class T>
 void bce_backward(const BceArguments<T>& arguments, const T* grad_output, int64_t grad_output_stride, double scale,
                   T* grad_input, T* grad_target);
-
-// One batch of logits against one constant target: sign times the cross-entropy.
-template <class T>
-struct LogitsTerm {
-  int64_t n;
-  const T* logits;
-  double target;
-  double sign;
-  double scale;  // of this term in the sum
-  T* gradient;   // null, or where the n derivatives go, without scale
-};
-
-// The scaled sum over all terms, and the gradients, in one pass.
-template <class T>
-double logits_loss_sum(const LogitsTerm<T>* terms, int count);
-
-// The n losses, without scale, and the gradients, in one pass.
-template <class T>
-void logits_loss_elementwise(const LogitsTerm<T>& term, T* losses);
-
-// out = gradient * (grad_output * scale); grad_output as in bce_backward.
-template <class T>
-void logits_loss_backward(int64_t n, const T* gradient, const T* grad_output, int64_t grad_output_stride, double scale,
-                          T* out);
 
 }  // namespace fastgan::cpu
