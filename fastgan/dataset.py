@@ -82,6 +82,18 @@ class Dataset:
         """Map scaled samples (..., data) to the units of the data's source."""
         return samples * self.scale.to(samples.device) + self.offset.to(samples.device)
 
+    def examples(self, count: int, seed: int, by_class: bool) -> Tensor:
+        """Some of the samples in random order, at most (count, data); by class, the classes take turns."""
+        order = torch.randperm(len(self), generator=torch.Generator().manual_seed(seed))[
+            : None if by_class else count
+        ]
+        if by_class and self.labels is not None:
+            members = [order[self.labels[order] == label] for label in range(self.num_classes)]
+            turns = [indices for indices in members if len(indices)]
+            picks = [divmod(i, len(turns)) for i in range(count)]
+            order = torch.stack([turns[turn][row % len(turns[turn])] for row, turn in picks])
+        return self.samples[order]
+
     @property
     def fingerprint(self) -> str:
         """SHA-256 of samples and labels: tells whether a resumed run sees the data that it began with."""

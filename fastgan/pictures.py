@@ -24,7 +24,7 @@ def save_samples(
     image_shape: Sequence[int] | None,
     path: Path,
     behind: Tensor | None = None,
-    columns: int = 10,
+    classes: int = 0,
 ) -> None:
     """A picture of samples: a grid where they are images, else a plot of points.
 
@@ -33,11 +33,13 @@ def save_samples(
         image_shape: (h, w) or (h, w, 3), or None.
         path: the PNG file to write.
         behind: (M, data) points of the real data, drawn faintly behind the others.
-        columns: of the grid.
+        classes: that take turns, so that each has columns of its own; 0 where they do not.
     """
     if image_shape is None:
         save_points(samples, path, behind)
     else:
+        # The multiple of the classes that is nearest to ten columns from below.
+        columns = classes * max(1, 10 // classes) if 0 < classes <= 20 else 10
         image_grid(samples, image_shape, columns).save(path)
 
 

@@ -9,8 +9,10 @@ from collections.abc import Mapping
 from types import FrameType, TracebackType
 from typing import Any
 
-from rich.console import Console
+from rich.console import Console, Group
+from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.text import Text
 
 from fastgan.run_folder import RunFolder
 
@@ -21,34 +23,36 @@ class Reporter:
     def __init__(self, run: RunFolder, step: int, steps: int, quiet: bool = False) -> None:
         """Report steps from `step` to `steps`; a quiet one writes log.txt alone."""
         self._run, self._quiet = run, quiet
-        self._progress: Progress | None = None
+        self._live: Live | None = None
         if not quiet and sys.stdout.isatty():
             self._progress = Progress(
                 TextColumn("step"),
                 MofNCompleteColumn(),
                 BarColumn(bar_width=None),
-                TextColumn("{task.fields[status]}"),
                 TimeRemainingColumn(),
-                console=Console(),
+                expand=True,
             )
-            self._task = self._progress.add_task("", total=steps, completed=step, status="")
+            self._task = self._progress.add_task("", total=steps, completed=step)
+            self._status = Text()
+            # The statistics on a line of their own: beside the bar they would not fit into 80 columns.
+            self._live = Live(Group(self._progress, self._status), console=Console(highlight=False))
 
     def __enter__(self) -> Reporter:
-        if self._progress:
-            self._progress.start()
+        if self._live:
+            self._live.start()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._progress:
-            self._progress.stop()
+        if self._live:
+            self._live.stop()
 
     def line(self, text: str) -> None:
         """A line for the user and for log.txt."""
         self._run.log(text)
-        if self._progress:
-            self._progress.console.print(text, markup=False, highlight=False, soft_wrap=True)
+        if self._live:
+            self._live.console.print(text, markup=False, soft_wrap=True)
         elif not self._quiet:
             print(text, flush=True)
 
@@ -58,11 +62,13 @@ class Reporter:
             f"D loss {row['d_loss']:.3f}  G loss {row['g_loss']:.3f}  D(x) {row['real_score']:.2f}  "
             f"D(G(z)) {row['fake_score']:.2f}  {row['samples_per_second']:,.0f} samples/s"
         )
-        if self._progress:
-            self._run.log(f"step {row['step']}  {status}")
-            self._progress.update(self._task, completed=row["step"], status=status)
+        line = f"step {row['step']:>6}  {status}"
+        if self._live:
+            self._run.log(line)
+            self._progress.update(self._task, completed=row["step"])
+            self._status.plain = status
         else:
-            self.line(f"step {row['step']:>6}  {status}")
+            self.line(line)
 
 
 class StopSignals:

@@ -100,7 +100,8 @@ def sample_run(
         runs: the folder of run folders.
 
     Returns:
-        The samples (count, data) in [-1, 1], and what dataset.json says of the data.
+        The samples (count, data) in [-1, 1], and what dataset.json says of the data, with `classes`: how many
+        take turns in the samples, 0 where they do not.
 
     Raises:
         CheckpointError: the run or its checkpoint cannot be used.
@@ -113,7 +114,8 @@ def sample_run(
     groups, _ = load_checkpoint(folder.newest_checkpoint(), {stem: generator.state_dict()})
     generator.load_state_dict(groups[stem])
     samples = draw(generator, config, count, num_classes=facts["num_classes"], label=label, seed=seed)
-    return samples, facts
+    turns = facts["num_classes"] if config.conditional and label is None else 0
+    return samples, {**facts, "classes": turns}
 
 
 def write_samples(samples: Tensor, facts: dict[str, Any], out: Path) -> None:
@@ -121,7 +123,7 @@ def write_samples(samples: Tensor, facts: dict[str, Any], out: Path) -> None:
 
     Args:
         samples: (count, data), in [-1, 1].
-        facts: what dataset.json says of the data.
+        facts: what `sample_run` says of the data.
         out: a .png, or a .npy of shape (count, h, w[, 3]) or (count, data), float32, in the data's own units.
 
     Raises:
@@ -130,7 +132,7 @@ def write_samples(samples: Tensor, facts: dict[str, Any], out: Path) -> None:
     """
     shape = facts["image_shape"]
     if out.suffix.lower() == ".png":
-        pictures.save_samples(samples, shape, out)
+        pictures.save_samples(samples, shape, out, classes=facts["classes"])
     elif out.suffix.lower() == ".npy":
         values = samples * torch.tensor(facts["scale"]) + torch.tensor(facts["offset"])
         np.save(out, values.reshape(len(values), *(shape or [-1])).numpy())

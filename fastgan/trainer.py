@@ -180,10 +180,8 @@ class Trainer:
                 self.run.remove()
                 self.run = None
             raise
-        if stop.received == signal.SIGINT:
-            raise KeyboardInterrupt
         if stop.received is not None:
-            raise SystemExit(128 + stop.received)
+            raise KeyboardInterrupt if stop.received == signal.SIGINT else SystemExit(128 + stop.received)
         return self.run.path
 
     def sample(self, count: int, *, label: int | None = None, seed: int = 0) -> Tensor:
@@ -209,7 +207,8 @@ class Trainer:
             f"{self.run.path}: {len(self.dataset):,} samples of {self.dataset.name}, on {self.device}"
         )
         report.line(f"plan: {self.train_step.plan}")
-        self._save_picture(self.dataset.samples[: self._picture_size()], "real.png")
+        real = self.dataset.examples(self._picture_size(), self.config.seed, self.config.conditional)
+        self._save_picture(real, "real.png")
         self._save_picture(self.sample(self._picture_size(), seed=self.config.seed), "fakes_step_0.png")
         # So that there is a good checkpoint from the first step on, whatever happens to the second.
         self._save_checkpoint()
@@ -261,7 +260,8 @@ class Trainer:
 
     def _save_picture(self, samples: Tensor, name: str) -> None:
         behind = self.dataset.samples[: sampling.PICTURE_POINTS] if name != "real.png" else None
-        pictures.save_samples(samples, self.dataset.image_shape, self.run.samples / name, behind)
+        classes = self.dataset.num_classes if self.config.conditional else 0
+        pictures.save_samples(samples, self.dataset.image_shape, self.run.samples / name, behind, classes)
 
     def _refuse_non_finite(self, values: Tensor) -> None:
         networks = {

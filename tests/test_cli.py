@@ -179,7 +179,7 @@ def test_divergence(here: Path) -> None:
 
 
 def test_without_the_extra(here: Path) -> None:
-    """Where typer is not installed, the command says what to install; and `import fastgan` imports none of it."""
+    """Where typer is not installed, the command says what to install; `import fastgan` imports none of it."""
     (here / "typer.py").write_text("raise ModuleNotFoundError(\"No module named 'typer'\", name='typer')\n")
     _, err = run("train", "ring8", folder=here, code=2)
     assert err.strip().endswith('the command line needs typer: pip install "fastgan[train]"')

@@ -51,6 +51,17 @@ def refused(data: object, *words: str) -> None:
 # The built-in sets.
 
 
+def test_examples() -> None:
+    data = load("digits")
+    real = data.examples(30, seed=1, by_class=True)
+    for row, picked in enumerate(real):
+        assert row % 10 in data.labels[(data.samples == picked).all(dim=1)]
+    assert data.examples(5000, seed=1, by_class=False).shape == (1797, 64)
+    assert not torch.equal(data.examples(9, seed=1, by_class=False), data.examples(9, seed=2, by_class=False))
+    few = Dataset("few", torch.arange(3.0)[:, None], torch.tensor([1, 2, 2]), 3)
+    assert sorted(few.examples(4, seed=0, by_class=True)[:, 0].tolist()) in ([0, 0, 1, 2],)
+
+
 def test_digits() -> None:
     data = load("digits")
     assert data.samples.shape == (1797, 64)

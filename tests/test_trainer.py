@@ -118,7 +118,7 @@ def test_checkpoints_are_pruned() -> None:
     ],
 )
 def test_resume_is_exact(data: str, options: dict[str, Any]) -> None:
-    """N steps, a resumption and N steps give the very bits of 2 N steps, off the period of R1 and across an epoch."""
+    """N steps, a resumption and N steps give the very bits of 2 N steps, amid an epoch and a period of R1."""
     whole = small(data, steps=22, runs="whole", **options)
     whole.train(quiet=True)
     path = small(data, steps=11, runs="halves", **options).train(quiet=True)
@@ -291,7 +291,7 @@ def test_resume_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     assert RunFolder.find("0").path == RunFolder.find(None).path == path
     before = tree(path)
     with pytest.raises(
-        CheckpointError, match="run must be a run folder or the number of one in runs, not '7'"
+        CheckpointError, match=r"run must be a run folder or the number of one in runs, not '7'"
     ):
         Trainer.resume("7")
     with pytest.raises(ValueError, match="steps must be at least 6, which the run has done, not 5"):
@@ -305,7 +305,7 @@ def test_resume_refused(monkeypatch: pytest.MonkeyPatch) -> None:
         Trainer.resume(path)
     for text in ("steps = ", "steps = 3\n", before["config.toml"].decode().replace("loss = ", "lost = ")):
         (path / "config.toml").write_text(text)
-        with pytest.raises(CheckpointError, match="config.toml cannot be used"):
+        with pytest.raises(CheckpointError, match=r"config.toml cannot be used"):
             Trainer.resume(path)
     (path / "config.toml").write_bytes(before["config.toml"])
     assert tree(path) == before
