@@ -1,0 +1,57 @@
+"""What the tests share: the backends that a test runs on, the seed, hypothesis's profile."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+
+import pytest
+import torch
+from hypothesis import HealthCheck, settings
+
+import fastgan
+from fastgan.backend import unavailable_reason
+
+# A backend that computes on CPU tensors joins the conformance suite by an entry here.
+BACKENDS = ("reference", "cpu")
+
+# Backends whose absence is a failure, not a skip: FASTGAN_REQUIRE_BACKENDS=cpu.
+REQUIRED = tuple(filter(None, os.environ.get("FASTGAN_REQUIRE_BACKENDS", "").split(",")))
+
+settings.register_profile(
+    "repeatable",
+    derandomize=True,
+    deadline=None,
+    max_examples=40,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
+settings.load_profile("repeatable")
+
+
+@pytest.fixture(params=BACKENDS)
+def backend(request: pytest.FixtureRequest) -> Iterator[str]:
+    """Runs the test once on every backend."""
+    reason = unavailable_reason(request.param)
+    if reason:
+        if request.param in REQUIRED:
+            pytest.fail(f"backend {request.param} is required, but {reason}")
+        pytest.skip(reason)
+    with fastgan.use_backend(request.param):
+        yield request.param
+
+
+@pytest.fixture
+def compiled() -> Iterator[None]:
+    """For tests of what only the compiled ops have."""
+    reason = unavailable_reason("cpu")
+    if reason:
+        if "cpu" in REQUIRED:
+            pytest.fail(f"backend cpu is required, but {reason}")
+        pytest.skip(reason)
+    with fastgan.use_backend("cpu"):
+        yield
+
+
+@pytest.fixture(autouse=True)
+def seed() -> None:
+    torch.manual_seed(0)
