@@ -109,7 +109,9 @@ def train(
         bool | None, _option("Draw samples from a moving average of G.", "on", "--ema/--no-ema")
     ] = None,
     ema_decay: Annotated[float | None, _option("Its decay a step, 0 to 1, not 1.", "0.999")] = None,
-    r1_gamma: Annotated[float | None, _option("Weight of the R1 penalty, 0 for none.", "0.3")] = None,
+    r1_gamma: Annotated[
+        float | None, _option("Weight of the R1 penalty, 0 for none.", "0.3; ring8, grid25: 0")
+    ] = None,
     r1_every: Annotated[int | None, _option("Steps between R1 penalties, at least 1.", "8")] = None,
     conditional: Annotated[
         bool | None,

@@ -211,6 +211,9 @@ MIXTURE: dict[str, Any] = {
     "g_hidden": (128, 128),
     "d_hidden": (128, 128),
     "output_activation": "identity",
+    # The penalty leaves samples between the narrow modes: of 10,000 samples of grid25, 62 % lay within three
+    # standard deviations of a mode with 0.3, 87 % with 0.05 and 90 % without; all 25 modes were reached.
+    "r1_gamma": 0.0,
 }
 WIDE: dict[str, Any] = {
     "latent_size": 100,

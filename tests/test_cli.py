@@ -15,12 +15,15 @@ from typing import Any
 
 import numpy as np
 import pytest
+import typer
 from PIL import Image
 from safetensors.numpy import load_file, save_file
 from typer.testing import CliRunner
 
 from fastgan.checkpoint import complete_checkpoints
 from fastgan.cli import app
+from fastgan.config import TrainConfig
+from fastgan.data import load
 
 ROOT = Path(__file__).resolve().parent.parent
 SMALL = ["--g-hidden", "16", "--d-hidden", "16", "--log-every", "5"]
@@ -119,6 +122,29 @@ def test_version_help_and_unknown_options(here: Path) -> None:
     for arguments in (["train"], ["train", "ring8", "--steps", "many"], ["dance"], ["resume", "--seed", "3"]):
         assert CliRunner().invoke(app, arguments).exit_code == 2
     assert list(here.iterdir()) == []
+
+
+def test_help_tells_the_true_defaults() -> None:
+    """The help of each option begins its defaults with that of TrainConfig, and names that of ring8 after it."""
+    plain = TrainConfig.for_dataset(load("digits"), "digits").as_dict()
+    ring = TrainConfig.for_dataset(load("ring8"), "ring8").as_dict()
+    command = typer.main.get_command(app).commands["train"]
+    options = {option.name: option.help for option in command.params}
+    assert options.keys() - {"data"} == plain.keys() - {"data"}
+    for name, text in options.items():
+        if name in ("data", "conditional"):
+            continue
+        defaults = text.partition("(default: ")[2].rstrip(")").split("; ")
+        for_ring = [part.partition("ring8, grid25: ")[2] for part in defaults if "ring8" in part] or defaults[
+            :1
+        ]
+        for told, true in ((defaults[0], plain[name]), (for_ring[0], ring[name])):
+            if isinstance(true, bool):
+                assert told == ("on" if true else "off"), name
+            elif isinstance(true, (int, float)):
+                assert float(told) == true, name
+            else:
+                assert told == ",".join(map(str, [true] if isinstance(true, str) else true)), name
 
 
 def test_doctor(here: Path) -> None:

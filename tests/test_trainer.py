@@ -6,6 +6,7 @@ import dataclasses
 import json
 import os
 import signal
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -101,6 +102,14 @@ def test_a_run_leaves_its_folder() -> None:
     assert "step     10  D loss" in (path / "log.txt").read_text()
     assert small(steps=1).train(quiet=True).name == "00001-digits"
     assert small("ring8", steps=1, log_every=1).train(quiet=True).name == "00002-ring8"
+
+
+def test_runs_that_begin_at_once_get_numbers_of_their_own() -> None:
+    config, facts = small().config, load("digits").describe()
+    with ThreadPoolExecutor(8) as pool:
+        names = ("digits", "ring8") * 12
+        runs = list(pool.map(lambda name: RunFolder.create(config, name, facts).path.name, names))
+    assert sorted(int(name[:5]) for name in runs) == list(range(24))
 
 
 def test_checkpoints_are_pruned() -> None:
