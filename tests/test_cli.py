@@ -125,7 +125,7 @@ def test_version_help_and_unknown_options(here: Path) -> None:
 
 
 def test_help_tells_the_true_defaults() -> None:
-    """The help of each option begins its defaults with that of TrainConfig, and names that of ring8 after it."""
+    """The help of each option begins its defaults with that of TrainConfig, and then names that of ring8."""
     plain = TrainConfig.for_dataset(load("digits"), "digits").as_dict()
     ring = TrainConfig.for_dataset(load("ring8"), "ring8").as_dict()
     command = typer.main.get_command(app).commands["train"]
