@@ -69,21 +69,17 @@ def binary_cross_entropy_with_logits(
             f"target of shape {tuple(target.shape)} must have the shape {tuple(input.shape)} of input"
         )
     checks.same_device("target", target, "input", input)
-    compiled = backend.is_compiled(input)
-    dtype = torch.promote_types(input.dtype, target.dtype)
+    compiled = backend.is_compiled(input) and _fits(target, input)
     for name, value in (("weight", weight), ("pos_weight", pos_weight)):
         if value is None:
             continue
         checks.tensor(name, value)
-        if value.device != input.device and value.dim() > 0:
+        if value.dim() > 0:  # PyTorch takes a 0-d weight from any device
             checks.same_device(name, value, "input", input)
         checks.broadcastable(name, value, "input", input.shape)
-        # PyTorch's promotion of odd dtypes, and its refusal to differentiate by a weight, are the reference's.
-        compiled = compiled and value.device == input.device and value.dtype == dtype and not value.requires_grad
+        compiled = compiled and _fits(value, input) and not value.requires_grad
     if compiled:
-        return _ops.bce_with_logits(
-            input.to(dtype), target.to(dtype), weight, pos_weight, _REDUCTION[reduction]
-        )
+        return _ops.bce_with_logits(input, target, weight, pos_weight, _REDUCTION[reduction])
     return reference.binary_cross_entropy_with_logits(input, target, weight, reduction, pos_weight)
 
 
@@ -283,6 +279,21 @@ def r1_penalty(critic: Callable[[Tensor], Tensor], real: Tensor) -> Tensor:
     """
     _batch("real", real)
     return _input_gradient(critic, real.detach()).square().sum(1).mean()
+
+
+def _fits(value: Tensor, input: Tensor) -> bool:
+    """Whether the compiled cross-entropy takes this tensor beside input.
+
+    PyTorch's result for mixed dtypes has the target's; that, and its refusal to differentiate by a weight, are left to
+    the reference. Autocast makes one dtype of those that it casts.
+    """
+    if value.device != input.device:
+        return False
+    if value.dtype == input.dtype:
+        return True
+    return torch.is_autocast_enabled(input.device.type) and all(
+        t.dtype in (torch.float32, torch.bfloat16, torch.float16) for t in (value, input)
+    )
 
 
 def _logits_loss(logits: Tensor, target: float, sign: float, reduction: str) -> Tensor:

@@ -2,16 +2,15 @@
 #include "../cpu/bce.h"
 
 #include <torch/csrc/autograd/autograd_not_implemented_fallback.h>
-#include <torch/csrc/autograd/custom_function.h>
 
 #include "common.h"
+#include "higher_order.h"
 
 namespace fastgan::bindings {
 
 namespace {
 
 using torch::autograd::AutogradContext;
-using torch::autograd::variable_list;
 
 using OptionalTensor = std::optional<Tensor>;
 using Forward = Tensor(const Tensor&, const Tensor&, const OptionalTensor&, const OptionalTensor&, int64_t);
@@ -116,24 +115,50 @@ std::tuple<Tensor, Tensor> backward_meta(const Tensor&, const Tensor& input, con
   return {need_input ? like_input() : Tensor(), need_target ? like_input() : Tensor()};
 }
 
-// The gradients as differentiable expressions of every input, for derivatives of higher order.
-variable_list composed_backward(const Tensor& grad_output, const Tensor& x, const Tensor& t, const Tensor& weight,
-                                const Tensor& pos_weight, Reduction reduction, bool need_input, bool need_target) {
-  Tensor scale = weight.defined() ? grad_output * weight : grad_output;
-  if (reduction == Reduction::mean) scale = scale / static_cast<double>(x.numel());
-  const Tensor positive = pos_weight.defined() ? 1 + (pos_weight - 1) * t : Tensor();
-  variable_list out(2);
-  if (need_input) {
-    const Tensor sigma = at::sigmoid(x);
-    const Tensor slope = positive.defined() ? (1 - t) - positive * at::sigmoid(-x) : sigma - t;
-    out[0] = (scale * slope).expand_as(x);
+OptionalTensor optional(const Tensor& t) { return t.defined() ? OptionalTensor(t) : std::nullopt; }
+
+// bce_with_logits_backward, recorded. Its own derivative is torch's, of the same gradients as expressions.
+class BceBackwardFunction : public torch::autograd::Function<BceBackwardFunction> {
+ public:
+  static variable_list forward(AutogradContext* ctx, const Tensor& grad_output, const Tensor& input,
+                               const Tensor& target, const OptionalTensor& weight, const OptionalTensor& pos_weight,
+                               int64_t reduction, bool need_input, bool need_target) {
+    at::AutoDispatchBelowADInplaceOrView below;
+    ctx->save_for_backward({grad_output, input, target, weight.value_or(Tensor()), pos_weight.value_or(Tensor())});
+    ctx->saved_data["reduction"] = reduction;
+    ctx->set_materialize_grads(false);
+    FASTGAN_OP("bce_with_logits_backward", Backward);
+    auto [grad_input, grad_target] =
+        op.call(grad_output, input, target, weight, pos_weight, reduction, need_input, need_target);
+    ctx->saved_data["need_input"] = need_input;
+    ctx->saved_data["need_target"] = need_target;
+    variable_list needed;
+    if (need_input) needed.push_back(grad_input);
+    if (need_target) needed.push_back(grad_target);
+    return needed;
   }
-  if (need_target) {
-    const Tensor slope = pos_weight.defined() ? -(pos_weight - 1) * at::log_sigmoid(x) - x : -x;
-    out[1] = (scale * slope).expand_as(x);
+
+  static variable_list backward(AutogradContext* ctx, variable_list cotangents) {
+    const auto saved = ctx->get_saved_variables();
+    const Reduction reduction = reduction_of(ctx->saved_data["reduction"].toInt());
+    const bool need_input = ctx->saved_data["need_input"].toBool();
+    const bool need_target = ctx->saved_data["need_target"].toBool();
+    variable_list out = differentiate(saved, cotangents, [&](TensorList v) {
+      const Tensor x = widened(v[1]), t = widened(v[2]), p = v[4].defined() ? widened(v[4]) : Tensor();
+      Tensor scale = v[3].defined() ? widened(v[0]) * widened(v[3]) : widened(v[0]);
+      if (reduction == Reduction::mean) scale = scale / static_cast<double>(x.numel());
+      const Tensor by_input = p.defined() ? (1 - t) - (1 + (p - 1) * t) * at::sigmoid(-x) : at::sigmoid(x) - t;
+      const Tensor by_target = p.defined() ? -(p - 1) * at::log_sigmoid(x) - x : -x;
+      const auto dtype = v[1].scalar_type();
+      variable_list needed;
+      if (need_input) needed.push_back((scale * by_input).expand_as(x).to(dtype));
+      if (need_target) needed.push_back((scale * by_target).expand_as(x).to(dtype));
+      return needed;
+    });
+    out.resize(8);  // none for the reduction and the flags
+    return out;
   }
-  return out;
-}
+};
 
 class BceFunction : public torch::autograd::Function<BceFunction> {
  public:
@@ -155,10 +180,10 @@ class BceFunction : public torch::autograd::Function<BceFunction> {
     const bool need_target = ctx->saved_data["need_target"].toBool() && ctx->needs_input_grad(1);
     variable_list out;
     if (at::GradMode::is_enabled()) {
-      out = composed_backward(grad_outputs[0], input, target, weight, pos_weight, reduction_of(reduction), need_input,
-                              need_target);
+      variable_list needed = BceBackwardFunction::apply(grad_outputs[0], input, target, optional(weight),
+                                                        optional(pos_weight), reduction, need_input, need_target);
+      out = {need_input ? needed.front() : Tensor(), need_target ? needed.back() : Tensor()};
     } else {
-      const auto optional = [](const Tensor& t) { return t.defined() ? OptionalTensor(t) : std::nullopt; };
       FASTGAN_OP("bce_with_logits_backward", Backward);
       auto [grad_input, grad_target] = op.call(grad_outputs[0], input, target, optional(weight), optional(pos_weight),
                                                reduction, need_input, need_target);
@@ -185,8 +210,8 @@ Tensor forward_autocast(const Tensor& input, const Tensor& target, const Optiona
                         const OptionalTensor& pos_weight, int64_t reduction) {
   const WithoutAutocast guard(device);
   const auto cast = [](const Tensor& t) { return at::autocast::cached_cast(at::kFloat, t, device); };
-  const auto optional = [&](const OptionalTensor& t) { return t ? OptionalTensor(cast(*t)) : std::nullopt; };
-  return forward_op(cast(input), cast(target), optional(weight), optional(pos_weight), reduction);
+  const auto cast_optional = [&](const OptionalTensor& t) { return t ? OptionalTensor(cast(*t)) : std::nullopt; };
+  return forward_op(cast(input), cast(target), cast_optional(weight), cast_optional(pos_weight), reduction);
 }
 
 }  // namespace

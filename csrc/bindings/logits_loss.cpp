@@ -5,16 +5,15 @@
 #include "../cpu/logits_loss.h"
 
 #include <torch/csrc/autograd/autograd_not_implemented_fallback.h>
-#include <torch/csrc/autograd/custom_function.h>
 
 #include "common.h"
+#include "higher_order.h"
 
 namespace fastgan::bindings {
 
 namespace {
 
 using torch::autograd::AutogradContext;
-using torch::autograd::variable_list;
 
 using Forward = std::tuple<Tensor, std::vector<Tensor>>(TensorList, at::ArrayRef<double>, double, int64_t, bool);
 using Backward = std::vector<Tensor>(const Tensor&, TensorList, int64_t);
@@ -103,53 +102,91 @@ std::vector<Tensor> backward_meta(const Tensor&, TensorList gradients, int64_t) 
   return out;
 }
 
-// The gradients as differentiable expressions of the logits, for derivatives of higher order.
-variable_list composed_backward(const Tensor& grad_output, TensorList logits, at::ArrayRef<double> targets, double sign,
-                                int64_t reduction) {
-  variable_list out;
-  for (size_t i = 0; i < logits.size(); ++i) {
-    Tensor gradient = (at::sigmoid(logits[i]) - targets[i]) * sign * grad_output;
-    out.push_back(reduction_of(reduction) == Reduction::mean ? gradient / static_cast<double>(logits[i].numel())
-                                                             : gradient);
-  }
-  return out;
-}
+// What the derivatives of one call share. Not a tensor, so that autograd does not record it.
+struct Call {
+  std::vector<double> targets;
+  double sign;
+  int64_t reduction;
 
-class LogitsLossFunction : public torch::autograd::Function<LogitsLossFunction> {
- public:
-  static Tensor forward(AutogradContext* ctx, TensorList logits, std::vector<double> targets, double sign,
-                        int64_t reduction) {
-    at::AutoDispatchBelowADInplaceOrView below;
-    auto [loss, gradients] = forward_op(logits, targets, sign, reduction, true);
-    variable_list saved(logits.begin(), logits.end());
-    saved.insert(saved.end(), gradients.begin(), gradients.end());
-    ctx->save_for_backward(saved);
+  void save(AutogradContext* ctx) const {
     ctx->saved_data["targets"] = targets;
     ctx->saved_data["sign"] = sign;
     ctx->saved_data["reduction"] = reduction;
+  }
+  static Call of(AutogradContext* ctx) {
+    return {ctx->saved_data["targets"].toDoubleVector(), ctx->saved_data["sign"].toDouble(),
+            ctx->saved_data["reduction"].toInt()};
+  }
+};
+
+// logits_loss_backward, recorded. Its own derivative is torch's, of the same gradients as expressions of the logits.
+class LogitsLossBackwardFunction : public torch::autograd::Function<LogitsLossBackwardFunction> {
+ public:
+  struct Constants {
+    std::vector<Tensor> gradients;  // of the forward op
+  };
+
+  static variable_list forward(AutogradContext* ctx, const Tensor& grad_output, TensorList logits, const Call& call,
+                               const Constants& constants) {
+    at::AutoDispatchBelowADInplaceOrView below;
+    variable_list saved{grad_output};
+    saved.insert(saved.end(), logits.begin(), logits.end());
+    ctx->save_for_backward(saved);
+    call.save(ctx);
+    ctx->set_materialize_grads(false);
+    FASTGAN_OP("logits_loss_backward", Backward);
+    return op.call(grad_output, constants.gradients, call.reduction);
+  }
+
+  static variable_list backward(AutogradContext* ctx, variable_list cotangents) {
+    const Call call = Call::of(ctx);
+    variable_list out = differentiate(ctx->get_saved_variables(), cotangents, [&](TensorList v) {
+      variable_list gradients;
+      for (size_t i = 0; i + 1 < v.size(); ++i) {
+        const Tensor x = widened(v[i + 1]);
+        Tensor scale = widened(v[0]) * call.sign;
+        if (reduction_of(call.reduction) == Reduction::mean) scale = scale / static_cast<double>(x.numel());
+        gradients.push_back((scale * (at::sigmoid(x) - call.targets[i])).to(v[i + 1].scalar_type()));
+      }
+      return gradients;
+    });
+    out.resize(out.size() + 2);  // none for call and constants
+    return out;
+  }
+};
+
+class LogitsLossFunction : public torch::autograd::Function<LogitsLossFunction> {
+ public:
+  static Tensor forward(AutogradContext* ctx, TensorList logits, const Call& call) {
+    at::AutoDispatchBelowADInplaceOrView below;
+    auto [loss, gradients] = forward_op(logits, call.targets, call.sign, call.reduction, true);
+    variable_list saved(logits.begin(), logits.end());
+    saved.insert(saved.end(), gradients.begin(), gradients.end());
+    ctx->save_for_backward(saved);
+    call.save(ctx);
     return loss;
   }
 
   static variable_list backward(AutogradContext* ctx, variable_list grad_outputs) {
+    const Call call = Call::of(ctx);
     const auto saved = ctx->get_saved_variables();
     const size_t count = saved.size() / 2;
-    const int64_t reduction = ctx->saved_data["reduction"].toInt();
+    const TensorList logits = TensorList(saved).slice(0, count), gradients = TensorList(saved).slice(count);
     variable_list out;
     if (at::GradMode::is_enabled()) {
-      out =
-          composed_backward(grad_outputs[0], TensorList(saved).slice(0, count),
-                            ctx->saved_data["targets"].toDoubleVector(), ctx->saved_data["sign"].toDouble(), reduction);
+      out = LogitsLossBackwardFunction::apply(grad_outputs[0], logits, call,
+                                              LogitsLossBackwardFunction::Constants{gradients.vec()});
     } else {
       FASTGAN_OP("logits_loss_backward", Backward);
-      out = op.call(grad_outputs[0], TensorList(saved).slice(count), reduction);
+      out = op.call(grad_outputs[0], gradients, call.reduction);
     }
-    out.resize(count + 3);  // none for targets, sign and reduction
+    out.resize(count + 1);  // none for call
     return out;
   }
 };
 
 Tensor autograd(TensorList logits, std::vector<double> targets, double sign, int64_t reduction) {
-  if (any_requires_grad(logits)) return LogitsLossFunction::apply(logits, targets, sign, reduction);
+  if (any_requires_grad(logits)) return LogitsLossFunction::apply(logits, Call{targets, sign, reduction});
   at::AutoDispatchBelowADInplaceOrView below;
   return std::get<0>(forward_op(logits, targets, sign, reduction, false));
 }

@@ -4,16 +4,15 @@
 //   higher orders  the definition in torch ops, differentiated by torch
 #include "mlp.h"
 
-#include <torch/csrc/autograd/autograd.h>
 #include <torch/csrc/autograd/autograd_not_implemented_fallback.h>
-#include <torch/csrc/autograd/custom_function.h>
+
+#include "higher_order.h"
 
 namespace fastgan::bindings {
 
 namespace {
 
 using torch::autograd::AutogradContext;
-using torch::autograd::variable_list;
 
 Tensor activation_composed(const Tensor& z, LayerActivation a) {
   switch (a.activation) {
@@ -134,16 +133,11 @@ class MlpBackwardFunction : public torch::autograd::Function<MlpBackwardFunction
     const Call call(ctx);
     const size_t count = call.count();
     const auto saved = ctx->get_saved_variables();
-    auto part = [&, at = size_t(0)](size_t length) mutable {
-      at += length;
-      return TensorList(saved).slice(at - length, length);
-    };
-    size_t bias_count = 0;
-    for (const int64_t has : call.has_bias) bias_count += has;
-    const TensorList first = part(2), weights = part(count), biases = part(bias_count);
-    const TensorList outputs = part(saved.size() - 2 - count - bias_count - 2 * count);
-    const TensorList intermediates = part(2 * count);
-    const size_t edges = 2 + count + bias_count;
+    size_t edges = 2 + count;  // the variables, saved first: grad_output, input, weights, defined biases
+    for (const int64_t has : call.has_bias) edges += has;
+    const TensorList all(saved), variables = all.slice(0, edges), weights = all.slice(2, count);
+    const TensorList outputs = all.slice(edges, all.size() - edges - 2 * count);
+    const TensorList intermediates = all.slice(all.size() - 2 * count);
 
     // The flag of each gradient that has a cotangent, and those cotangents, packed.
     FlagList given;
@@ -158,7 +152,7 @@ class MlpBackwardFunction : public torch::autograd::Function<MlpBackwardFunction
 
     variable_list gradients;
     if (at::GradMode::is_enabled()) {
-      gradients = composed(ctx, cotangents, first[0], first[1], weights, biases, call);
+      gradients = composed(ctx, variables, cotangents, call);
     } else {
       const SecondOrderPaths paths(Flags(given, count), Layers(call.activations, call.slopes));
       FlagList need;
@@ -170,7 +164,7 @@ class MlpBackwardFunction : public torch::autograd::Function<MlpBackwardFunction
         need.push_back(call.has_bias[l] && ctx->needs_input_grad(edge++) && paths.biases[l]);
       FASTGAN_OP("mlp_double_backward", MlpDoubleBackward);
       const auto packed =
-          op.call(defined, given, first[1], weights, outputs, intermediates, call.activations, call.slopes, need);
+          op.call(defined, given, variables[1], weights, outputs, intermediates, call.activations, call.slopes, need);
       gradients = without_missing_biases(unpack(packed, need), call, 2 + count);
     }
     gradients.resize(edges + 2);  // none for call and constants
@@ -178,43 +172,22 @@ class MlpBackwardFunction : public torch::autograd::Function<MlpBackwardFunction
   }
 
  private:
-  // The definition in torch ops, differentiated twice by torch and recorded, for derivatives of any order.
-  static variable_list composed(AutogradContext* ctx, const variable_list& cotangents, const Tensor& grad_output,
-                                const Tensor& input, TensorList weights, TensorList biases, const Call& call) {
-    // Partial derivatives are wanted, but these tensors may be functions of each other (grad_output of input, say).
-    // Aliases are each a variable of its own, and still lead back to the tensors for the next derivative.
-    variable_list variables;
-    for (const TensorList list : {TensorList(grad_output), TensorList(input), weights, biases})
-      for (const Tensor& tensor : list) variables.push_back(at::alias(tensor));
-    const auto part = [&](size_t begin, size_t length) { return TensorList(variables).slice(begin, length); };
-
-    // Backward's outputs, once more, as expressions of its inputs.
-    const Tensor output =
-        mlp_composed(variables[1], part(2, weights.size()), part(2 + weights.size(), biases.size()), call);
-    variable_list by, bars;
-    size_t next = 0, slot = 0, bias = 0;
-    for (const int64_t needed : ctx->saved_data["need"].toIntVector()) {
-      const bool is_bias = slot > call.count();
-      const size_t place = is_bias ? 2 + call.count() + bias : 1 + slot;
-      if (is_bias && call.has_bias[slot - 1 - call.count()]) ++bias;
-      ++slot;
-      if (!needed) continue;
-      if (cotangents[next].defined()) by.push_back(variables[place]), bars.push_back(cotangents[next]);
-      ++next;
-    }
-    variable_list gradients(variables.size());
-    if (by.empty()) return gradients;
-    const variable_list first = torch::autograd::grad({output}, by, {variables[0]}, true, true, true);
-    variable_list roots, root_bars, leaves;
-    for (size_t i = 0; i < first.size(); ++i)
-      if (first[i].defined() && first[i].requires_grad()) roots.push_back(first[i]), root_bars.push_back(bars[i]);
-    std::vector<size_t> places;
-    for (size_t i = 0; i < variables.size(); ++i)
-      if (variables[i].requires_grad() && ctx->needs_input_grad(i)) leaves.push_back(variables[i]), places.push_back(i);
-    if (roots.empty() || leaves.empty()) return gradients;
-    const variable_list second = torch::autograd::grad(roots, leaves, root_bars, true, true, true);
-    for (size_t i = 0; i < places.size(); ++i) gradients[places[i]] = second[i];
-    return gradients;
+  // The gradients asked for, as torch makes them out of the definition in torch's ops.
+  static variable_list composed(AutogradContext* ctx, TensorList variables, const variable_list& cotangents,
+                                const Call& call) {
+    const auto need = ctx->saved_data["need"].toIntVector();
+    return differentiate(variables, cotangents, [&](TensorList v) {
+      const size_t count = call.count();
+      const Tensor output = mlp_composed(v[1], v.slice(2, count), v.slice(2 + count), call);
+      variable_list by;
+      size_t bias = 2 + count;
+      for (size_t slot = 0; slot < need.size(); ++slot) {
+        const bool is_bias = slot > count;
+        const size_t place = !is_bias ? 1 + slot : call.has_bias[slot - 1 - count] ? bias++ : 0;
+        if (need[slot]) by.push_back(v[place]);
+      }
+      return torch::autograd::grad({output}, by, {v[0]}, true, true, true);
+    });
   }
 };
 
