@@ -25,6 +25,12 @@ std::tuple<Tensor, std::vector<Tensor>> forward_op(TensorList logits, at::ArrayR
   return op.call(logits, targets, sign, reduction, with_gradient);
 }
 
+// Gradients wait for backward in the type of arithmetic: float for the 16-bit types.
+at::TensorOptions gradient_options(const Tensor& logits) {
+  const bool narrow = logits.scalar_type() == at::kBFloat16 || logits.scalar_type() == at::kHalf;
+  return logits.options().dtype(narrow ? at::kFloat : logits.scalar_type());
+}
+
 void check_forward(TensorList logits, at::ArrayRef<double> targets, int64_t reduction) {
   TORCH_CHECK(!logits.empty() && logits.size() == targets.size(),
               "logits_loss_forward: logits and targets must have the "
@@ -49,10 +55,10 @@ std::tuple<Tensor, std::vector<Tensor>> forward_cpu(TensorList logits, at::Array
     std::vector<cpu::LogitsTerm<T>> terms;
     for (size_t i = 0; i < logits.size(); ++i) {
       contiguous.push_back(logits[i].contiguous());
-      if (with_gradient) gradients.push_back(at::empty(logits[i].sizes(), logits[i].options()));
+      if (with_gradient) gradients.push_back(at::empty(logits[i].sizes(), gradient_options(logits[i])));
       const int64_t n = logits[i].numel();
       terms.push_back({n, data<T>(contiguous[i]), targets[i], sign, reduction_scale(reduction_of(reduction), n),
-                       with_gradient ? mutable_data<T>(gradients[i]) : nullptr});
+                       with_gradient ? mutable_data<compute_t<T>>(gradients[i]) : nullptr});
     }
     if (reduction_of(reduction) == Reduction::none) {
       loss = at::empty(logits[0].sizes(), logits[0].options());
@@ -71,24 +77,26 @@ std::tuple<Tensor, std::vector<Tensor>> forward_meta(TensorList logits, at::Arra
   check_forward(logits, targets, reduction);
   std::vector<Tensor> gradients;
   if (with_gradient)
-    for (const Tensor& x : logits) gradients.push_back(at::empty_symint(x.sym_sizes(), x.options()));
+    for (const Tensor& x : logits) gradients.push_back(at::empty_symint(x.sym_sizes(), gradient_options(x)));
   const bool none = reduction_of(reduction) == Reduction::none;
   return {none ? at::empty_symint(logits[0].sym_sizes(), logits[0].options()) : scalar_like(logits[0]), gradients};
 }
 
+// The gradients, scaled by grad_output, whose dtype is that of the logits.
 std::vector<Tensor> backward_cpu(const Tensor& grad_output, TensorList gradients, int64_t reduction) {
   std::vector<Tensor> out;
   const bool none = reduction_of(reduction) == Reduction::none;
   const Tensor go = grad_output.contiguous();
   for (const Tensor& given : gradients) {
     const Tensor gradient = given.contiguous();
-    TORCH_CHECK(go.numel() == (none ? gradient.numel() : 1) && go.scalar_type() == gradient.scalar_type(),
+    TORCH_CHECK(go.numel() == (none ? gradient.numel() : 1) &&
+                    gradient.scalar_type() == c10::typeMetaToScalarType(gradient_options(go).dtype()),
                 "logits_loss_backward: grad_output of shape ", go.sizes(), " and dtype ", go.scalar_type(),
                 " does not fit gradients of shape ", gradient.sizes(), " and dtype ", gradient.scalar_type());
-    out.push_back(at::empty(gradient.sizes(), gradient.options()));
-    with_dtype(gradient.scalar_type(), "logits_loss_backward", [&](auto tag) {
+    out.push_back(at::empty(gradient.sizes(), go.options()));
+    with_dtype(go.scalar_type(), "logits_loss_backward", [&](auto tag) {
       using T = typename decltype(tag)::type;
-      cpu::logits_loss_backward<T>(gradient.numel(), data<T>(gradient), data<T>(go), none ? 1 : 0,
+      cpu::logits_loss_backward<T>(gradient.numel(), data<compute_t<T>>(gradient), data<T>(go), none ? 1 : 0,
                                    reduction_scale(reduction_of(reduction), gradient.numel()),
                                    mutable_data<T>(out.back()));
     });
@@ -96,9 +104,9 @@ std::vector<Tensor> backward_cpu(const Tensor& grad_output, TensorList gradients
   return out;
 }
 
-std::vector<Tensor> backward_meta(const Tensor&, TensorList gradients, int64_t) {
+std::vector<Tensor> backward_meta(const Tensor& grad_output, TensorList gradients, int64_t) {
   std::vector<Tensor> out;
-  for (const Tensor& gradient : gradients) out.push_back(at::empty_symint(gradient.sym_sizes(), gradient.options()));
+  for (const Tensor& gradient : gradients) out.push_back(at::empty_symint(gradient.sym_sizes(), grad_output.options()));
   return out;
 }
 

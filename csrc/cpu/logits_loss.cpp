@@ -22,7 +22,7 @@ double logits_loss_sum(const LogitsTerm<T>* terms, int count) {
     int k = 0;
     while (chunk >= first_chunk[k + 1]) ++k;
     const T* logits = terms[k].logits;
-    T* gradient = terms[k].gradient;
+    C* gradient = terms[k].gradient;
     const C target = C(terms[k].target), sign = C(terms[k].sign);
     const int64_t begin = (chunk - first_chunk[k]) * chunk_size, end = std::min(terms[k].n, begin + chunk_size);
     if (gradient == nullptr)
@@ -31,7 +31,7 @@ double logits_loss_sum(const LogitsTerm<T>* terms, int count) {
       partial[chunk] = simd_sum<C>(
           begin, end, FASTGAN_BODY(i) {
             const LossAndGradient<C> l = logits_loss(load(logits + i), target);
-            store(gradient + i, sign * l.gradient);
+            gradient[i] = sign * l.gradient;
             return l.loss;
           });
   });
@@ -48,7 +48,7 @@ template <class T>
 void logits_loss_elementwise(const LogitsTerm<T>& term, T* losses) {
   using C = compute_t<T>;
   const T* logits = term.logits;
-  T* gradient = term.gradient;
+  C* gradient = term.gradient;
   const C target = C(term.target), sign = C(term.sign);
   for_ranges(term.n, [&](int64_t begin, int64_t end) {
     if (gradient == nullptr)
@@ -58,28 +58,29 @@ void logits_loss_elementwise(const LogitsTerm<T>& term, T* losses) {
           begin, end, FASTGAN_BODY(i) {
             const LossAndGradient<C> l = logits_loss(load(logits + i), target);
             store(losses + i, sign * l.loss);
-            store(gradient + i, sign * l.gradient);
+            gradient[i] = sign * l.gradient;
           });
   });
 }
 
 template <class T>
-void logits_loss_backward(int64_t n, const T* gradient, const T* grad_output, int64_t stride, double scale, T* out) {
+void logits_loss_backward(int64_t n, const compute_t<T>* gradient, const T* grad_output, int64_t stride, double scale,
+                          T* out) {
   using C = compute_t<T>;
   const C s = C(scale);
   for_ranges(n, [&](int64_t begin, int64_t end) {
     if (stride == 0) {
       const C g = load(grad_output) * s;
-      return simd_for(begin, end, FASTGAN_BODY(i) { store(out + i, load(gradient + i) * g); });
+      return simd_for(begin, end, FASTGAN_BODY(i) { store(out + i, gradient[i] * g); });
     }
-    simd_for(begin, end, FASTGAN_BODY(i) { store(out + i, load(gradient + i) * (load(grad_output + i) * s)); });
+    simd_for(begin, end, FASTGAN_BODY(i) { store(out + i, gradient[i] * (load(grad_output + i) * s)); });
   });
 }
 
 #define FASTGAN_INSTANTIATE(T)                                        \
   template double logits_loss_sum<T>(const LogitsTerm<T>*, int);      \
   template void logits_loss_elementwise<T>(const LogitsTerm<T>&, T*); \
-  template void logits_loss_backward<T>(int64_t, const T*, const T*, int64_t, double, T*);
+  template void logits_loss_backward<T>(int64_t, const compute_t<T>*, const T*, int64_t, double, T*);
 FASTGAN_INSTANTIATE(float)
 FASTGAN_INSTANTIATE(double)
 FASTGAN_INSTANTIATE(bfloat16)

@@ -16,7 +16,8 @@ struct LogitsTerm {
   double target;
   double sign;
   double scale;  // of this term in the sum
-  T* gradient;   // null, or where the n derivatives go, without scale
+  // Null, or where the n derivatives go, without scale. Not rounded to T, so that backward rounds once.
+  compute_t<T>* gradient;
 };
 
 // The scaled sum over all terms, and the gradients, in one pass.
@@ -29,7 +30,7 @@ void logits_loss_elementwise(const LogitsTerm<T>& term, T* losses);
 
 // out = gradient * (grad_output * scale); grad_output as in bce_backward.
 template <class T>
-void logits_loss_backward(int64_t n, const T* gradient, const T* grad_output, int64_t grad_output_stride, double scale,
-                          T* out);
+void logits_loss_backward(int64_t n, const compute_t<T>* gradient, const T* grad_output, int64_t grad_output_stride,
+                          double scale, T* out);
 
 }  // namespace fastgan::cpu
