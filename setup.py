@@ -47,7 +47,9 @@ def cuda_missing() -> str | None:
     nvcc = Path(cpp_extension.CUDA_HOME) / "bin" / "nvcc"
     if not nvcc.exists():
         return f"CUDA_HOME is {cpp_extension.CUDA_HOME}, which has no bin/nvcc"
-    release = re.search(r"release (\d+)\.(\d+)", subprocess.run([nvcc, "--version"], capture_output=True, text=True).stdout)
+    release = re.search(
+        r"release (\d+)\.(\d+)", subprocess.run([nvcc, "--version"], capture_output=True, text=True).stdout
+    )
     if release is None:
         return f"{nvcc} does not say its version"
     if release[1] != torch.version.cuda.split(".")[0]:

@@ -156,7 +156,9 @@ def generator_loss(
     checks.choice("reduction", reduction, checks.REDUCTIONS)
     checks.number("target", target, 0.0, 1.0)
     checks.floating("fake_logits", fake_logits)
-    return _logits_loss(fake_logits, target if kind == "non_saturating" else 1.0 - target, _SIGN[kind], reduction)
+    return _logits_loss(
+        fake_logits, target if kind == "non_saturating" else 1.0 - target, _SIGN[kind], reduction
+    )
 
 
 def linear_act(

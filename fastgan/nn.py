@@ -46,9 +46,7 @@ class BCEWithLogitsLoss(nn.BCEWithLogitsLoss):
 class DiscriminatorLoss(nn.Module):
     """`fastgan.functional.discriminator_loss` as a module; the arguments are its own."""
 
-    def __init__(
-        self, real_target: float = 1.0, fake_target: float = 0.0, reduction: str = "mean"
-    ) -> None:
+    def __init__(self, real_target: float = 1.0, fake_target: float = 0.0, reduction: str = "mean") -> None:
         super().__init__()
         checks.number("real_target", real_target, 0.0, 1.0)
         checks.number("fake_target", fake_target, 0.0, 1.0)
@@ -72,9 +70,7 @@ class DiscriminatorLoss(nn.Module):
 class GeneratorLoss(nn.Module):
     """`fastgan.functional.generator_loss` as a module; the arguments are its own."""
 
-    def __init__(
-        self, kind: str = "non_saturating", target: float = 1.0, reduction: str = "mean"
-    ) -> None:
+    def __init__(self, kind: str = "non_saturating", target: float = 1.0, reduction: str = "mean") -> None:
         super().__init__()
         checks.choice("kind", kind, checks.GENERATOR_LOSSES)
         checks.number("target", target, 0.0, 1.0)

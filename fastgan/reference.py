@@ -34,7 +34,9 @@ def binary_cross_entropy_with_logits(
     pos_weight: Tensor | None = None,
 ) -> Tensor:
     """weight * ((1 - target) input + (1 + (pos_weight - 1) target) softplus(-input)), reduced."""
-    return F.binary_cross_entropy_with_logits(input, target, weight, reduction=reduction, pos_weight=pos_weight)
+    return F.binary_cross_entropy_with_logits(
+        input, target, weight, reduction=reduction, pos_weight=pos_weight
+    )
 
 
 def logits_loss(logits: Tensor, target: float, sign: float, reduction: str) -> Tensor:

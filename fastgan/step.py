@@ -297,8 +297,8 @@ def _check_ema(ema: nn.Module, generator: nn.Module) -> None:
     shapes = {name: tuple(value.shape) for name, value in generator.state_dict().items()}
     for name, value in ema.state_dict().items():
         if shapes.pop(name, None) != tuple(value.shape):
-            raise ValueError(f"ema must be a copy of the generator, but its {name} has shape {tuple(value.shape)}")
+            raise ValueError(
+                f"ema must be a copy of the generator, but its {name} has shape {tuple(value.shape)}"
+            )
     if shapes:
         raise ValueError(f"ema must be a copy of the generator, but it lacks {next(iter(shapes))}")
-
-

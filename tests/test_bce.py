@@ -90,7 +90,9 @@ def test_non_contiguous(backend: str, view) -> None:
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("target", [0.0, 1.0, 0.25])
 @pytest.mark.parametrize("logit", [1e4, -1e4, 300.0, -300.0, 0.0, math.inf, -math.inf, math.nan])
-def test_extreme_logits_end_where_torchs_do(backend: str, logit: float, target: float, dtype: torch.dtype) -> None:
+def test_extreme_logits_end_where_torchs_do(
+    backend: str, logit: float, target: float, dtype: torch.dtype
+) -> None:
     results = []
     for function in (bce, F.binary_cross_entropy_with_logits):
         x = torch.full((5,), logit, dtype=dtype, requires_grad=True)
@@ -110,7 +112,9 @@ def test_small_losses_keep_their_digits(compiled: None) -> None:
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("reduction", REDUCTIONS)
-def test_same_bits_every_time_on_any_number_of_threads(backend: str, reduction: str, dtype: torch.dtype) -> None:
+def test_same_bits_every_time_on_any_number_of_threads(
+    backend: str, reduction: str, dtype: torch.dtype
+) -> None:
     x, t = torch.randn(300, 301).to(dtype), torch.rand(300, 301).to(dtype)
 
     def run() -> list[torch.Tensor]:
@@ -209,14 +213,44 @@ def test_backward_twice(backend: str) -> None:
 
 BAD = [
     ((torch.ones(3), torch.ones(3, 1)), {}, ValueError, r"target of shape \(3, 1\).*\(3,\) of input"),
-    ((torch.ones(3), torch.ones(3)), {"reduction": "avg"}, ValueError, "reduction must be one of none, mean, sum.*'avg'"),
-    ((torch.ones(3).long(), torch.ones(3)), {}, RuntimeError, "input must have a floating-point dtype.*int64"),
-    ((torch.ones(3), torch.ones(3).bool()), {}, RuntimeError, "target must have a floating-point dtype.*bool"),
+    (
+        (torch.ones(3), torch.ones(3)),
+        {"reduction": "avg"},
+        ValueError,
+        "reduction must be one of none, mean, sum.*'avg'",
+    ),
+    (
+        (torch.ones(3).long(), torch.ones(3)),
+        {},
+        RuntimeError,
+        "input must have a floating-point dtype.*int64",
+    ),
+    (
+        (torch.ones(3), torch.ones(3).bool()),
+        {},
+        RuntimeError,
+        "target must have a floating-point dtype.*bool",
+    ),
     ((torch.ones(3, dtype=torch.cfloat), torch.ones(3)), {}, RuntimeError, "input must have.*complex64"),
-    ((torch.ones(4, 3), torch.ones(4, 3)), {"weight": torch.ones(4)}, RuntimeError, r"weight of shape \(4,\)"),
+    (
+        (torch.ones(4, 3), torch.ones(4, 3)),
+        {"weight": torch.ones(4)},
+        RuntimeError,
+        r"weight of shape \(4,\)",
+    ),
     ((torch.ones(3), torch.ones(3)), {"weight": torch.ones(4, 3)}, RuntimeError, r"weight of shape \(4, 3\)"),
-    ((torch.ones(4, 3), torch.ones(4, 3)), {"pos_weight": torch.ones(2)}, RuntimeError, r"pos_weight of shape \(2,\)"),
-    ((torch.ones(3), torch.ones(3, device="meta")), {}, RuntimeError, "target is on meta and input is on cpu"),
+    (
+        (torch.ones(4, 3), torch.ones(4, 3)),
+        {"pos_weight": torch.ones(2)},
+        RuntimeError,
+        r"pos_weight of shape \(2,\)",
+    ),
+    (
+        (torch.ones(3), torch.ones(3, device="meta")),
+        {},
+        RuntimeError,
+        "target is on meta and input is on cpu",
+    ),
     (([1.0], torch.ones(1)), {}, TypeError, "input must be a Tensor, not list"),
     ((torch.ones(1), torch.ones(1)), {"weight": 2.0}, TypeError, "weight must be a Tensor, not float"),
 ]

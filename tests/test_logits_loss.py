@@ -65,13 +65,17 @@ def test_unreduced_halves(backend: str, half: int, dtype: torch.dtype) -> None:
 @pytest.mark.parametrize("kind", ["non_saturating", "minimax"])
 @pytest.mark.parametrize("target", [1.0, 0.8])
 @pytest.mark.parametrize("size", [(), (33, 1), (4, 0), (70_001,)], ids=str)
-def test_generator_loss(backend: str, size, target: float, kind: str, reduction: str, dtype: torch.dtype) -> None:
+def test_generator_loss(
+    backend: str, size, target: float, kind: str, reduction: str, dtype: torch.dtype
+) -> None:
     if reduction == "mean" and 0 in size:
         assert generator_loss(torch.empty(size), kind=kind).isnan()
         return
     ours = functools.partial(generator_loss, kind=kind, target=target, reduction=reduction)
     torchs = functools.partial(torch_generator_loss, kind=kind, target=target, reduction=reduction)
-    check_against_torch(ours, torchs, [(3 * torch.randn(size)).to(dtype)], size if reduction == "none" else ())
+    check_against_torch(
+        ours, torchs, [(3 * torch.randn(size)).to(dtype)], size if reduction == "none" else ()
+    )
 
 
 def test_the_formulas_of_the_paper(backend: str) -> None:
@@ -99,7 +103,10 @@ def test_an_empty_half(backend: str, empty: int) -> None:
 @pytest.mark.parametrize("logit", [1e4, -1e4, 300.0, math.inf, -math.inf, math.nan])
 def test_extreme_logits_end_where_torchs_do(backend: str, logit: float, dtype: torch.dtype) -> None:
     results = []
-    functions = [discriminator_loss, functools.partial(torch_discriminator_loss, a=1.0, b=0.0, reduction="mean")]
+    functions = [
+        discriminator_loss,
+        functools.partial(torch_discriminator_loss, a=1.0, b=0.0, reduction="mean"),
+    ]
     for function in functions:
         x = torch.full((3,), logit, dtype=dtype, requires_grad=True)
         y = torch.full((3,), logit, dtype=dtype, requires_grad=True)
@@ -143,7 +150,10 @@ def test_gradcheck_and_third_derivative(backend: str, reduction: str) -> None:
         assert torch.autograd.gradcheck(function, inputs)
         assert torch.autograd.gradgradcheck(function, inputs)
     derivatives = []
-    for function in (generator, functools.partial(torch_generator_loss, kind="minimax", target=0.7, reduction=reduction)):
+    for function in (
+        generator,
+        functools.partial(torch_generator_loss, kind="minimax", target=0.7, reduction=reduction),
+    ):
         value = function(x)
         for _ in range(3):
             (value,) = torch.autograd.grad(value.sum(), x, create_graph=True)
@@ -240,4 +250,6 @@ def test_any_sizes_and_targets(backend: str, sizes, scale, targets, reduction, d
     inputs = [(scale * torch.randn(n)).to(dtype) for n in sizes]
     a, b = targets
     ours = functools.partial(discriminator_loss, real_target=a, fake_target=b, reduction=reduction)
-    check_against_torch(ours, functools.partial(torch_discriminator_loss, a=a, b=b, reduction=reduction), inputs, ())
+    check_against_torch(
+        ours, functools.partial(torch_discriminator_loss, a=a, b=b, reduction=reduction), inputs, ()
+    )

@@ -42,7 +42,17 @@ def run(arguments: list[str], cwd: Path, **environment: str) -> subprocess.Compl
 
 def test_install_without_compiled_module(checkout: Path, tmp_path: Path) -> None:
     target = tmp_path / "site"
-    pip = ["-m", "pip", "install", "--quiet", "--no-build-isolation", "--no-deps", "--target", str(target), "."]
+    pip = [
+        "-m",
+        "pip",
+        "install",
+        "--quiet",
+        "--no-build-isolation",
+        "--no-deps",
+        "--target",
+        str(target),
+        ".",
+    ]
     result = run(pip, checkout, FASTGAN_BUILD="none")
     assert result.returncode == 0, result.stderr
     assert not list((target / "fastgan").glob("_C*"))
@@ -91,7 +101,11 @@ def test_forced_cuda_build_says_what_is_missing(checkout: Path) -> None:
 
 def test_automatic_build_without_compiler_compiles_nothing(checkout: Path, tmp_path: Path) -> None:
     result = run(
-        ["setup.py", "--quiet", "--version"], checkout, FASTGAN_BUILD="auto", CXX="no-such-compiler", PATH=str(tmp_path)
+        ["setup.py", "--quiet", "--version"],
+        checkout,
+        FASTGAN_BUILD="auto",
+        CXX="no-such-compiler",
+        PATH=str(tmp_path),
     )
     assert result.returncode == 0, result.stderr
     assert "nothing is compiled: there is no C++ compiler (no-such-compiler)" in result.stderr

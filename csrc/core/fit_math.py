@@ -48,6 +48,13 @@ fit("atanh_tail", lambda q: (mp.atanh(mp.sqrt(q)) / mp.sqrt(q) - 1) / q, 1e-12, 
 # tanh(x) = x + x^3 P(x^2) for |x| <= 0.625
 fit("tanh_tail", lambda q: (mp.tanh(mp.sqrt(q)) / mp.sqrt(q) - 1) / q, 1e-12, 0.625**2, 5)
 # erf(x) = x P(x^2) for |x| <= 1
-fit("erf_near", lambda q: mp.erf(mp.sqrt(q)) / mp.sqrt(q), 1e-12, 1.0, 7, lambda q: 1 / (mp.erf(mp.sqrt(q)) / mp.sqrt(q)))
+fit(
+    "erf_near",
+    lambda q: mp.erf(mp.sqrt(q)) / mp.sqrt(q),
+    1e-12,
+    1.0,
+    7,
+    lambda q: 1 / (mp.erf(mp.sqrt(q)) / mp.sqrt(q)),
+)
 # erf(t) = 1 - exp(-P(t)) for 1 <= t <= 4; an error of P counts times erfc(t)
 fit("erf_far", log_survival, 1.0, 4.0, 8, lambda t: mp.erfc(t) * 1.0 + mp.mpf("1e-9"))

@@ -78,7 +78,8 @@ FASTGAN_INLINE float tanh_(float x) {
   p = p * q + -3.333333318e-01f;
   const float near = (p * q) * x + x;
   const float e = exp_(-2.0f * abs_(x));
-  const float far = copysign_((1.0f - e) / (1.0f + e), x);
+  // Not (1 - e) / (1 + e): near saturation derivatives live on the last bits of y, and here just one rounding is of y.
+  const float far = copysign_(1.0f - 2.0f * e / (1.0f + e), x);
   return select(abs_(x) <= 0.625f, near, far);
 }
 
