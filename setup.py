@@ -1,8 +1,8 @@
 """Builds fastgan._C, the compiled module, with torch.utils.cpp_extension.
 
 FASTGAN_BUILD chooses what is built:
-  auto (default)  with CUDA where nvcc and a CUDA build of PyTorch of the same major version are found, else for the CPU,
-                  else (no PyTorch or no C++ compiler in the build environment) nothing: fastgan then runs on PyTorch
+  auto (default)  with CUDA where nvcc and a CUDA build of PyTorch of the same major version are found, else for the
+                  CPU, else (no PyTorch or no C++ compiler in the build environment) nothing: it then runs on PyTorch
   cuda, cpu       that, or an error that says what is missing
   none            nothing
 TORCH_CUDA_ARCH_LIST, CUDA_HOME, MAX_JOBS and CXX are respected, as torch.utils.cpp_extension documents them.
@@ -86,7 +86,7 @@ def choose_mode() -> str:
 
 
 def nvidia_package_paths() -> tuple[list[str], list[str]]:
-    """Include and library folders inside the nvidia packages that PyTorch installs: some toolkits lack these headers."""
+    """Include and library folders inside the nvidia packages PyTorch installs: some toolkits lack these headers."""
     roots = {Path(p) / "nvidia" for p in [*site.getsitepackages(), site.getusersitepackages()]}
     folders = [f for root in sorted(roots) if root.is_dir() for f in sorted(root.iterdir())]
     return (
@@ -108,9 +108,7 @@ def extension(mode: str):
         # Compiled for OpenMP but not linked to a runtime: its symbols are found in the one that PyTorch has loaded.
         cxx.append("-fopenmp")
     if mode == "cpu":
-        return cpp_extension.CppExtension(
-            "fastgan._C", files, extra_compile_args={"cxx": cxx}, extra_link_args=link
-        )
+        return cpp_extension.CppExtension("fastgan._C", files, extra_compile_args={"cxx": cxx}, extra_link_args=link)
     include, library = nvidia_package_paths()
     # Searched last, so that they only fill gaps: the toolkit's own headers are the ones that fit its compiler.
     host_gaps = [word for folder in include for word in ("-idirafter", folder)]

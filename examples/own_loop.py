@@ -33,6 +33,4 @@ for step in range(2001):
     if step % 500 == 0:
         with torch.no_grad():
             distance = torch.cdist(generator(torch.randn(1000, 2)), modes).min(dim=1).values.mean()
-        print(
-            f"step {step:4d}  D {d_loss.item():.3f}  G {g_loss.item():.3f}  mean distance to a mode {distance:.3f}"
-        )
+        print(f"step {step:4d}  D {d_loss.item():.3f}  G {g_loss.item():.3f}  mean distance to a mode {distance:.3f}")

@@ -29,6 +29,4 @@ for step in range(301):
 
     if step % 100 == 0:
         mean = generator(torch.randn(1000, 2)).mean(dim=0).tolist()
-        print(
-            f"step {step:3d}  Wasserstein estimate {-critic_loss.item():.3f}  mean of fakes {mean[0]:.2f}, {mean[1]:.2f}"
-        )
+        print(f"step {step:3d}  Wasserstein estimate {-critic_loss.item():.3f}  mean {mean[0]:.2f}, {mean[1]:.2f}")

@@ -6,7 +6,7 @@ from typing import Any
 
 __version__ = "0.1.0"
 
-from fastgan import backend as _backend  # loads the compiled module, or says why not
+
 from fastgan import functional, nn
 from fastgan.backend import current_backend, set_backend, use_backend
 from fastgan.build_info import info

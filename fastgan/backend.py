@@ -95,9 +95,7 @@ def set_backend(name: str) -> None:
         raise ValueError(f"backend must be one of {', '.join(NAMES)}, not {name!r}")
     reason = unavailable_reason(name)
     if reason:
-        raise RuntimeError(
-            f"backend {name!r} cannot run here: {reason}. {REBUILD if module is None else ''}".strip()
-        )
+        raise RuntimeError(f"backend {name!r} cannot run here: {reason}. {REBUILD if module is None else ''}".strip())
     _name = name
 
 

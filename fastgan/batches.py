@@ -16,9 +16,7 @@ class Batches:
     everywhere.
     """
 
-    def __init__(
-        self, dataset: Dataset, batch_size: int, d_steps: int, device: torch.device, seed: int
-    ) -> None:
+    def __init__(self, dataset: Dataset, batch_size: int, d_steps: int, device: torch.device, seed: int) -> None:
         """Move the samples to the device, and the labels where the data set has them."""
         self._samples = dataset.samples.to(device)
         self._labels = None if dataset.labels is None else dataset.labels.to(device)

@@ -150,9 +150,7 @@ def flatten(value: Any, prefix: str, tensors: Tensors) -> Any:
     if isinstance(value, dict):
         return {"items": [[key, flatten(item, f"{prefix}.{key}", tensors)] for key, item in value.items()]}
     if isinstance(value, (list, tuple)):
-        return {
-            type(value).__name__: [flatten(item, f"{prefix}.{i}", tensors) for i, item in enumerate(value)]
-        }
+        return {type(value).__name__: [flatten(item, f"{prefix}.{i}", tensors) for i, item in enumerate(value)]}
     if value is None or isinstance(value, (bool, int, float, str)):
         return value
     raise TypeError(f"{prefix} is a {type(value).__name__}, which a checkpoint without pickle cannot hold")
@@ -181,9 +179,7 @@ def _read_manifest(path: Path) -> dict[str, Any]:
         raise CheckpointError(f"{file} is truncated or damaged: {error}") from error
     version = manifest.get("format_version") if isinstance(manifest, dict) else None
     if version != FORMAT_VERSION:
-        raise CheckpointError(
-            f"{file} has format version {version!r}, but this fastgan reads version {FORMAT_VERSION}"
-        )
+        raise CheckpointError(f"{file} has format version {version!r}, but this fastgan reads version {FORMAT_VERSION}")
     digest = manifest.pop("sha256", None)
     if digest != _digest(manifest):
         raise CheckpointError(
@@ -196,9 +192,7 @@ def _compare(file: Path, found: dict[str, Any], wanted: dict[str, Any], why: str
     """CheckpointError at the first tensor whose presence, shape or dtype differs."""
     for name, (shape, dtype) in wanted.items():
         if name not in found:
-            raise CheckpointError(
-                f"{file} lacks the tensor {name}, which {why}, {dtype} of shape {tuple(shape)}"
-            )
+            raise CheckpointError(f"{file} lacks the tensor {name}, which {why}, {dtype} of shape {tuple(shape)}")
         if found[name] != [shape, dtype]:
             raise CheckpointError(
                 f"{file}: the tensor {name} is {found[name][1]} of shape {tuple(found[name][0])}, but "

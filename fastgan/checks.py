@@ -24,9 +24,7 @@ def choice(name: str, value: Any, allowed: Iterable[str]) -> None:
         raise ValueError(f"{name} must be one of {', '.join(allowed)}, not {value!r}")
 
 
-def number(
-    name: str, value: Any, low: float = -math.inf, high: float = math.inf, *, low_open: bool = False
-) -> None:
+def number(name: str, value: Any, low: float = -math.inf, high: float = math.inf, *, low_open: bool = False) -> None:
     """TypeError unless value is a real number; ValueError unless it is finite and in [low, high] or (low, high]."""
     if isinstance(value, bool) or not isinstance(value, Real):
         raise TypeError(f"{name} must be a number, not {type(value).__name__} {value!r}")
@@ -103,7 +101,7 @@ def linear(input: Tensor, weight: Tensor, bias: Tensor | None, width: int, layer
         raise RuntimeError(f"{weight_name} must have shape (out, in), not {tuple(weight.shape)}")
     if weight.shape[1] != width:
         raise RuntimeError(
-            f"{weight_name} of shape {tuple(weight.shape)} must have {width} columns, the width of what it is applied to"
+            f"{weight_name} of shape {tuple(weight.shape)} must have {width} columns, as wide as what it is applied to"
         )
     if bias is not None:
         floating(bias_name, bias)

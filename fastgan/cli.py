@@ -59,12 +59,8 @@ def train(
             ".npz or .csv file; or a folder of images."
         ),
     ],
-    steps: Annotated[
-        int | None, _option("Training steps, at least 1.", "15000; ring8, grid25: 10000")
-    ] = None,
-    batch_size: Annotated[
-        int | None, _option("1 to the number of samples.", "128; ring8, grid25: 256")
-    ] = None,
+    steps: Annotated[int | None, _option("Training steps, at least 1.", "15000; ring8, grid25: 10000")] = None,
+    batch_size: Annotated[int | None, _option("1 to the number of samples.", "128; ring8, grid25: 256")] = None,
     latent_size: Annotated[
         int | None,
         _option("Width of z, at least 1.", "64; over 256 values a sample: 100; tables: 16; ring8, grid25: 2"),
@@ -78,9 +74,7 @@ def train(
     ] = None,
     d_hidden: Annotated[
         str | None,
-        _option(
-            "Discriminator's.", "512,256; over 256 values a sample: 1024,512,256; ring8, grid25: 128,128"
-        ),
+        _option("Discriminator's.", "512,256; over 256 values a sample: 1024,512,256; ring8, grid25: 128,128"),
     ] = None,
     g_activation: Annotated[
         str | None,
@@ -105,13 +99,9 @@ def train(
     d_lr: Annotated[float | None, _option("D's learning rate, over 0.", "0.001")] = None,
     beta1: Annotated[float | None, _option("Adam's, 0 to 1, not 1.", "0.5")] = None,
     beta2: Annotated[float | None, _option("Adam's, 0 to 1, not 1.", "0.999")] = None,
-    ema: Annotated[
-        bool | None, _option("Draw samples from a moving average of G.", "on", "--ema/--no-ema")
-    ] = None,
+    ema: Annotated[bool | None, _option("Draw samples from a moving average of G.", "on", "--ema/--no-ema")] = None,
     ema_decay: Annotated[float | None, _option("Its decay a step, 0 to 1, not 1.", "0.999")] = None,
-    r1_gamma: Annotated[
-        float | None, _option("Weight of the R1 penalty, 0 for none.", "0.3; ring8, grid25: 0")
-    ] = None,
+    r1_gamma: Annotated[float | None, _option("Weight of the R1 penalty, 0 for none.", "0.3; ring8, grid25: 0")] = None,
     r1_every: Annotated[int | None, _option("Steps between R1 penalties, at least 1.", "8")] = None,
     conditional: Annotated[
         bool | None,
@@ -119,12 +109,8 @@ def train(
     ] = None,
     seed: Annotated[int | None, _option("At least 0.", "0")] = None,
     precision: Annotated[str | None, _option("fp32 or bf16.", "fp32")] = None,
-    device: Annotated[
-        str | None, _option("auto (CUDA where there is one), cpu, cuda or cuda:N.", "auto")
-    ] = None,
-    log_every: Annotated[
-        int | None, _option("Steps between readings of the losses, at least 1.", "100")
-    ] = None,
+    device: Annotated[str | None, _option("auto (CUDA where there is one), cpu, cuda or cuda:N.", "auto")] = None,
+    log_every: Annotated[int | None, _option("Steps between readings of the losses, at least 1.", "100")] = None,
     sample_every: Annotated[int | None, _option("Steps between pictures, at least 1.", "1000")] = None,
     checkpoint_every: Annotated[int | None, _option("Steps between checkpoints, at least 1.", "1000")] = None,
     keep_checkpoints: Annotated[int | None, _option("Checkpoints kept, at least 1.", "3")] = None,
@@ -167,9 +153,7 @@ def sample(
         typer.Argument(help="A run folder or its number; without it, the newest run.", show_default=False),
     ] = None,
     count: Annotated[int, typer.Option("--count", "-n", help="Number of samples, at least 1.")] = 100,
-    label: Annotated[
-        int | None, _option("Class of all samples, of a conditional run.", "the classes in turn")
-    ] = None,
+    label: Annotated[int | None, _option("Class of all samples, of a conditional run.", "the classes in turn")] = None,
     seed: Annotated[int, typer.Option(help="Of the noise, at least 0.")] = 0,
     out: Annotated[
         Path, typer.Option("--out", "-o", help="A .png picture, or a .npy array in the data's own units.")
@@ -209,9 +193,7 @@ def _widths(name: str, text: str | None) -> tuple[int, ...] | None:
     try:
         return tuple(int(width) for width in text.split(",") if text.strip())
     except ValueError:
-        raise ValueError(
-            f"{name} must be widths separated by commas, such as 256,512, not {text!r}"
-        ) from None
+        raise ValueError(f"{name} must be widths separated by commas, such as 256,512, not {text!r}") from None
 
 
 @contextlib.contextmanager

@@ -157,9 +157,7 @@ class TrainConfig:
         known = {option.name for option in fields(cls)}
         for name in options:
             if name not in known:
-                raise TypeError(
-                    f"{name} is no option of training; the options are {', '.join(sorted(known))}"
-                )
+                raise TypeError(f"{name} is no option of training; the options are {', '.join(sorted(known))}")
         given = {name: value for name, value in options.items() if value is not None}
         defaults = default_options(dataset)
         # Where nobody chose a batch size, small data gets one that it can fill.
@@ -183,9 +181,7 @@ class TrainConfig:
 
     def as_dict(self) -> dict[str, Any]:
         """All options, as TOML can hold them."""
-        return {
-            name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self).items()
-        }
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self).items()}
 
     def with_(self, **options: Any) -> TrainConfig:
         """A copy with some options changed, checked again."""

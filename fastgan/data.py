@@ -72,9 +72,7 @@ def _load_folder(path: Path, name: str) -> Dataset:
     if images is not None:
         return load_idx(images, labels, name)
     if labels is not None:
-        raise DataError(
-            f"{path} holds {labels.name} but no train-images-idx3-ubyte, raw or .gz, to go with it"
-        )
+        raise DataError(f"{path} holds {labels.name} but no train-images-idx3-ubyte, raw or .gz, to go with it")
     files = find_images(path)
     if files:
         return load_images(path, files, name)

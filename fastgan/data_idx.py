@@ -75,10 +75,6 @@ def _content(path: Path) -> bytes:
         try:
             return gzip.GzipFile(fileobj=raw).read()
         except EOFError as error:
-            raise DataError(
-                f"{path} is truncated: its gzip stream breaks off at byte {raw.tell()}"
-            ) from error
+            raise DataError(f"{path} is truncated: its gzip stream breaks off at byte {raw.tell()}") from error
         except (gzip.BadGzipFile, zlib.error) as error:
-            raise DataError(
-                f"{path} is no intact gzip file: {error}, at or before byte {raw.tell()}"
-            ) from error
+            raise DataError(f"{path} is no intact gzip file: {error}, at or before byte {raw.tell()}") from error

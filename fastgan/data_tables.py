@@ -27,9 +27,7 @@ def load_npy(path: Path, name: str) -> Dataset:
         array = _read_array(file, str(path))
         position = file.tell()
     if position != path.stat().st_size:
-        raise DataError(
-            f"{path} has bytes left over: its array ends at byte {position} of {path.stat().st_size}"
-        )
+        raise DataError(f"{path} has bytes left over: its array ends at byte {position} of {path.stat().st_size}")
     return from_array(array, None, name, str(path))
 
 
@@ -89,9 +87,7 @@ def load_csv(path: Path, name: str) -> Dataset:
     try:
         text = path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
-        raise DataError(
-            f"{path} is no UTF-8 text: byte {error.start} is {error.object[error.start]:#04x}"
-        ) from error
+        raise DataError(f"{path} is no UTF-8 text: byte {error.start} is {error.object[error.start]:#04x}") from error
     head = next((row for row in csv.reader(io.StringIO(text, newline="")) if row), None)
     if head is None:
         raise DataError(f"{path} is empty, but at least one row of numbers is needed")
@@ -107,9 +103,7 @@ def load_csv(path: Path, name: str) -> Dataset:
             skiprows=_lines_to(text, columns),
         )
     except (ValueError, OverflowError) as error:
-        raise DataError(
-            _csv_fault(path, text, columns) or f"{path} is no table of numbers: {error}"
-        ) from error
+        raise DataError(_csv_fault(path, text, columns) or f"{path} is no table of numbers: {error}") from error
     if table.size == 0:
         raise DataError(f"{path} has column names but no rows, and at least one row of numbers is needed")
     labels = None

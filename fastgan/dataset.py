@@ -53,9 +53,7 @@ class Dataset:
         if not bool(self.samples.isfinite().all()):
             raise ValueError("samples must be finite")
         if (self.labels is None) != (self.num_classes == 0):
-            raise ValueError(
-                f"num_classes must be 0 without labels and positive with them, not {self.num_classes}"
-            )
+            raise ValueError(f"num_classes must be 0 without labels and positive with them, not {self.num_classes}")
         if self.labels is not None:
             if self.labels.dtype != torch.int64 or self.labels.shape != self.samples.shape[:1]:
                 raise ValueError(
@@ -84,9 +82,7 @@ class Dataset:
 
     def examples(self, count: int, seed: int, by_class: bool) -> Tensor:
         """Some of the samples in random order, at most (count, data); by class, the classes take turns."""
-        order = torch.randperm(len(self), generator=torch.Generator().manual_seed(seed))[
-            : None if by_class else count
-        ]
+        order = torch.randperm(len(self), generator=torch.Generator().manual_seed(seed))[: None if by_class else count]
         if by_class and self.labels is not None:
             members = [order[self.labels[order] == label] for label in range(self.num_classes)]
             turns = [indices for indices in members if len(indices)]
@@ -116,9 +112,7 @@ class Dataset:
         }
 
 
-def from_array(
-    array: np.ndarray, labels: np.ndarray | None, name: str, source: str, label_source: str = ""
-) -> Dataset:
+def from_array(array: np.ndarray, labels: np.ndarray | None, name: str, source: str, label_source: str = "") -> Dataset:
     """A Dataset of an array of samples, checked and scaled to [-1, 1].
 
     8-bit values are mapped by x / 127.5 - 1. Other images are mapped by their common minimum and maximum,
@@ -135,18 +129,14 @@ def from_array(
         DataError: a shape, dtype or value is not usable.
     """
     if array.dtype.kind not in "uif":
-        raise DataError(
-            f"{source} has dtype {array.dtype}, but integers or real floating-point numbers are needed"
-        )
+        raise DataError(f"{source} has dtype {array.dtype}, but integers or real floating-point numbers are needed")
     if array.ndim not in (2, 3, 4) or (array.ndim == 4 and array.shape[3] not in (1, 3)):
         raise DataError(
             f"{source} has shape {array.shape}, but (N, data) for a table or (N, height, width[, 1 or 3]) "
             "for images is needed"
         )
     if 0 in array.shape:
-        raise DataError(
-            f"{source} has shape {array.shape}: it holds no values, and at least one sample is needed"
-        )
+        raise DataError(f"{source} has shape {array.shape}: it holds no values, and at least one sample is needed")
     _check_finite(array, source)
     image_shape = None
     if array.ndim > 2:
@@ -179,16 +169,12 @@ def check_labels(labels: np.ndarray, count: int, source: str) -> Tensor:
     if labels.dtype.kind not in "uif":
         raise DataError(f"{source} has dtype {labels.dtype}, but labels must be whole numbers")
     if labels.shape != (count,):
-        raise DataError(
-            f"{source} has shape {labels.shape}, but one label for each of the {count} samples is needed"
-        )
+        raise DataError(f"{source} has shape {labels.shape}, but one label for each of the {count} samples is needed")
     # Compared as they are: a NaN or an infinity fails too, before any cast could hide it.
     bad = ~((labels >= 0) & (labels < 2**31) & (labels == np.floor(labels)))
     if bad.any():
         i = int(bad.argmax())
-        raise DataError(
-            f"{source} has label {labels[i]} at index {i}, but labels must be whole numbers from 0 up"
-        )
+        raise DataError(f"{source} has label {labels[i]} at index {i}, but labels must be whole numbers from 0 up")
     values = torch.from_numpy(labels.astype(np.int64))
     present = torch.unique(values)
     # A stray label such as a corrupted 200 among ten classes would silently ask for 201 of them.

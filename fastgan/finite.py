@@ -46,7 +46,5 @@ def find_non_finite(step: int, values: Tensor, networks: Mapping[str, nn.Module 
         network, name, value = bad[0]
         others = f" (and {len(bad) - 1} more)" if len(bad) > 1 else ""
         count = int((~value.isfinite()).sum())
-        faults.append(
-            f"{count} of {value.numel()} values of the {network}'s tensor {name}{others} are not finite"
-        )
+        faults.append(f"{count} of {value.numel()} values of the {network}'s tensor {name}{others} are not finite")
     return f"step {step}: {'; '.join(faults)}" if faults else None

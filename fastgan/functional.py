@@ -65,9 +65,7 @@ def binary_cross_entropy_with_logits(
     checks.floating("input", input)
     checks.floating("target", target)
     if target.shape != input.shape:
-        raise ValueError(
-            f"target of shape {tuple(target.shape)} must have the shape {tuple(input.shape)} of input"
-        )
+        raise ValueError(f"target of shape {tuple(target.shape)} must have the shape {tuple(input.shape)} of input")
     checks.same_device("target", target, "input", input)
     compiled = backend.is_compiled(input) and _fits(target, input)
     for name, value in (("weight", weight), ("pos_weight", pos_weight)):
@@ -124,9 +122,7 @@ def discriminator_loss(
             _logits_loss(fake_logits, fake_target, 1.0, reduction),
         )
     if backend.is_compiled(real_logits):
-        return _ops.discriminator_loss(
-            real_logits, fake_logits, real_target, fake_target, _REDUCTION[reduction]
-        )
+        return _ops.discriminator_loss(real_logits, fake_logits, real_target, fake_target, _REDUCTION[reduction])
     return reference.discriminator_loss(real_logits, fake_logits, real_target, fake_target, reduction)
 
 
@@ -156,9 +152,7 @@ def generator_loss(
     checks.choice("reduction", reduction, checks.REDUCTIONS)
     checks.number("target", target, 0.0, 1.0)
     checks.floating("fake_logits", fake_logits)
-    return _logits_loss(
-        fake_logits, target if kind == "non_saturating" else 1.0 - target, _SIGN[kind], reduction
-    )
+    return _logits_loss(fake_logits, target if kind == "non_saturating" else 1.0 - target, _SIGN[kind], reduction)
 
 
 def linear_act(
@@ -230,9 +224,7 @@ def mlp(
     return _mlp(input, list(weights), biases, list(activations), slopes)
 
 
-def gradient_penalty(
-    critic: Callable[[Tensor], Tensor], real: Tensor, fake: Tensor, *, center: float = 1.0
-) -> Tensor:
+def gradient_penalty(critic: Callable[[Tensor], Tensor], real: Tensor, fake: Tensor, *, center: float = 1.0) -> Tensor:
     """The WGAN-GP penalty: the batch mean of (||grad_x critic(x)||_2 - center)^2 at random interpolates.
 
     x = u real + (1 - u) fake with one uniform u a sample (Gulrajani et al. 2017, arXiv:1704.00028, algorithm 1);
@@ -333,7 +325,5 @@ def _input_gradient(critic: Callable[[Tensor], Tensor], at: Tensor) -> Tensor:
 def _legacy_reduction(size_average: bool | None, reduce: bool | None) -> str:
     """The reduction that PyTorch's deprecated pair of flags means: unset is True; reduce rules."""
     reduction = "none" if reduce is False else "sum" if size_average is False else "mean"
-    warnings.warn(
-        f"size_average and reduce are deprecated, please use reduction={reduction!r} instead.", stacklevel=3
-    )
+    warnings.warn(f"size_average and reduce are deprecated, please use reduction={reduction!r} instead.", stacklevel=3)
     return reduction

@@ -113,9 +113,7 @@ def precision_recall(real: Tensor, fake: Tensor, k: int = 3) -> PrecisionRecall:
 def _share_inside(points: Tensor, centres: Tensor, k: int) -> float:
     """The share of points within the k-th-neighbour ball of any centre."""
     # Each centre is its own nearest neighbour, hence k + 1.
-    radii = torch.cat(
-        [torch.cdist(part, centres).kthvalue(k + 1, dim=1).values for part in centres.split(_CHUNK)]
-    )
+    radii = torch.cat([torch.cdist(part, centres).kthvalue(k + 1, dim=1).values for part in centres.split(_CHUNK)])
     inside = [(torch.cdist(part, centres) <= radii).any(dim=1) for part in points.split(_CHUNK)]
     return float(torch.cat(inside).float().mean())
 
@@ -123,8 +121,6 @@ def _share_inside(points: Tensor, centres: Tensor, k: int) -> float:
 def _points(name: str, value: Tensor, like: Tensor | None = None, least: int = 1) -> None:
     checks.floating(name, value)
     if value.dim() != 2 or len(value) < least or value.shape[1] == 0:
-        raise ValueError(
-            f"{name} must have shape (N, data) with N at least {least}, not {tuple(value.shape)}"
-        )
+        raise ValueError(f"{name} must have shape (N, data) with N at least {least}, not {tuple(value.shape)}")
     if like is not None and value.shape[1] != like.shape[1]:
         raise ValueError(f"{name} must have {like.shape[1]} columns, not {value.shape[1]}")

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterable, Sequence
+from itertools import pairwise
 from typing import Any, TypeVar
 
 import torch
@@ -79,9 +80,7 @@ class GeneratorLoss(nn.Module):
 
     def forward(self, fake_logits: Tensor) -> Tensor:
         """The loss of D(G(z)), any shape."""
-        return functional.generator_loss(
-            fake_logits, kind=self.kind, target=self.target, reduction=self.reduction
-        )
+        return functional.generator_loss(fake_logits, kind=self.kind, target=self.target, reduction=self.reduction)
 
     def extra_repr(self) -> str:
         return f"kind={self.kind!r}, target={self.target}, reduction={self.reduction!r}"
@@ -104,10 +103,7 @@ _ACTIVATION_MODULES: dict[type[nn.Module], Callable[[Any], tuple[str, float] | N
 
 def _has_hooks(module: nn.Module) -> bool:
     return bool(
-        module._forward_hooks
-        or module._forward_pre_hooks
-        or module._backward_hooks
-        or module._backward_pre_hooks
+        module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
     )
 
 
@@ -124,9 +120,7 @@ def _computes_linear(kind: type[nn.Module]) -> bool:
     """Whether calling a module of this class computes nn.Linear's product of its `weight` and `bias`, so that it may be
     computed for it. Subclasses that leave forward alone do, parametrized Linears (spectral_norm) among them."""
     return kind is nn.Linear or (
-        issubclass(kind, nn.Linear)
-        and kind.forward is nn.Linear.forward
-        and kind.__call__ is nn.Module.__call__
+        issubclass(kind, nn.Linear) and kind.forward is nn.Linear.forward and kind.__call__ is nn.Module.__call__
     )
 
 
@@ -241,7 +235,7 @@ class MLP(FusedSequential):
             checks.choice("output_activation", output_activation, reference.ACTIVATIONS)
         checks.number("negative_slope", negative_slope)
         modules: list[nn.Module] = []
-        for i, (width_in, width_out) in enumerate(zip(sizes[:-1], sizes[1:], strict=True)):
+        for i, (width_in, width_out) in enumerate(pairwise(sizes)):
             modules.append(nn.Linear(width_in, width_out, bias=bias, device=device, dtype=dtype))
             name = activation if i < len(sizes) - 2 else output_activation
             if name is not None:
@@ -266,7 +260,7 @@ def _activation_module(name: str, negative_slope: float) -> nn.Module:
     raise AssertionError(f"the activation {name} has no module")
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def _fused_class(kind: type[nn.Module]) -> type[nn.Module]:
     """The fused twin of a class of Sequential."""
     if kind is nn.Sequential:

@@ -60,8 +60,7 @@ def image_grid(samples: Tensor, image_shape: Sequence[int], columns: int = 10) -
     )
     for i, cell in enumerate(pixels):
         top, left = (
-            _BORDER + at * (size + _BORDER)
-            for at, size in zip(divmod(i, columns), (height, width), strict=True)
+            _BORDER + at * (size + _BORDER) for at, size in zip(divmod(i, columns), (height, width), strict=True)
         )
         canvas[top : top + height, left : left + width] = cell
     return Image.fromarray(canvas)

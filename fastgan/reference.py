@@ -34,9 +34,7 @@ def binary_cross_entropy_with_logits(
     pos_weight: Tensor | None = None,
 ) -> Tensor:
     """weight * ((1 - target) input + (1 + (pos_weight - 1) target) softplus(-input)), reduced."""
-    return F.binary_cross_entropy_with_logits(
-        input, target, weight, reduction=reduction, pos_weight=pos_weight
-    )
+    return F.binary_cross_entropy_with_logits(input, target, weight, reduction=reduction, pos_weight=pos_weight)
 
 
 def logits_loss(logits: Tensor, target: float, sign: float, reduction: str) -> Tensor:
@@ -49,14 +47,10 @@ def discriminator_loss(
     real_logits: Tensor, fake_logits: Tensor, real_target: float, fake_target: float, reduction: str
 ) -> Tensor:
     """The sum of both reduced halves: real against real_target, fake against fake_target."""
-    return logits_loss(real_logits, real_target, 1.0, reduction) + logits_loss(
-        fake_logits, fake_target, 1.0, reduction
-    )
+    return logits_loss(real_logits, real_target, 1.0, reduction) + logits_loss(fake_logits, fake_target, 1.0, reduction)
 
 
-def linear_act(
-    input: Tensor, weight: Tensor, bias: Tensor | None, activation: str, negative_slope: float
-) -> Tensor:
+def linear_act(input: Tensor, weight: Tensor, bias: Tensor | None, activation: str, negative_slope: float) -> Tensor:
     """activation(input @ weight.T + bias)."""
     return ACTIVATIONS[activation](F.linear(input, weight, bias), negative_slope)
 

@@ -79,9 +79,7 @@ class RunFolder:
                 raise CheckpointError(f"{runs} holds no run; start one with: fastgan train DATA")
             return cls(numbered[-1][1])
         text = os.fspath(run)
-        path = next(
-            (path for number, path in numbered if text.isdecimal() and number == int(text)), Path(text)
-        )
+        path = next((path for number, path in numbered if text.isdecimal() and number == int(text)), Path(text))
         if not path.is_dir():
             raise CheckpointError(f"run must be a run folder or the number of one in {runs}, not {text!r}")
         return cls(path)
@@ -178,11 +176,7 @@ class RunFolder:
 def _numbered(runs: Path) -> list[tuple[int, Path]]:
     if not runs.is_dir():
         return []
-    return [
-        (int(match[1]), path)
-        for path in runs.iterdir()
-        if path.is_dir() and (match := _NAME.fullmatch(path.name))
-    ]
+    return [(int(match[1]), path) for path in runs.iterdir() if path.is_dir() and (match := _NAME.fullmatch(path.name))]
 
 
 def _replace(path: Path, text: str) -> None:

@@ -81,9 +81,7 @@ def _check_optimizer(name: str, state: dict[str, Any], optimizer: Optimizer) -> 
     live, saved = optimizer.param_groups, state["param_groups"]
     counts = [len(group["params"]) for group in live], [len(group["params"]) for group in saved]
     if counts[0] != counts[1]:
-        raise CheckpointError(
-            f"{name} has {counts[1]} parameters in its groups, but this run needs {counts[0]}"
-        )
+        raise CheckpointError(f"{name} has {counts[1]} parameters in its groups, but this run needs {counts[0]}")
     for live_group, saved_group in zip(live, saved, strict=True):
         for parameter, index in zip(live_group["params"], saved_group["params"], strict=True):
             for key, value in state["state"].get(index, {}).items():

@@ -284,9 +284,7 @@ def _check_owners(
         ids = held(optimizer)
         for name, parameter in module.named_parameters():
             if id(parameter) in ids:
-                raise ValueError(
-                    f"{optimizer_name} must not hold the {module_name}'s parameters, but it holds {name}"
-                )
+                raise ValueError(f"{optimizer_name} must not hold the {module_name}'s parameters, but it holds {name}")
 
 
 def _check_ema(ema: nn.Module, generator: nn.Module) -> None:
@@ -297,8 +295,6 @@ def _check_ema(ema: nn.Module, generator: nn.Module) -> None:
     shapes = {name: tuple(value.shape) for name, value in generator.state_dict().items()}
     for name, value in ema.state_dict().items():
         if shapes.pop(name, None) != tuple(value.shape):
-            raise ValueError(
-                f"ema must be a copy of the generator, but its {name} has shape {tuple(value.shape)}"
-            )
+            raise ValueError(f"ema must be a copy of the generator, but its {name} has shape {tuple(value.shape)}")
     if shapes:
         raise ValueError(f"ema must be a copy of the generator, but it lacks {next(iter(shapes))}")

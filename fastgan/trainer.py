@@ -68,9 +68,7 @@ class Trainer:
         """
         for name, optimizer, network in (("g", g_optimizer, generator), ("d", d_optimizer, discriminator)):
             if optimizer is not None and network is None:
-                raise ValueError(
-                    f"{name}_optimizer must come with the network that it updates, which is missing"
-                )
+                raise ValueError(f"{name}_optimizer must come with the network that it updates, which is missing")
         self.config, self.dataset = _configure(data, dataset, options)
         config = self.config
         self.device = pick_device(config.device)
@@ -83,12 +81,8 @@ class Trainer:
         self.discriminator = (discriminator if discriminator is not None else networks[1]).to(self.device)
         self.ema = average_of(self.generator) if config.ema else None
         betas = (config.beta1, config.beta2)
-        self.g_optimizer = g_optimizer or Adam(
-            self.generator.parameters(), lr=config.g_lr, betas=betas, fused=True
-        )
-        self.d_optimizer = d_optimizer or Adam(
-            self.discriminator.parameters(), lr=config.d_lr, betas=betas, fused=True
-        )
+        self.g_optimizer = g_optimizer or Adam(self.generator.parameters(), lr=config.g_lr, betas=betas, fused=True)
+        self.d_optimizer = d_optimizer or Adam(self.discriminator.parameters(), lr=config.d_lr, betas=betas, fused=True)
         self.train_step = TrainStep(
             self.generator,
             self.discriminator,
@@ -138,15 +132,11 @@ class Trainer:
             config = config.with_(steps=steps)
         loaded = dataset if dataset is not None else data_module.load(config.data, config.seed)
         if loaded.fingerprint != facts["fingerprint"]:
-            raise DataError(
-                f"{config.data} must hold the data that {folder.path} began with, but it has changed"
-            )
+            raise DataError(f"{config.data} must hold the data that {folder.path} began with, but it has changed")
         trainer = cls(config, dataset=loaded, **networks)
         restore(trainer, folder)
         if trainer.step > config.steps:
-            raise ValueError(
-                f"steps must be at least {trainer.step}, which the run has done, not {config.steps}"
-            )
+            raise ValueError(f"steps must be at least {trainer.step}, which the run has done, not {config.steps}")
         return trainer
 
     def train(self, *, quiet: bool = False) -> Path:
@@ -203,9 +193,7 @@ class Trainer:
         if not created:
             report.line(f"Resuming {self.run.path} at step {self.step} of {self.config.steps}.")
             return
-        report.line(
-            f"{self.run.path}: {len(self.dataset):,} samples of {self.dataset.name}, on {self.device}"
-        )
+        report.line(f"{self.run.path}: {len(self.dataset):,} samples of {self.dataset.name}, on {self.device}")
         report.line(f"plan: {self.train_step.plan}")
         real = self.dataset.examples(self._picture_size(), self.config.seed, self.config.conditional)
         self._save_picture(real, "real.png")

@@ -22,9 +22,7 @@ def derivatives(function: Function, inputs: Sequence[Tensor], cotangents: Sequen
     """
     inputs = [x.detach().requires_grad_() for x in inputs]
     value = function(*inputs)
-    first = torch.autograd.grad(
-        value, inputs, cotangents[0].expand_as(value), create_graph=True, allow_unused=True
-    )
+    first = torch.autograd.grad(value, inputs, cotangents[0].expand_as(value), create_graph=True, allow_unused=True)
     first = [torch.zeros_like(x) if g is None else g for g, x in zip(first, inputs, strict=True)]
     seed = sum((g * c).sum() for g, c in zip(first, cotangents[1:], strict=True))
     second = [None] * len(inputs)
@@ -52,9 +50,7 @@ def assert_within_bound(ours: Sequence[Tensor], torchs: Sequence[Tensor], exact:
         assert largest_error(a, e) <= bound, f"result {i}: error {largest_error(a, e):.3g}, bound {bound:.3g}"
 
 
-def check_against_torch(
-    ours: Function, torchs: Function, inputs: Sequence[Tensor], value_shape: Sequence[int]
-) -> None:
+def check_against_torch(ours: Function, torchs: Function, inputs: Sequence[Tensor], value_shape: Sequence[int]) -> None:
     """Hold value, gradients and second gradients of `ours` to the error bound against `torchs`."""
     dtype = inputs[0].dtype
     cotangents = [torch.randn(value_shape).to(dtype), *(torch.randn(x.shape).to(dtype) for x in inputs)]

@@ -90,9 +90,7 @@ def test_non_contiguous(backend: str, view) -> None:
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("target", [0.0, 1.0, 0.25])
 @pytest.mark.parametrize("logit", [1e4, -1e4, 300.0, -300.0, 0.0, math.inf, -math.inf, math.nan])
-def test_extreme_logits_end_where_torchs_do(
-    backend: str, logit: float, target: float, dtype: torch.dtype
-) -> None:
+def test_extreme_logits_end_where_torchs_do(backend: str, logit: float, target: float, dtype: torch.dtype) -> None:
     results = []
     for function in (bce, F.binary_cross_entropy_with_logits):
         x = torch.full((5,), logit, dtype=dtype, requires_grad=True)
@@ -112,9 +110,7 @@ def test_small_losses_keep_their_digits(compiled: None) -> None:
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("reduction", REDUCTIONS)
-def test_same_bits_every_time_on_any_number_of_threads(
-    backend: str, reduction: str, dtype: torch.dtype
-) -> None:
+def test_same_bits_every_time_on_any_number_of_threads(backend: str, reduction: str, dtype: torch.dtype) -> None:
     x, t = torch.randn(300, 301).to(dtype), torch.rand(300, 301).to(dtype)
 
     def run() -> list[torch.Tensor]:

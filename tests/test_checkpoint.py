@@ -81,9 +81,7 @@ def flip(path: Path) -> None:
         ("checkpoint.json", Path.unlink, ["checkpoint.json", "No such file"]),
     ],
 )
-def test_damage(
-    saved: Path, groups: Groups, name: str, damage: Callable[[Path], object], words: list[str]
-) -> None:
+def test_damage(saved: Path, groups: Groups, name: str, damage: Callable[[Path], object], words: list[str]) -> None:
     damage(saved / name)
     with pytest.raises(CheckpointError) as caught:
         load_checkpoint(saved, groups)
@@ -98,9 +96,7 @@ def test_altered_manifest(saved: Path, groups: Groups) -> None:
         load_checkpoint(saved, groups)
     for version in (2, None, "1"):
         (saved / "checkpoint.json").write_text(json.dumps({**manifest, "format_version": version}))
-        with pytest.raises(
-            CheckpointError, match=f"format version {version!r}, but this fastgan reads version 1"
-        ):
+        with pytest.raises(CheckpointError, match=f"format version {version!r}, but this fastgan reads version 1"):
             load_checkpoint(saved, groups)
     (saved / "checkpoint.json").write_text("[]")
     with pytest.raises(CheckpointError, match="format version None"):
@@ -128,9 +124,7 @@ def test_replaced_tensors(saved: Path, groups: Groups) -> None:
 def test_other_network(saved: Path, groups: Groups) -> None:
     """An intact checkpoint, of a network of another shape than the one that is to take it."""
     needed = {"generator": {"0.weight": torch.zeros(4, 2), "0.bias": torch.zeros(4)}}
-    with pytest.raises(
-        CheckpointError, match=r"0.weight is float32 of shape \(3, 2\), but float32 of shape \(4, 2\)"
-    ):
+    with pytest.raises(CheckpointError, match=r"0.weight is float32 of shape \(3, 2\), but float32 of shape \(4, 2\)"):
         load_checkpoint(saved, needed)
     with pytest.raises(CheckpointError, match=r"lists no ema.safetensors, but this run needs one"):
         load_checkpoint(saved, {"ema": groups["generator"]})

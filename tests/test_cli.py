@@ -135,9 +135,7 @@ def test_help_tells_the_true_defaults() -> None:
         if name in ("data", "conditional"):
             continue
         defaults = text.partition("(default: ")[2].rstrip(")").split("; ")
-        for_ring = [part.partition("ring8, grid25: ")[2] for part in defaults if "ring8" in part] or defaults[
-            :1
-        ]
+        for_ring = [part.partition("ring8, grid25: ")[2] for part in defaults if "ring8" in part] or defaults[:1]
         for told, true in ((defaults[0], plain[name]), (for_ring[0], ring[name])):
             if isinstance(true, bool):
                 assert told == ("on" if true else "off"), name
@@ -172,10 +170,7 @@ def test_resume_after_kill_9(here: Path) -> None:
     assert f"at step {step} of {step + 7}" in out
     assert complete_checkpoints(checkpoints)[-1].name == f"step_{step + 7}"
     assert not list(checkpoints.glob(".*"))
-    rows = [
-        json.loads(line)["step"]
-        for line in (here / "runs/00000-ring8/metrics.jsonl").read_text().splitlines()
-    ]
+    rows = [json.loads(line)["step"] for line in (here / "runs/00000-ring8/metrics.jsonl").read_text().splitlines()]
     assert rows == sorted(set(rows))
     assert rows[-1] == step + 7
 
@@ -291,9 +286,7 @@ def test_bad_data_is_refused_in_one_line(here: Path) -> None:
         (["--steps", "0"], "steps must be at least 1, not 0"),
     ],
 )
-def test_bad_options_are_refused_before_anything_is_written(
-    here: Path, arguments: list[str], sentence: str
-) -> None:
+def test_bad_options_are_refused_before_anything_is_written(here: Path, arguments: list[str], sentence: str) -> None:
     assert refused("train", "ring8", *arguments) == f"fastgan: {sentence}"
     assert list(here.iterdir()) == []
 

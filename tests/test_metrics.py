@@ -13,9 +13,7 @@ def test_mode_coverage() -> None:
     data = load("grid25")
     whole = mode_coverage(data.samples, data.modes, data.mode_std)
     assert whole.modes == 25
-    assert whole.high_quality == pytest.approx(
-        1 - 0.0111, abs=0.003
-    )  # exp(-9/2) of a plane Gaussian is outside
+    assert whole.high_quality == pytest.approx(1 - 0.0111, abs=0.003)  # exp(-9/2) of a plane Gaussian is outside
     assert int(whole.counts.sum()) == round(whole.high_quality * len(data))
     one = mode_coverage(data.modes[:1].repeat(10, 1), data.modes, data.mode_std)
     assert (one.modes, one.high_quality) == (1, 1.0)
@@ -29,9 +27,7 @@ def test_frechet_distance() -> None:
     assert frechet_distance(points, points) == pytest.approx(0, abs=1e-9)
     assert frechet_distance(points, points + 2) == pytest.approx(16, rel=1e-5)
     # Scaling by c multiplies the roots of the covariance: tr(A + c^2 A - 2 c A) = (c - 1)^2 tr A.
-    expected = (
-        4 * torch.cov(points.double().T).trace().item() + (2 * points.double().mean(0)).square().sum().item()
-    )
+    expected = 4 * torch.cov(points.double().T).trace().item() + (2 * points.double().mean(0)).square().sum().item()
     assert frechet_distance(points, 3 * points) == pytest.approx(expected, rel=1e-5)
     flat = torch.cat([points, torch.zeros(500, 1)], dim=1)
     assert frechet_distance(flat, flat) == pytest.approx(0, abs=1e-9)

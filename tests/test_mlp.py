@@ -8,7 +8,7 @@ from itertools import pairwise
 import pytest
 import torch
 import torch.nn.functional as F
-from conformance import ACTIVATIONS, DTYPES, assert_within_bound, check_against_torch, derivatives
+from conformance import ACTIVATIONS, assert_within_bound, check_against_torch, derivatives
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -143,9 +143,7 @@ def test_many_rows(backend: str) -> None:
 def test_non_contiguous(backend: str) -> None:
     x, weight, bias = torch.randn(5, 8).t(), torch.randn(10, 6)[::2, 1:].t().t(), torch.randn(20)[::4]
     for input in (x, x[::2], x[:1].expand(4, -1), x.unsqueeze(1).expand(-1, 3, -1)):
-        torch.testing.assert_close(
-            linear_act(input, weight, bias, "tanh"), torch.tanh(F.linear(input, weight, bias))
-        )
+        torch.testing.assert_close(linear_act(input, weight, bias, "tanh"), torch.tanh(F.linear(input, weight, bias)))
     gradient = torch.randn(5, 8).t()
     results = []
     for function in (linear_act, lambda x, w, b, _: torch.tanh(F.linear(x, w, b))):
@@ -179,9 +177,7 @@ def test_third_derivatives(backend: str, activation: str) -> None:
     torch.testing.assert_close(*results)
 
 
-@pytest.mark.parametrize(
-    "wanted", ["input", "weight0", "weight1", "bias0", "bias1", "weight1 bias1", "input bias0"]
-)
+@pytest.mark.parametrize("wanted", ["input", "weight0", "weight1", "bias0", "bias1", "weight1 bias1", "input bias0"])
 def test_gradients_of_some_alone(backend: str, wanted: str) -> None:
     names = ["input", "weight0", "weight1", "bias0", "bias1"]
     weights, biases = parameters([3, 6, 2], torch.double)
@@ -207,9 +203,7 @@ def test_second_order_paths_that_do_not_exist_are_none_as_in_torch(backend: str,
     weights, biases = parameters([3, 6, 1], torch.double)
     results = []
     for function in (mlp, torch_mlp):
-        leaves = [
-            t.clone().requires_grad_() for t in (torch.randn(4, 3, dtype=torch.double), *weights, *biases)
-        ]
+        leaves = [t.clone().requires_grad_() for t in (torch.randn(4, 3, dtype=torch.double), *weights, *biases)]
         y = flat(function, [activation, "identity"], [0.2, 0.2], [True, True])(*leaves)
         (gradient,) = torch.autograd.grad(y.sum(), leaves[0], create_graph=True)
         results.append(torch.autograd.grad(gradient.square().sum(), leaves, allow_unused=True))
@@ -295,7 +289,7 @@ def test_bad_layer(backend: str, arguments, error: type[Exception], message: str
 def test_bad_stack(backend: str) -> None:
     with pytest.raises(ValueError, match="activations must have one entry for each of the 2 weights, not 1"):
         mlp(X, [W, torch.ones(1, 4)], [None, None], ["relu"])
-    with pytest.raises(ValueError, match="biases must have one entry.*not 1"):
+    with pytest.raises(ValueError, match=r"biases must have one entry.*not 1"):
         mlp(X, [W, torch.ones(1, 4)], [None], ["relu", "relu"])
     with pytest.raises(RuntimeError, match=r"weights\[1\] of shape \(1, 5\) must have 4 columns"):
         mlp(X, [W, torch.ones(1, 5)], None, ["relu", "relu"])

@@ -55,9 +55,7 @@ def state(trainer: Trainer) -> dict[str, Tensor]:
     found = {}
     for key in ("generator", "discriminator", "ema"):
         module = getattr(trainer, key)
-        found.update(
-            {f"{key}.{name}": value for name, value in (module.state_dict() if module else {}).items()}
-        )
+        found.update({f"{key}.{name}": value for name, value in (module.state_dict() if module else {}).items()})
     for key in ("g_optimizer", "d_optimizer"):
         for index, values in getattr(trainer, key).state_dict()["state"].items():
             found.update({f"{key}.{index}.{name}": torch.as_tensor(value) for name, value in values.items()})
@@ -254,9 +252,7 @@ def test_divergence_names_step_network_and_tensor() -> None:
         return stats
 
     trainer.train_step.step = poisoned
-    with pytest.raises(
-        NonFiniteError, match=r"step 8: the discriminator's d_loss became (inf|nan); .* tensor"
-    ):
+    with pytest.raises(NonFiniteError, match=r"step 8: the discriminator's d_loss became (inf|nan); .* tensor"):
         trainer.train(quiet=True)
 
 
@@ -299,15 +295,11 @@ def test_resume_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     path = small("points.npy", steps=6).train(quiet=True)
     assert RunFolder.find("0").path == RunFolder.find(None).path == path
     before = tree(path)
-    with pytest.raises(
-        CheckpointError, match=r"run must be a run folder or the number of one in runs, not '7'"
-    ):
+    with pytest.raises(CheckpointError, match=r"run must be a run folder or the number of one in runs, not '7'"):
         Trainer.resume("7")
     with pytest.raises(ValueError, match="steps must be at least 6, which the run has done, not 5"):
         Trainer.resume(path, steps=5)
-    (path / "config.toml").write_text(
-        (path / "config.toml").read_text().replace("g_hidden = [16]", "g_hidden = [17]")
-    )
+    (path / "config.toml").write_text((path / "config.toml").read_text().replace("g_hidden = [16]", "g_hidden = [17]"))
     with pytest.raises(
         CheckpointError, match=r"0.weight is float32 of shape \(16, 4\), but float32 of shape \(17, 4\)"
     ):
