@@ -1,0 +1,295 @@
+"""`fastgan.nn`'s own modules: `MLP` is the nn.Sequential that it says it is, and the losses check their arguments."""
+
+from __future__ import annotations
+
+import copy
+import io
+import pickle
+from collections.abc import Callable
+
+import pytest
+import torch
+import torch.distributed as dist
+from conformance import ACTIVATIONS
+from torch import nn
+from torch.optim.swa_utils import AveragedModel
+
+from fastgan.nn import MLP, DiscriminatorLoss, FusedSequential, GeneratorLoss
+
+pytestmark = pytest.mark.usefixtures("backend")
+
+SIZES = [4, 6, 5, 3]
+MODULES: dict[str, Callable[[], nn.Module]] = {
+    "identity": nn.Identity,
+    "relu": nn.ReLU,
+    "leaky_relu": lambda: nn.LeakyReLU(0.2),
+    "elu": nn.ELU,
+    "tanh": nn.Tanh,
+    "sigmoid": nn.Sigmoid,
+    "softplus": nn.Softplus,
+    "silu": nn.SiLU,
+    "gelu": nn.GELU,
+}
+
+
+def plain(
+    activation: str = "leaky_relu", output_activation: str | None = None, bias: bool = True, **factory: object
+) -> nn.Sequential:
+    """What `MLP(SIZES, ...)` says it is, written out."""
+    modules: list[nn.Module] = []
+    for i in range(3):
+        modules.append(nn.Linear(SIZES[i], SIZES[i + 1], bias=bias, **factory))
+        name = activation if i < 2 else output_activation
+        if name is not None:
+            modules.append(MODULES[name]())
+    return nn.Sequential(*modules)
+
+
+def pair(*arguments: str, **keywords: object) -> tuple[MLP, nn.Sequential]:
+    """An MLP and the equal nn.Sequential, each built from the same seed."""
+    torch.manual_seed(1)
+    ours = MLP(SIZES, *arguments, **keywords)
+    torch.manual_seed(1)
+    return ours, plain(*arguments, **keywords)
+
+
+def assert_same_training(ours: nn.Module, torchs: nn.Module, input: torch.Tensor) -> None:
+    """Equal outputs, input gradients and parameter gradients, to rounding."""
+    results = []
+    for module in (ours, torchs):
+        at = input.clone().requires_grad_()
+        output = module(at)
+        wanted = [at, *(p for p in module.parameters() if p.requires_grad)]
+        gradients = torch.autograd.grad(output.square().sum(), wanted)
+        results.append([output, *gradients])
+    for a, b in zip(*results, strict=True):
+        torch.testing.assert_close(a, b)
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+@pytest.mark.parametrize("output_activation", [None, "tanh", "identity"])
+@pytest.mark.parametrize("bias", [True, False])
+def test_mlp_is_the_equal_sequential(activation, output_activation, bias) -> None:
+    ours, torchs = pair(activation, output_activation, bias=bias)
+    assert isinstance(ours, nn.Sequential)
+    assert repr(ours) == repr(torchs).replace("Sequential(", "MLP(", 1)
+    assert [type(m) for m in ours] == [type(m) for m in torchs]
+    assert list(ours.state_dict()) == list(torchs.state_dict())
+    for a, b in zip(ours.parameters(), torchs.parameters(), strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=0)
+    assert_same_training(ours, torchs, torch.randn(7, 4))
+
+
+@pytest.mark.parametrize("output_activation", [None, "sigmoid"])
+def test_state_dicts_load_both_ways(output_activation) -> None:
+    ours, torchs = MLP(SIZES, "relu", output_activation), plain("relu", output_activation)
+    input = torch.randn(5, 4)
+    assert not torch.allclose(ours(input), torchs(input))
+    for source, receiver in ((ours, plain("relu", output_activation)), (torchs, ours)):
+        expected = source(input)
+        receiver.load_state_dict(source.state_dict(), strict=True)
+        torch.testing.assert_close(receiver(input), expected)
+    with pytest.raises(RuntimeError, match=r"size mismatch for 2\.weight"):
+        ours.load_state_dict(MLP([4, 6, 6, 3], "relu").state_dict())
+
+
+def test_defaults_are_those_of_the_contract() -> None:
+    ours, torchs = pair()
+    assert repr(list(ours)) == repr(list(torchs))  # leaky_relu of slope 0.2, no output activation, biases
+    slopes = [m.negative_slope for m in MLP(SIZES, negative_slope=0.05) if isinstance(m, nn.LeakyReLU)]
+    assert slopes == [0.05, 0.05]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "keywords", "error", "message"),
+    [
+        (([4],), {}, ValueError, r"sizes must give at least .* not \[4\]"),
+        (([],), {}, ValueError, r"sizes must give at least .* not \[\]"),
+        (([4, 0, 1],), {}, ValueError, r"sizes\[1\] must be at least 1, not 0"),
+        (([4, 3, -2],), {}, ValueError, r"sizes\[2\] must be at least 1, not -2"),
+        (([4.0, 3],), {}, TypeError, r"sizes\[0\] must be an integer, not float 4.0"),
+        (([4, True],), {}, TypeError, r"sizes\[1\] must be an integer, not bool True"),
+        (([4, "3"],), {}, TypeError, r"sizes\[1\] must be an integer, not str '3'"),
+        ((4,), {}, TypeError, "not iterable"),
+        ((SIZES, "swish"), {}, ValueError, "activation must be one of identity, relu, .* not 'swish'"),
+        ((SIZES, None), {}, ValueError, "activation must be one of identity, relu, .* not None"),
+        ((SIZES, nn.ReLU), {}, ValueError, "activation must be one of identity, relu, .* not <class"),
+        ((SIZES, "relu", "softmax"), {}, ValueError, "output_activation must be one of .* not 'softmax'"),
+        ((SIZES,), {"negative_slope": "0.2"}, TypeError, "negative_slope must be a number, not str"),
+        ((SIZES,), {"negative_slope": float("nan")}, ValueError, "negative_slope must be finite, not nan"),
+        ((SIZES,), {"dtype": torch.int64}, RuntimeError, "floating point"),
+        ((SIZES,), {"device": "nowhere"}, RuntimeError, "nowhere"),
+    ],
+)
+def test_mlp_refuses(arguments, keywords, error, message) -> None:
+    with pytest.raises(error, match=message):
+        MLP(*arguments, **keywords)
+
+
+@pytest.mark.parametrize(
+    ("build", "error", "message"),
+    [
+        (lambda: DiscriminatorLoss(real_target=1.5), ValueError, r"real_target must be in \[0, 1\], not 1.5"),
+        (lambda: DiscriminatorLoss(fake_target=-0.1), ValueError, r"fake_target must be in \[0, 1\], not -0.1"),
+        (lambda: DiscriminatorLoss(real_target=None), TypeError, "real_target must be a number, not NoneType"),
+        (lambda: DiscriminatorLoss(reduction="all"), ValueError, "reduction must be one of none, mean, sum"),
+        (lambda: GeneratorLoss("hinge"), ValueError, "kind must be one of non_saturating, minimax, not 'hinge'"),
+        (lambda: GeneratorLoss(target=2), ValueError, r"target must be in \[0, 1\], not 2"),
+        (lambda: GeneratorLoss(target=True), TypeError, "target must be a number, not bool True"),
+        (lambda: GeneratorLoss(reduction="all"), ValueError, "reduction must be one of none, mean, sum"),
+    ],
+)
+def test_losses_refuse(build, error, message) -> None:
+    with pytest.raises(error, match=message):
+        build()
+
+
+@pytest.mark.parametrize("reduction", ["none", "mean", "sum"])
+def test_losses_are_the_functions(reduction) -> None:
+    real, fake = torch.randn(5, 1), torch.randn(3, 1)
+    module = DiscriminatorLoss(0.9, 0.1, reduction)
+    softplus = nn.functional.softplus
+    halves = 0.9 * softplus(-real) + 0.1 * softplus(real), 0.1 * softplus(-fake) + 0.9 * softplus(fake)
+    reduce = {"none": lambda x: x, "mean": torch.mean, "sum": torch.sum}[reduction]
+    expected = tuple(map(reduce, halves)) if reduction == "none" else reduce(halves[0]) + reduce(halves[1])
+    torch.testing.assert_close(module(real, fake), expected)
+    saturating = GeneratorLoss("minimax", 0.8, reduction)
+    torch.testing.assert_close(saturating(fake), -reduce(0.2 * softplus(-fake) + 0.8 * softplus(fake)))
+    for twin in (copy.deepcopy(saturating), pickle.loads(pickle.dumps(saturating))):
+        assert repr(twin) == f"GeneratorLoss(kind='minimax', target=0.8, reduction='{reduction}')"
+        torch.testing.assert_close(twin(fake), saturating(fake))
+    assert repr(module) == f"DiscriminatorLoss(real_target=0.9, fake_target=0.1, reduction='{reduction}')"
+    assert len(module.state_dict()) == 0
+
+
+@pytest.mark.parametrize(
+    ("cut", "width"),
+    [(slice(None, 2), 4), (slice(2, None), 6), (slice(1, 4), 6), (slice(None, None, 2), None), (slice(0, 0), 4)],
+)
+def test_a_slice_shares_the_modules(cut, width) -> None:
+    ours, torchs = pair("tanh")
+    part = ours[cut]
+    assert type(part) is FusedSequential
+    assert all(a is b for a, b in zip(part, list(ours)[cut], strict=True))
+    assert [type(m) for m in part] == [type(m) for m in torchs[cut]]
+    if width is not None:
+        input = torch.randn(3, width)
+        torch.testing.assert_close(part(input), torchs[cut](input))
+
+
+def test_modules_are_edited_as_in_a_sequential() -> None:
+    ours, torchs = pair("relu", "tanh")
+    input = torch.randn(3, 4)
+    assert ours[-1] is list(ours)[-1]
+    with pytest.raises(IndexError):
+        ours[6]
+    torch.manual_seed(2)
+    last, swapped = nn.Linear(3, 2), nn.Linear(6, 5, bias=False)
+    for module in (ours, torchs):
+        module.append(last)
+        module.insert(1, nn.BatchNorm1d(6))
+        module[3] = swapped
+        del module[2]
+    assert [type(m) for m in ours] == [type(m) for m in torchs]
+    torch.testing.assert_close(ours(input), torchs(input))
+    assert list(ours.state_dict()) == list(torchs.state_dict())
+    assert ours.pop(-1) is last
+    torchs.pop(-1)
+    ours.extend([nn.Sigmoid()])
+    torchs.extend([nn.Sigmoid()])
+    torch.testing.assert_close(ours(input), torchs(input))
+
+
+def saved_and_loaded(module: nn.Module) -> nn.Module:
+    file = io.BytesIO()
+    torch.save(module, file)
+    file.seek(0)
+    return torch.load(file, weights_only=False)
+
+
+COPIES = {"deepcopy": copy.deepcopy, "pickle": lambda m: pickle.loads(pickle.dumps(m)), "save": saved_and_loaded}
+
+
+@pytest.mark.parametrize("copier", COPIES)
+@pytest.mark.parametrize("build", [MLP, lambda sizes: MLP(sizes)[:4]], ids=["MLP", "slice"])
+def test_copies_are_whole(copier, build) -> None:
+    module = build(SIZES).train(False)
+    module[0].weight.requires_grad_(False)
+    twin = COPIES[copier](module)
+    assert type(twin) is type(module)
+    assert not twin.training
+    assert [p.requires_grad for p in twin.parameters()] == [p.requires_grad for p in module.parameters()]
+    assert not {id(p) for p in twin.parameters()} & {id(p) for p in module.parameters()}
+    assert_same_training(twin, module, torch.randn(3, 4))
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("way", ["constructor", "to"])
+def test_dtypes(dtype, way) -> None:
+    ours, torchs = pair("gelu", "tanh", dtype=dtype) if way == "constructor" else pair("gelu", "tanh")
+    ours, torchs = ours.to(dtype), torchs.to(dtype)
+    assert {p.dtype for p in ours.parameters()} == {dtype}
+    input = torch.randn(9, 4, dtype=dtype)
+    assert ours(input).dtype == dtype
+    torch.testing.assert_close(ours(input), torchs(input))
+    for module in (ours, torchs):
+        with pytest.raises(RuntimeError, match="dtype"):
+            module(input.float())
+
+
+@pytest.mark.parametrize("shape", [(4,), (2, 3, 4), (0, 4), (2, 0, 4), (1, 1, 1, 4)])
+def test_any_leading_dimensions(shape) -> None:
+    ours, torchs = pair("silu", "softplus")
+    assert_same_training(ours, torchs, torch.randn(shape))
+
+
+@pytest.mark.parametrize("shape", [(3, 5), (), (4, 3)])
+def test_input_of_the_wrong_width_raises(shape) -> None:
+    for module in pair("relu"):
+        with pytest.raises(RuntimeError):
+            module(torch.randn(shape))
+
+
+def test_functional_call_and_meta_device() -> None:
+    ours, torchs = pair("elu")
+    input = torch.randn(3, 4)
+    substitutes = {name: torch.randn_like(p) for name, p in ours.named_parameters()}
+    expected = torch.func.functional_call(torchs, substitutes, input)
+    torch.testing.assert_close(torch.func.functional_call(ours, substitutes, input), expected)
+    assert MLP(SIZES, device="meta")(input.to("meta")).shape == (3, 3)
+    abstract = MLP(SIZES, "elu", device="meta").to_empty(device="cpu")
+    abstract.load_state_dict(torchs.state_dict())
+    torch.testing.assert_close(abstract(input), torchs(input))
+
+
+def test_averaged_model_follows_torchs() -> None:
+    input = torch.randn(8, 4)
+    averages = []
+    for module in pair("relu"):
+        average = AveragedModel(module, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(0.5))
+        optimizer = torch.optim.Adam(module.parameters(), lr=0.1)
+        for _ in range(3):
+            optimizer.zero_grad()
+            module(input).square().mean().backward()
+            optimizer.step()
+            average.update_parameters(module)
+        averages.append(average)
+    assert not torch.allclose(averages[0](input), module(input))
+    torch.testing.assert_close(averages[0](input), averages[1](input))
+
+
+@pytest.mark.skipif(not dist.is_available() or not dist.is_gloo_available(), reason="this PyTorch has no gloo")
+def test_distributed_data_parallel(tmp_path) -> None:
+    ours, torchs = pair("tanh")
+    input = torch.randn(6, 4)
+    dist.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
+    try:
+        wrapped = nn.parallel.DistributedDataParallel(ours)
+        wrapped(input).square().mean().backward()
+    finally:
+        dist.destroy_process_group()
+    torchs(input).square().mean().backward()
+    named = dict(torchs.named_parameters())
+    assert list(named) == [name.removeprefix("module.") for name, _ in wrapped.named_parameters()]
+    for name, parameter in ours.named_parameters():
+        torch.testing.assert_close(parameter.grad, named[name].grad)
