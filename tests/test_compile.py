@@ -1,0 +1,172 @@
+"""Every op under torch.compile without a graph break, under opcheck, and on tensors that have shapes alone."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pytest
+import torch
+from ops import OPS, Op
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+import fastgan
+
+DTYPES = (torch.float32, torch.bfloat16)
+
+
+@pytest.fixture(autouse=True)
+def forget_compiled_code() -> None:
+    torch.compiler.reset()
+
+
+def results(function, inputs: Sequence[Tensor]) -> list[Tensor]:
+    """The value and the gradients by every input."""
+    leaves = [t.detach().clone().requires_grad_() for t in inputs]
+    value = function(*leaves)
+    return [value.detach(), *torch.autograd.grad(value.sum(), leaves)]
+
+
+# "aot_eager" traces what inductor would be given, forward and backward, without compiling it.
+@pytest.mark.parametrize("op", OPS.values(), ids=OPS)
+def test_fullgraph(backend: str, op: Op) -> None:
+    compiled = torch.compile(op.ours, fullgraph=True, backend="aot_eager")
+    inputs = op.inputs()
+    torch.testing.assert_close(results(compiled, inputs), results(op.torchs, inputs))
+
+
+@pytest.mark.parametrize("op", OPS.values(), ids=OPS)
+def test_dynamic_shapes_compile_once(backend: str, op: Op) -> None:
+    graphs = []
+
+    def counting(graph, example_inputs):
+        graphs.append(graph)
+        return graph
+
+    compiled = torch.compile(op.ours, fullgraph=True, dynamic=True, backend=counting)
+    for times in (1, 2, 5):
+        inputs = op.inputs(times=times)
+        torch.testing.assert_close(compiled(*inputs), op.torchs(*inputs))
+    assert len(graphs) == 1
+
+
+def test_losses_and_layers_through_inductor(compiled: None) -> None:
+    """The default compiler, whose C++ is compiled here: several seconds where nothing is cached."""
+    discriminator = fastgan.nn.MLP([4, 8, 1])
+
+    def loss(real: Tensor, fake: Tensor) -> Tensor:
+        return fastgan.functional.discriminator_loss(discriminator(real), discriminator(fake))
+
+    real, fake = torch.randn(6, 4), torch.randn(5, 4)
+    expected = loss(real, fake)
+    gradients = torch.autograd.grad(expected, list(discriminator.parameters()))
+    value = torch.compile(loss, fullgraph=True)(real, fake)
+    torch.testing.assert_close(value, expected)
+    torch.testing.assert_close(torch.autograd.grad(value, list(discriminator.parameters())), gradients)
+
+
+def test_autocast_inside_a_graph(backend: str) -> None:
+    module = fastgan.nn.MLP([4, 8, 1], "tanh")
+    x = torch.randn(6, 4)
+
+    def run(x: Tensor) -> Tensor:
+        with torch.autocast("cpu", torch.bfloat16):
+            return module(x)
+
+    compiled = torch.compile(run, fullgraph=True, backend="aot_eager")(x)
+    assert compiled.dtype == torch.bfloat16
+    torch.testing.assert_close(compiled, run(x))
+
+
+def test_errors_survive_compilation(backend: str) -> None:
+    compiled = torch.compile(fastgan.functional.generator_loss, backend="aot_eager")
+    with pytest.raises(Exception, match="kind must be one of non_saturating, minimax, not 'wgan'"):
+        compiled(torch.zeros(3), kind="wgan")
+
+
+@pytest.mark.parametrize("device", ["meta", "fake"])
+@pytest.mark.parametrize("op", OPS.values(), ids=OPS)
+def test_shapes_without_values(backend: str, op: Op, device: str) -> None:
+    """Meta and fake tensors get through forward and backward with the shapes, dtypes and strides of real ones."""
+    for dtype in DTYPES:
+        real = results(op.ours, op.inputs(dtype))
+        if device == "meta":
+            ghosts = results(op.ours, [t.to("meta") for t in op.inputs(dtype)])
+            assert all(t.is_meta for t in ghosts)
+        else:
+            with FakeTensorMode() as mode:
+                ghosts = results(op.ours, [mode.from_tensor(t) for t in op.inputs(dtype)])
+        for ghost, value in zip(ghosts, real, strict=True):
+            assert (ghost.shape, ghost.dtype, ghost.stride()) == (value.shape, value.dtype, value.stride())
+
+
+def test_meta_module_has_shapes(backend: str) -> None:
+    module = fastgan.nn.MLP([4, 8, 1], device="meta")
+    assert module(torch.empty(6, 4, device="meta")).shape == (6, 1)
+
+
+X, T = torch.randn(6, 3), torch.rand(6, 3)
+W0, W1, B0, B1 = torch.randn(4, 3), torch.randn(2, 4), torch.randn(4), torch.randn(2)
+
+
+def leaf(tensor: Tensor) -> Tensor:
+    return tensor.detach().clone().requires_grad_()
+
+
+# The arguments of each op of the compiled module, as its schema has them; 1 is the mean, 0 no reduction.
+REGISTERED = {
+    "bce_with_logits": [
+        (leaf(X), leaf(T), None, None, 1),
+        (leaf(X), T, torch.rand(3), torch.rand(6, 1), 0),
+        (leaf(X.t()), T.t(), None, torch.rand(6), 2),
+        (torch.empty(0, 3, requires_grad=True), torch.empty(0, 3), None, None, 0),
+    ],
+    "logits_loss": [(leaf(X), 0.9, 1.0, 1), (leaf(X[:, 1]), 0.0, -1.0, 0), (X, 1.0, 1.0, 2)],
+    "discriminator_loss": [(leaf(X), leaf(T[:4]), 0.9, 0.1, 1), (leaf(X), T, 1.0, 0.0, 2)],
+    "mlp": [
+        (leaf(X), [leaf(W0)], [leaf(B0)], [2], [0.2]),
+        (leaf(X), [leaf(W0), W1], [None, leaf(B1)], [4, 0], [0.0, 0.0]),
+        (leaf(X.view(2, 3, 3)), [leaf(W0), leaf(W1)], [B0, None], [8, 6], [0.0, 0.0]),
+        (X, [W0], [None], [1], [0.0]),
+    ],
+}
+CASES = [(name, i) for name, arguments in REGISTERED.items() for i in range(len(arguments))]
+
+
+@pytest.mark.parametrize(("name", "case"), CASES, ids=lambda value: str(value))
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_opcheck(compiled: None, name: str, case: int, dtype: torch.dtype) -> None:
+    """Schema, autograd registration, and Meta kernels with static and with dynamic shapes."""
+
+    def cast(value):
+        if isinstance(value, list):
+            return [cast(v) for v in value]
+        return value.detach().to(dtype).requires_grad_(value.requires_grad) if isinstance(value, Tensor) else value
+
+    torch.library.opcheck(getattr(torch.ops.fastgan, name).default, tuple(map(cast, REGISTERED[name][case])))
+
+
+def test_every_public_op_is_under_opcheck(compiled: None) -> None:
+    """Ops that have an autograd formula of their own; those beneath them are reached through it."""
+    names = {name.split("::")[1] for name in torch._C._dispatch_get_all_op_names() if name.startswith("fastgan::")}
+    parts = ("_forward", "_backward")
+    assert {name for name in names if not name.endswith(parts)} == set(REGISTERED)
+
+
+def test_exported_program_runs_elsewhere(backend: str) -> None:
+    """torch.export keeps a generator as one graph, for any batch."""
+    generator = fastgan.nn.MLP([3, 8, 5], "relu", "tanh")
+    batch = torch.export.Dim("batch", min=1)
+    program = torch.export.export(generator, (torch.randn(4, 3),), dynamic_shapes=({0: batch},))
+    noise = torch.randn(9, 3)
+    torch.testing.assert_close(program.module()(noise), generator(noise))
+
+
+def test_a_module_compiled_in_place_keeps_its_state_dict(backend: str) -> None:
+    module = fastgan.nn.MLP([4, 8, 1])
+    keys = list(module.state_dict())
+    x = torch.randn(6, 4)
+    expected = nn.Sequential(*module)(x)
+    module.compile(fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(module(x), expected)
+    assert list(module.state_dict()) == keys
