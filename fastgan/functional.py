@@ -318,7 +318,14 @@ def _input_gradient(critic: Callable[[Tensor], Tensor], at: Tensor) -> Tensor:
     """The gradient of the summed scores by the input, (batch, features), itself differentiable."""
     with torch.enable_grad():
         at = at.requires_grad_()
-        (gradient,) = torch.autograd.grad(critic(at).sum(), at, create_graph=True)
+        score = critic(at).sum()
+        gradient = None
+        if score.requires_grad:
+            (gradient,) = torch.autograd.grad(score, at, create_graph=True, allow_unused=True)
+    if gradient is None:
+        raise RuntimeError(
+            "critic must give scores that depend on its input, but autograd finds no path from them to it"
+        )
     return gradient.reshape(len(gradient), -1) if gradient.numel() else gradient.flatten(1)
 
 
