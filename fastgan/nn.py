@@ -337,10 +337,14 @@ def _check_module(module: Any) -> None:
 
 
 def is_fully_fused(module: nn.Module) -> bool:
-    """Whether a module is one run of fused layers, with nothing in it that looks across the batch or keeps state."""
+    """Whether a module is one run of fused layers, with nothing in it that looks across the batch or keeps state.
+
+    A parametrized Linear may keep some: spectral_norm advances its power iteration each time the weight is read.
+    """
     if not isinstance(module, _Fused) or _has_hooks(module) or backend.current_backend() == "reference":
         return False
     children = list(module.children())
     return bool(children) and all(
-        _is_fusable_linear(child) or fused_activation(child) is not None for child in children
+        (type(child) is nn.Linear and _is_fusable_linear(child)) or fused_activation(child) is not None
+        for child in children
     )

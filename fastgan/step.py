@@ -140,18 +140,16 @@ class TrainStep:
         """
         real, noise, conditions = self._check_inputs(real, labels, noise)
         penalize = self.r1_gamma > 0 and self.steps_done % self.r1_every == 0
-        with torch.autocast(real.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
-            for i in range(self.d_steps):
-                condition = conditions[i] if conditions is not None else None
-                # The reused fake keeps its graph for G's backward; any other needs none.
-                with torch.set_grad_enabled(self.reuse_fake and i == self.d_steps - 1):
-                    fake = self.generator(_conditioned(noise[i], condition))
-                d_loss, real_logits, fake_logits = self._update_discriminator(
-                    real[i], fake.detach(), condition, penalize
-                )
-            if not self.reuse_fake:
+        for i in range(self.d_steps):
+            condition = conditions[i] if conditions is not None else None
+            # The reused fake keeps its graph for G's backward; any other needs none.
+            with torch.set_grad_enabled(self.reuse_fake and i == self.d_steps - 1), self._autocast(real):
+                fake = self.generator(_conditioned(noise[i], condition))
+            d_loss, real_logits, fake_logits = self._update_discriminator(real[i], fake.detach(), condition, penalize)
+        if not self.reuse_fake:
+            with self._autocast(real):
                 fake = self.generator(_conditioned(noise[-1], condition))
-            g_loss = self._update_generator(fake, condition)
+        g_loss = self._update_generator(fake, condition)
         if self.ema is not None:
             self._update_ema(self.ema)
         self.steps_done += 1
@@ -163,28 +161,34 @@ class TrainStep:
                 torch.sigmoid(fake_logits.detach()).mean(),
             )
 
+    def _autocast(self, like: Tensor) -> torch.autocast:
+        # Uncached: a cached 16-bit copy of a weight would outlive the weight's update within the step.
+        return torch.autocast(like.device.type, torch.bfloat16, enabled=self.precision == "bf16", cache_enabled=False)
+
     def _update_discriminator(
         self, real: Tensor, fake: Tensor, condition: Tensor | None, penalize: bool
     ) -> tuple[Tensor, Tensor, Tensor]:
-        real_input, fake_input = _conditioned(real, condition), _conditioned(fake, condition)
-        if is_fully_fused(self.discriminator):
-            # Nothing in such a D looks across the batch, so both halves go through it at once.
-            logits = self.discriminator(torch.cat([real_input, fake_input.to(real_input.dtype)]))
-            real_logits, fake_logits = logits[: len(real)], logits[len(real) :]
-        else:
-            real_logits, fake_logits = self.discriminator(real_input), self.discriminator(fake_input)
-        d_loss = functional.discriminator_loss(
-            real_logits, fake_logits, real_target=self.real_target, fake_target=self.fake_target
-        )
-        total = d_loss
-        if penalize:
-            penalty = functional.r1_penalty(lambda x: self.discriminator(_conditioned(x, condition)), real)
-            total = d_loss + (0.5 * self.r1_gamma * self.r1_every) * penalty
+        with self._autocast(real):
+            real_input, fake_input = _conditioned(real, condition), _conditioned(fake, condition)
+            if is_fully_fused(self.discriminator):
+                # Nothing in such a D looks across the batch, so both halves go through it at once.
+                logits = self.discriminator(torch.cat([real_input, fake_input.to(real_input.dtype)]))
+                real_logits, fake_logits = logits[: len(real)], logits[len(real) :]
+            else:
+                real_logits, fake_logits = self.discriminator(real_input), self.discriminator(fake_input)
+            d_loss = functional.discriminator_loss(
+                real_logits, fake_logits, real_target=self.real_target, fake_target=self.fake_target
+            )
+            total = d_loss
+            if penalize:
+                penalty = functional.r1_penalty(lambda x: self.discriminator(_conditioned(x, condition)), real)
+                total = d_loss + (0.5 * self.r1_gamma * self.r1_every) * penalty
         _update(self.d_optimizer, total)
         return d_loss, real_logits, fake_logits
 
     def _update_generator(self, fake: Tensor, condition: Tensor | None) -> Tensor:
-        g_loss = functional.generator_loss(self.discriminator(_conditioned(fake, condition)), kind=self.loss)
+        with self._autocast(fake):
+            g_loss = functional.generator_loss(self.discriminator(_conditioned(fake, condition)), kind=self.loss)
         _update(self.g_optimizer, g_loss)
         return g_loss
 
