@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import importlib.util
 import json
 import os
+import struct
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -40,9 +42,29 @@ def _load() -> tuple[ModuleType | None, str]:
     if built_for != torch.__version__:
         return None, f"the compiled module was built for PyTorch {built_for}, and this is {torch.__version__}"
     try:
+        if _is_cut_short("fastgan._C"):
+            return None, "the compiled module does not load (its file is cut short)"
         return importlib.import_module("fastgan._C"), ""
     except (ImportError, OSError, RuntimeError) as error:
         return None, f"the compiled module does not load ({error})"
+
+
+def _is_cut_short(name: str) -> bool:
+    """Whether the library of an extension module lacks its end.
+
+    The loader maps what is not there, and the process dies of SIGBUS; what is no library it refuses by itself.
+    """
+    spec = importlib.util.find_spec(name)
+    if spec is None or spec.origin is None:
+        return False
+    file = Path(spec.origin)
+    with file.open("rb") as opened:
+        header = opened.read(64)
+    if len(header) < 64 or header[:5] != b"\x7fELF\x02":  # 64-bit ELF
+        return False
+    # The table of section headers, which linkers write last: its offset, the size of an entry, their number.
+    offset, size, count = struct.unpack("=40xQ10xHH2x", header)
+    return file.stat().st_size < offset + size * count
 
 
 module, missing_reason = _load()
@@ -118,7 +140,7 @@ def is_compiled(tensor: Tensor) -> bool:
     """
     if _name == "reference":
         return False
-    if _name != "auto" and _name != tensor.device.type:
+    if _name != "auto" and (module is None or _name != tensor.device.type):
         reason = unavailable_reason(_name)
         if reason:
             raise RuntimeError(f"FASTGAN_BACKEND={_name} cannot run here: {reason}.")
