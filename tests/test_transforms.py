@@ -61,16 +61,8 @@ def test_transform(op: Op, transform: Transform) -> None:
     torch.testing.assert_close(transform(op.ours, inputs), transform(op.torchs, inputs))
 
 
-@pytest.fixture
-def batched_backward(request: pytest.FixtureRequest, backend: str, name: str) -> None:
-    """Marks what the compiled ops cannot do: a backward op that returns a list has no batching rule, nor a fallback."""
-    if backend == "cpu" and not name.startswith("bce"):
-        request.applymarker(pytest.mark.xfail(strict=True, raises=RuntimeError, reason="no batching rule"))
-
-
-@pytest.mark.usefixtures("batched_backward")
 @pytest.mark.parametrize("name", OPS)
-def test_batched_gradients(name: str) -> None:
+def test_batched_gradients(backend: str, name: str) -> None:
     """autograd.grad(is_grads_batched=True) runs backward under vmap, outside any transform's forward."""
     op = OPS[name]
     inputs = [t.requires_grad_() for t in op.inputs()]

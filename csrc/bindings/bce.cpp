@@ -179,7 +179,11 @@ class BceFunction : public torch::autograd::Function<BceFunction> {
     const bool need_input = ctx->saved_data["need_input"].toBool() && ctx->needs_input_grad(0);
     const bool need_target = ctx->saved_data["need_target"].toBool() && ctx->needs_input_grad(1);
     variable_list out;
-    if (at::GradMode::is_enabled()) {
+    if (is_batched(grad_outputs[0])) {
+      out = differentiate(saved, grad_outputs, [&](TensorList v) -> variable_list {
+        return {at::binary_cross_entropy_with_logits(v[0], v[1], optional(v[2]), optional(v[3]), reduction)};
+      });
+    } else if (at::GradMode::is_enabled()) {
       variable_list needed = BceBackwardFunction::apply(grad_outputs[0], input, target, optional(weight),
                                                         optional(pos_weight), reduction, need_input, need_target);
       out = {need_input ? needed.front() : Tensor(), need_target ? needed.back() : Tensor()};

@@ -16,6 +16,13 @@ inline Tensor widened(const Tensor& x) {
   return x.scalar_type() == at::kBFloat16 || x.scalar_type() == at::kHalf ? x.to(at::kFloat) : x;
 }
 
+// Whether a gradient comes batched by vmap (is_grads_batched, vectorised jacobians). The kernels have no batching rule:
+// backward then differentiates the definition, whose ops have theirs.
+inline bool is_batched(const Tensor& gradient) {
+  constexpr c10::DispatchKeySet batched({c10::DispatchKey::Batched, c10::DispatchKey::FuncTorchBatched});
+  return gradient.defined() && gradient.key_set().has_any(batched);
+}
+
 // The gradients by `variables` (some may be undefined) of the outputs of `expression`, a function of a list of them,
 // against `cotangents` (undefined ones are zero). Differentiable in turn where autograd is recording.
 template <class Expression>

@@ -181,7 +181,17 @@ class LogitsLossFunction : public torch::autograd::Function<LogitsLossFunction> 
     const size_t count = saved.size() / 2;
     const TensorList logits = TensorList(saved).slice(0, count), gradients = TensorList(saved).slice(count);
     variable_list out;
-    if (at::GradMode::is_enabled()) {
+    if (is_batched(grad_outputs[0])) {
+      out = differentiate(logits, grad_outputs, [&](TensorList v) -> variable_list {
+        Tensor loss;
+        for (size_t i = 0; i < v.size(); ++i) {
+          const Tensor term = call.sign * at::binary_cross_entropy_with_logits(
+                                              v[i], at::full_like(v[i], call.targets[i]), {}, {}, call.reduction);
+          loss = loss.defined() ? loss + term : term;
+        }
+        return {loss};
+      });
+    } else if (at::GradMode::is_enabled()) {
       out = LogitsLossBackwardFunction::apply(grad_outputs[0], logits, call,
                                               LogitsLossBackwardFunction::Constants{gradients.vec()});
     } else {

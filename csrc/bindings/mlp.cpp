@@ -150,8 +150,9 @@ class MlpBackwardFunction : public torch::autograd::Function<MlpBackwardFunction
       given.push_back(has);
     }
 
+    const bool batched = std::any_of(cotangents.begin(), cotangents.end(), is_batched);
     variable_list gradients;
-    if (at::GradMode::is_enabled()) {
+    if (batched || at::GradMode::is_enabled()) {
       gradients = composed(ctx, variables, cotangents, call);
     } else {
       const SecondOrderPaths paths(Flags(given, count), Layers(call.activations, call.slopes));
@@ -221,6 +222,16 @@ class MlpFunction : public torch::autograd::Function<MlpFunction> {
     for (size_t i = 0; i <= count; ++i) need.push_back(ctx->needs_input_grad(i));
     size_t edge = 1 + count;
     for (const int64_t has : call.has_bias) need.push_back(has && ctx->needs_input_grad(edge++));
+
+    if (is_batched(grad_outputs[0])) {
+      variable_list variables(saved.begin(), saved.begin() + 1 + count);
+      variables.insert(variables.end(), biases.begin(), biases.end());
+      variable_list gradients = differentiate(variables, grad_outputs, [&](TensorList v) -> variable_list {
+        return {mlp_composed(v[0], v.slice(1, count), v.slice(1 + count), call)};
+      });
+      gradients.resize(edges + 1);
+      return gradients;
+    }
 
     variable_list packed;
     if (at::GradMode::is_enabled()) {

@@ -13,16 +13,17 @@ namespace fastgan::cpu {
 // Elements a chunk. Float sums within one chunk have at most 4096 / 16 terms in a lane.
 constexpr int64_t chunk_size = 4096;
 
-// Fewer elements than this are not worth waking a second thread for (about 5 us there and back).
+// Less work than this is not worth waking a second thread for (about 5 us there and back): counted in elements that
+// cost about a nanosecond each, such as one with an exponential.
 constexpr int64_t parallel_grain = 32768;
 
 inline int64_t chunk_count(int64_t n) { return (n + chunk_size - 1) / chunk_size; }
 
-// f(chunk) for chunk in [0, count), in parallel where `elements`, the work in all, is above the grain.
+// f(chunk) for chunk in [0, count), in parallel where all of them together are more work than the grain.
 template <class F>
-void for_chunks(int64_t count, int64_t elements, const F& f) {
+void for_chunks(int64_t count, int64_t work, const F& f) {
 #ifdef _OPENMP
-#pragma omp parallel for schedule(static) if (elements >= parallel_grain && count > 1)
+#pragma omp parallel for schedule(static) if (work > parallel_grain && count > 1)
 #endif
   for (int64_t chunk = 0; chunk < count; ++chunk) f(chunk);
 }

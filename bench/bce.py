@@ -1,0 +1,38 @@
+"""binary_cross_entropy_with_logits against torch.nn.functional's."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+import torch.nn.functional as F
+
+from bench.pairs import pair
+from bench.timing import Case
+from fastgan.functional import binary_cross_entropy_with_logits
+
+SIZES = [(64, 1), (4096, 1), (1024, 256), (4096, 1024)]
+
+
+def cases() -> Iterator[Case]:
+    """Mean over logits and targets of each size; one size in bfloat16; one with pos_weight."""
+    for dtype, sizes in ((torch.float32, SIZES), (torch.bfloat16, SIZES[2:3])):
+        for size in sizes:
+            n = size[0] * size[1] * dtype.itemsize
+            yield from pair(
+                f"bce {size[0]}x{size[1]}",
+                binary_cross_entropy_with_logits,
+                F.binary_cross_entropy_with_logits,
+                [size, size],
+                dtype=dtype,
+                constants=1,
+                bytes=(2 * n, 5 * n),
+            )
+    weighted = {"reduction": "mean"}
+    yield from pair(
+        "bce pos_weight 1024x256",
+        lambda x, t, p: binary_cross_entropy_with_logits(x, t, pos_weight=p, **weighted),
+        lambda x, t, p: F.binary_cross_entropy_with_logits(x, t, pos_weight=p, **weighted),
+        [(1024, 256), (1024, 256), (256,)],
+        constants=2,
+    )

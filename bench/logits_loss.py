@@ -1,0 +1,48 @@
+"""discriminator_loss and generator_loss against the PyTorch expressions of the same."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from bench.pairs import pair
+from bench.timing import Case
+from fastgan.functional import discriminator_loss, generator_loss
+
+SIZES = [(64, 1), (4096, 1), (1024, 256), (4096, 1024)]
+
+
+def torch_generator_loss(fake: Tensor) -> Tensor:
+    return F.binary_cross_entropy_with_logits(fake, torch.ones_like(fake))
+
+
+def torch_discriminator_loss(real: Tensor, fake: Tensor) -> Tensor:
+    on_real = F.binary_cross_entropy_with_logits(real, torch.ones_like(real))
+    return on_real + F.binary_cross_entropy_with_logits(fake, torch.zeros_like(fake))
+
+
+def cases() -> Iterator[Case]:
+    """Each size in float32, one in bfloat16."""
+    for dtype, sizes in ((torch.float32, SIZES), (torch.bfloat16, SIZES[2:3])):
+        for size in sizes:
+            n = size[0] * size[1] * dtype.itemsize
+            label = f"{size[0]}x{size[1]}"
+            yield from pair(
+                f"discriminator_loss {label}",
+                discriminator_loss,
+                torch_discriminator_loss,
+                [size, size],
+                dtype=dtype,
+                bytes=(2 * n, 4 * n),
+            )
+            yield from pair(
+                f"generator_loss {label}",
+                generator_loss,
+                torch_generator_loss,
+                [size],
+                dtype=dtype,
+                bytes=(n, 2 * n),
+            )
