@@ -45,9 +45,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.threads:
         torch.set_num_threads(options.threads)
     facts = record.environment()
-    print(
-        f"{facts['date']}, commit {facts['commit']}, {facts['cpu']}, {facts['threads']} threads, PyTorch {facts['torch']}"
-    )
+    print(", ".join(f"{key} {facts[key]}" for key in ("date", "commit", "cpu", "threads", "torch")))
     if fastgan.info()["build"] is None:
         print("fastgan is not compiled here: this times its reference against PyTorch")
     limits = record.ceilings(options.rounds, options.seconds)

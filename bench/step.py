@@ -26,7 +26,7 @@ def cases() -> Iterator[Case]:
         contenders: dict[str, Callable[[], object]] = {}
         for label, build in BUILDS.items():
             step = build(configuration)[0]
-            contenders[label] = lambda step=step, real=real: step(real, torch.randn_like(noise))
+            contenders[label] = lambda step=step, real=real, noise=noise: step(real, torch.randn_like(noise))
 
         def check(configuration: Configuration = configuration, real: Tensor = real, noise: Tensor = noise) -> None:
             results = []

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -68,7 +69,7 @@ def test_contenders_that_disagree_are_not_timed() -> None:
 def test_operations_of_a_step_counted_product_by_product() -> None:
     ring = next(c for c in CONFIGURATIONS if c.name == "ring")
     flops = 0
-    g, d = (list(zip(sizes[:-1], sizes[1:], strict=True)) for sizes in (ring.generator, ring.discriminator))
+    g, d = (list(pairwise(sizes)) for sizes in (ring.generator, ring.discriminator))
     for i, (a, b) in enumerate(g):
         flops += 2 * a * b * (2 + (i > 0))  # forward, weight gradient, input gradient but for the first layer
     for i, (a, b) in enumerate(d):
