@@ -135,8 +135,9 @@ def use_backend(name: str) -> Iterator[None]:
 def is_compiled(tensor: Tensor) -> bool:
     """Whether the compiled kernels serve this call; otherwise the reference does.
 
-    The compiled ops have no batching and no forward-mode rule, so inside torch.func transforms and forward-mode AD the
-    reference runs, where PyTorch's own rules apply.
+    The compiled ops have no batching and no forward-mode rule, and torch.jit.trace cannot record them (lists of
+    optional tensors), so there the reference runs, where PyTorch's own rules apply; so it does for sparse and jagged
+    tensors.
     """
     if _name == "reference":
         return False
@@ -146,6 +147,10 @@ def is_compiled(tensor: Tensor) -> bool:
             raise RuntimeError(f"FASTGAN_BACKEND={_name} cannot run here: {reason}.")
     if tensor.device.type not in _device_types or tensor.dtype not in _dtypes:
         return False
+    if tensor.layout is not torch.strided:
+        return False
     if torch.compiler.is_compiling():
         return True
+    if torch.jit.is_tracing():
+        return False
     return _functorch.peek_interpreter_stack() is None and forward_ad._current_level < 0

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from numbers import Real
+from numbers import Integral, Real
 from typing import Any
 
 import torch
@@ -41,8 +41,8 @@ def number(name: str, value: Any, low: float = -math.inf, high: float = math.inf
 
 
 def integer(name: str, value: Any, low: int) -> None:
-    """TypeError unless value is an int (bool is not); ValueError unless it is at least low."""
-    if isinstance(value, bool) or not isinstance(value, int):
+    """TypeError unless value is an integer, NumPy's included (bool is not); ValueError unless it is at least low."""
+    if isinstance(value, bool) or not isinstance(value, Integral):
         raise TypeError(f"{name} must be an integer, not {type(value).__name__} {value!r}")
     if value < low:
         raise ValueError(f"{name} must be at least {low}, not {value}")

@@ -175,7 +175,7 @@ class _Fused:
         """Run the modules in turn, each run of Linear + activation fused; shapes as the modules have them."""
         if not isinstance(input, Tensor) or _has_global_hooks():
             return nn.Sequential.forward(self, input)  # type: ignore[arg-type]
-        return _run_fused(self._modules.values(), input)  # type: ignore[attr-defined]
+        return _run_fused(self, input)  # type: ignore[arg-type]
 
     def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
         return _rebuild_fused, (_unfused_class(type(self)),), self.__getstate__()  # type: ignore[attr-defined]
@@ -284,6 +284,7 @@ def _is_plain_sequential(module: nn.Module) -> bool:
         and kind.forward is nn.Sequential.forward
         and kind.__call__ is nn.Module.__call__
         and kind.__reduce_ex__ is object.__reduce_ex__
+        and kind.__reduce__ is object.__reduce__
         and "forward" not in module.__dict__
     )
 
@@ -313,6 +314,8 @@ def fuse(module: ModuleT) -> ModuleT:
 def unfuse(module: ModuleT) -> ModuleT:
     """Undo `fuse`, in place: every fused Sequential becomes the class it was; an `MLP` becomes an nn.Sequential.
 
+    A subclass of `MLP` with a forward of its own is left alone: it would lose that forward.
+
     Args:
         module: any module.
 
@@ -324,9 +327,11 @@ def unfuse(module: ModuleT) -> ModuleT:
     """
     _check_module(module)
     for child in list(module.modules()):
+        if not isinstance(child, _Fused) or type(child).forward is not _Fused.forward:
+            continue
         if isinstance(child, FusedSequential):
             child.__class__ = nn.Sequential
-        elif isinstance(child, _Fused):
+        else:
             child.__class__ = _unfused_class(type(child))
     return module
 
