@@ -215,8 +215,9 @@ class TrainStep:
         batch = real.shape[1]
         if batch == 0:
             raise ValueError("real must hold at least one sample, but its batch is empty")
+        conditions = self._check_labels(labels, real)
         rows = self.d_steps + (0 if self.reuse_fake else 1)
-        if noise is None:
+        if noise is None:  # drawn after every check: a refused call leaves the random state as it was
             latent = self._latent_size()
             noise = torch.randn(rows, batch, latent, device=real.device, dtype=real.dtype)
         else:
@@ -224,7 +225,7 @@ class TrainStep:
             checks.same_device("noise", noise, "real", real)
             if noise.dim() != 3 or noise.shape[:2] != (rows, batch):
                 raise ValueError(f"noise must have shape ({rows}, {batch}, latent), not {tuple(noise.shape)}")
-        return real, noise, self._check_labels(labels, real)
+        return real, noise, conditions
 
     def _check_labels(self, labels: Tensor | None, real: Tensor) -> Tensor | None:
         if self.num_classes == 0:
@@ -296,9 +297,16 @@ def _check_ema(ema: nn.Module, generator: nn.Module) -> None:
         raise TypeError(f"ema must be a torch.nn.Module, not {type(ema).__name__}")
     if ema is generator:
         raise ValueError("ema must be a copy of the generator, not the generator itself")
-    shapes = {name: tuple(value.shape) for name, value in generator.state_dict().items()}
+    expected = generator.state_dict()
     for name, value in ema.state_dict().items():
-        if shapes.pop(name, None) != tuple(value.shape):
+        twin = expected.pop(name, None)
+        if twin is None or twin.shape != value.shape:
             raise ValueError(f"ema must be a copy of the generator, but its {name} has shape {tuple(value.shape)}")
-    if shapes:
-        raise ValueError(f"ema must be a copy of the generator, but it lacks {next(iter(shapes))}")
+        for what in ("dtype", "device"):
+            if getattr(twin, what) != getattr(value, what):
+                raise ValueError(
+                    f"ema must be a copy of the generator, but its {name} has {what} {getattr(value, what)}, not "
+                    f"{getattr(twin, what)}"
+                )
+    if expected:
+        raise ValueError(f"ema must be a copy of the generator, but it lacks {next(iter(expected))}")
