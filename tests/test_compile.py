@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import pytest
 import torch
+from conformance import ACTIVATIONS
 from ops import OPS, Op
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -48,6 +49,23 @@ def test_dynamic_shapes_compile_once(backend: str, op: Op) -> None:
         inputs = op.inputs(times=times)
         torch.testing.assert_close(compiled(*inputs), op.torchs(*inputs))
     assert len(graphs) == 1
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_training_a_module_at_any_batch_size(backend: str, activation: str) -> None:
+    """Forward and backward of an MLP in one graph each, which serves every batch size."""
+    module = fastgan.nn.MLP([4, 8, 3], activation, "tanh", dtype=torch.float64)
+    compiled = torch.compile(module, fullgraph=True, dynamic=True, backend="aot_eager")
+    counters = torch._dynamo.utils.counters
+    counters.clear()
+    parameters = list(module.parameters())
+    for batch in (2, 7, 32):
+        x = torch.randn(batch, 4, dtype=torch.float64, requires_grad=True)
+        twins = [f(x) for f in (compiled, nn.Sequential(*module))]
+        torch.testing.assert_close(*twins)
+        gradients = [torch.autograd.grad(y.square().sum(), [x, *parameters]) for y in twins]
+        torch.testing.assert_close(*gradients)
+    assert counters["stats"]["unique_graphs"] == 1
 
 
 def test_losses_and_layers_through_inductor(compiled: None) -> None:
@@ -119,6 +137,7 @@ REGISTERED = {
         (leaf(X), leaf(T), None, None, 1),
         (leaf(X), T, torch.rand(3), torch.rand(6, 1), 0),
         (leaf(X.t()), T.t(), None, torch.rand(6), 2),
+        (leaf(X), T, T.clone(), None, 1),
         (torch.empty(0, 3, requires_grad=True), torch.empty(0, 3), None, None, 0),
     ],
     "logits_loss": [(leaf(X), 0.9, 1.0, 1), (leaf(X[:, 1]), 0.0, -1.0, 0), (X, 1.0, 1.0, 2)],
@@ -134,7 +153,7 @@ CASES = [(name, i) for name, arguments in REGISTERED.items() for i in range(len(
 
 
 @pytest.mark.parametrize(("name", "case"), CASES, ids=lambda value: str(value))
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("dtype", [*DTYPES, torch.float16], ids=str)
 def test_opcheck(compiled: None, name: str, case: int, dtype: torch.dtype) -> None:
     """Schema, autograd registration, and Meta kernels with static and with dynamic shapes."""
 
@@ -144,6 +163,37 @@ def test_opcheck(compiled: None, name: str, case: int, dtype: torch.dtype) -> No
         return value.detach().to(dtype).requires_grad_(value.requires_grad) if isinstance(value, Tensor) else value
 
     torch.library.opcheck(getattr(torch.ops.fastgan, name).default, tuple(map(cast, REGISTERED[name][case])))
+
+
+# The backward ops of mlp, as its autograd calls them: by what each derivative is taken, one flag a tensor.
+NEEDS = {"all": [1] * 5, "input": [1, 0, 0, 0, 0], "parameters": [0, 1, 1, 1, 1], "last layer": [0, 0, 1, 0, 1]}
+
+
+@pytest.mark.parametrize("need", NEEDS.values(), ids=NEEDS)
+@pytest.mark.parametrize("activation", range(len(ACTIVATIONS)), ids=ACTIVATIONS.__getitem__)
+def test_opcheck_of_backward_ops(compiled: None, activation: int, need: list[int]) -> None:
+    """First and second derivative: their schemas, and their Meta kernels with static and with dynamic shapes."""
+    ops, weights, call = torch.ops.fastgan, [W0, W1], ([activation, 4], [0.2, 0.0])
+    outputs = ops.mlp_forward(X, weights, [B0, B1], *call)
+    backward = (torch.randn(6, 2), X, weights, outputs, *call, need)
+    opcheck(ops.mlp_backward, *backward, False)
+    packed = ops.mlp_backward(*backward, True)
+    gradients, intermediates = packed[: sum(need)], packed[sum(need) :]
+    cotangents = [torch.randn_like(g) for g in gradients]
+    opcheck(ops.mlp_double_backward, cotangents, need, X, weights, outputs, intermediates, *call, [1] * 6)
+
+
+def opcheck(op, *arguments) -> None:
+    torch.library.opcheck(op.default, arguments, test_utils=("test_schema", "test_faketensor"))
+
+
+@pytest.mark.xfail(strict=True, reason="it returns grad_output among them, and no rows of layers that need no gradient")
+@pytest.mark.parametrize("need", [[1] * 5, [0, 0, 1, 0, 1]], ids=["all", "last layer"])
+def test_opcheck_of_backward_that_keeps_intermediates(compiled: None, need: list[int]) -> None:
+    """A known gap, without effect so far: only second derivatives keep them, and those torch.compile refuses."""
+    ops, call = torch.ops.fastgan, ([2, 4], [0.2, 0.0])
+    outputs = ops.mlp_forward(X, [W0, W1], [B0, B1], *call)
+    opcheck(ops.mlp_backward, torch.randn(6, 2), X, [W0, W1], outputs, *call, need, True)
 
 
 def test_every_public_op_is_under_opcheck(compiled: None) -> None:

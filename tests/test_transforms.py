@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
+from conformance import ACTIVATIONS
 from ops import OPS, Op
 from torch import Tensor
 from torch.autograd import forward_ad
@@ -89,3 +91,84 @@ def test_per_sample_gradients_of_a_module() -> None:
         results.append(vmap(grad(loss), in_dims=(None, 0))(parameters, x))
     torch.testing.assert_close(*results)
     assert results[0]["0.weight"].shape == (7, 5, 3)
+
+
+@pytest.mark.parametrize("op", OPS.values(), ids=OPS)
+def test_older_functional_interface(op: Op) -> None:
+    """torch.autograd.functional, which differentiates twice through recorded backward passes, not by transforms."""
+    inputs = tuple(op.inputs())
+    results = []
+    for function in (op.ours, op.torchs):
+        number = scalar(function)
+        results.append(
+            [
+                torch.autograd.functional.hessian(number, inputs),
+                torch.autograd.functional.jacobian(function, inputs, create_graph=True),
+                torch.autograd.functional.hvp(number, inputs, tuple(t.cos() for t in inputs)),
+            ]
+        )
+    torch.testing.assert_close(*results)
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_transforms_of_a_module(activation: str) -> None:
+    ours = fastgan.nn.MLP([3, 5, 2], activation, dtype=torch.float64)
+    x, tangent = torch.randn(2, 4, 3, dtype=torch.float64)
+    parameters = {name: p.detach() for name, p in ours.named_parameters()}
+    results = []
+    for module in (ours, torch.nn.Sequential(*ours)):
+
+        def loss(values: dict[str, Tensor], module: torch.nn.Module = module) -> Tensor:
+            return functional_call(module, values, (x,)).square().sum()
+
+        value, derivative = jvp(module, (x,), (tangent,))
+        jacobian, curvature = jacrev(module)(x), hessian(lambda t, m=module: m(t).square().sum())(x)
+        results.append([value, derivative, jacobian, curvature, grad(loss)(parameters)])
+    torch.testing.assert_close(*results)
+
+
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_modes_without_gradients(mode: Callable[[], Any]) -> None:
+    module = fastgan.nn.MLP([3, 5, 1], "silu")
+    x = torch.randn(4, 3)
+    expected = module(x).detach()
+    with mode():
+        y = module(x)
+        loss = fastgan.functional.generator_loss(y)
+    assert torch.equal(y, expected)
+    assert not y.requires_grad
+    assert not loss.requires_grad
+    assert y.is_inference() == (mode is torch.inference_mode)
+
+
+def train(seed: int, start: threading.Barrier | None, found: dict[int, list[Tensor]]) -> None:
+    """A small GAN, its data and noise from a generator of its own."""
+    random = torch.Generator().manual_seed(seed)
+    networks = [fastgan.nn.MLP(sizes) for sizes in ([2, 8, 3], [3, 8, 1])]
+    parameters = [list(network.parameters()) for network in networks]
+    with torch.no_grad():
+        for p in (*parameters[0], *parameters[1]):
+            p.copy_(torch.randn(p.shape, generator=random))
+    step = fastgan.TrainStep(*networks, *(torch.optim.Adam(p) for p in parameters), r1_gamma=1.0, r1_every=2)
+    if start:
+        start.wait()
+    for _ in range(15):
+        step.step(torch.randn(16, 3, generator=random), noise=torch.randn(2, 16, 2, generator=random))
+    found[seed] = [p.detach() for p in (*parameters[0], *parameters[1])]
+
+
+def test_two_trainings_in_two_threads() -> None:
+    """They end with the bits that they have one after the other."""
+    alone: dict[int, list[Tensor]] = {}
+    together: dict[int, list[Tensor]] = {}
+    for seed in (1, 2):
+        train(seed, None, alone)
+    start = threading.Barrier(2)
+    threads = [threading.Thread(target=train, args=(seed, start, together)) for seed in (1, 2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not torch.equal(alone[1][0], alone[2][0])
+    for seed in (1, 2):
+        assert all(map(torch.equal, alone[seed], together[seed]))
