@@ -44,6 +44,7 @@ struct Call {
   std::vector<int64_t> activations;
   std::vector<double> slopes;
   FlagList has_bias;
+  std::vector<int64_t> bias_versions;  // of the defined ones, when the value was computed
 
   size_t count() const { return activations.size(); }
 
@@ -56,20 +57,36 @@ struct Call {
     return list;
   }
 
+  static int64_t version_of(const Tensor& tensor) { return tensor.is_inference() ? 0 : tensor._version(); }
+
+  // What torch says of a saved tensor; the biases are not saved, since only derivatives of high order read them again.
+  void check_unchanged(TensorList biases) const {
+    for (size_t i = 0; i < biases.size(); ++i)
+      TORCH_CHECK(version_of(biases[i]) == bias_versions[i],
+                  "one of the variables needed for gradient computation has been modified by an inplace operation: a "
+                  "bias of fastgan's mlp of shape ",
+                  biases[i].sizes(), ", before a derivative that computes the layers again");
+  }
+
   void save(AutogradContext* ctx) const {
     ctx->saved_data["activations"] = activations;
     ctx->saved_data["slopes"] = slopes;
     ctx->saved_data["has_bias"] = has_bias;
+    ctx->saved_data["bias_versions"] = bias_versions;
   }
 
   explicit Call(AutogradContext* ctx)
       : activations(ctx->saved_data["activations"].toIntVector()),
         slopes(ctx->saved_data["slopes"].toDoubleVector()),
-        has_bias(ctx->saved_data["has_bias"].toIntVector()) {}
+        has_bias(ctx->saved_data["has_bias"].toIntVector()),
+        bias_versions(ctx->saved_data["bias_versions"].toIntVector()) {}
 
   Call(at::IntArrayRef activations, at::ArrayRef<double> slopes, const Biases& biases)
       : activations(activations.vec()), slopes(slopes.vec()) {
-    for (const std::optional<Tensor> bias : biases) has_bias.push_back(bias && bias->defined());
+    for (const std::optional<Tensor> bias : biases) {
+      has_bias.push_back(bias && bias->defined());
+      if (has_bias.back()) bias_versions.push_back(version_of(*bias));
+    }
   }
 };
 
@@ -177,6 +194,7 @@ class MlpBackwardFunction : public torch::autograd::Function<MlpBackwardFunction
   static variable_list composed(AutogradContext* ctx, TensorList variables, const variable_list& cotangents,
                                 const Call& call) {
     const auto need = ctx->saved_data["need"].toIntVector();
+    call.check_unchanged(variables.slice(2 + call.count()));
     return differentiate(variables, cotangents, [&](TensorList v) {
       const size_t count = call.count();
       const Tensor output = mlp_composed(v[1], v.slice(2, count), v.slice(2 + count), call);
@@ -224,6 +242,7 @@ class MlpFunction : public torch::autograd::Function<MlpFunction> {
     for (const int64_t has : call.has_bias) need.push_back(has && ctx->needs_input_grad(edge++));
 
     if (is_batched(grad_outputs[0])) {
+      call.check_unchanged(biases);
       variable_list variables(saved.begin(), saved.begin() + 1 + count);
       variables.insert(variables.end(), biases.begin(), biases.end());
       variable_list gradients = differentiate(variables, grad_outputs, [&](TensorList v) -> variable_list {

@@ -4,7 +4,7 @@
 // rather than of y, in order of l.
 // mlp_backward returns, packed: the gradients asked for by `need` (one flag for input, then one a weight, then one a
 // bias), then, where asked for, the intermediates that the double backward wants: grad_z_1 ... grad_z_L, then
-// grad_y_1 ... grad_y_L.
+// grad_y_1 ... grad_y_L; without rows where it wants none (see Kept).
 #pragma once
 
 #include "linear.h"
@@ -49,6 +49,20 @@ struct Flags {
   }
   bool input;
   std::vector<bool> weights, biases;
+};
+
+// Which intermediates mlp_backward keeps for its double backward: of the layers that it came to, grad_z, and, where the
+// activation is curved, grad_y.
+struct Kept {
+  Kept(const Flags& need, const Layers& layers) : layers(layers) {
+    // Below the first layer whose parameters need a gradient there is nothing to do, unless the input needs one.
+    while (!need.input && lowest < layers.count() && !need.weights[lowest] && !need.biases[lowest]) ++lowest;
+  }
+  bool grad_z(size_t l) const { return l >= lowest; }
+  bool grad_y(size_t l) const { return l >= lowest && layers[l].is_curved(); }
+
+  const Layers& layers;
+  size_t lowest = 0;
 };
 
 // Which outputs of the double backward there are at all, given which gradients have cotangents. What is zero for lack

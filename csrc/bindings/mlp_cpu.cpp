@@ -84,21 +84,23 @@ std::vector<Tensor> mlp_backward_cpu(const Tensor& grad_output, const Tensor& in
   const auto saved = layers.saved(outputs);
   const int64_t rows = row_count(input);
   const size_t count = layers.count();
-  // Below the first layer whose parameters need a gradient there is nothing to do, unless the input needs one.
-  size_t lowest = 0;
-  while (!need.input && lowest < count && !need.weights[lowest] && !need.biases[lowest]) ++lowest;
+  const Kept kept(need, layers);
 
   Tensor grad_input;
   std::vector<Tensor> grad_weights(count), grad_biases(count), grad_z(count), grad_y(count);
   Tensor g = as_matrix(grad_output, rows);
-  for (size_t l = count; l-- > lowest;) {
+  for (size_t l = count; l-- > kept.lowest;) {
     const bool reuse = l + 1 < count && !keep_intermediates;  // the first g is the caller's
     const LayerGradient gradient = activation_backward(g, as_matrix(saved[l], rows), layers[l], need.biases[l], reuse);
-    if (keep_intermediates) grad_y[l] = g.contiguous(), grad_z[l] = gradient.grad_z;
+    if (keep_intermediates) {
+      // What is returned may not share the memory of what was given.
+      grad_z[l] = gradient.grad_z.is_alias_of(grad_output) ? gradient.grad_z.clone() : gradient.grad_z;
+      if (kept.grad_y(l)) grad_y[l] = g.is_alias_of(grad_output) ? g.clone(at::MemoryFormat::Contiguous) : g;
+    }
     grad_biases[l] = gradient.grad_bias;
     if (need.weights[l])
       grad_weights[l] = at::mm(gradient.grad_z.t(), as_matrix(l == 0 ? input : outputs[l - 1], rows));
-    if (l > lowest || need.input) g = at::mm(gradient.grad_z, weights[l]);
+    if (l > kept.lowest || need.input) g = at::mm(gradient.grad_z, weights[l]);
   }
   if (need.input) grad_input = input.dim() == 2 ? g : g.view(input.sizes());
 

@@ -19,6 +19,8 @@ Tensor empty_matrix(const Tensor& like, const c10::SymInt& width) {
   return at::empty_symint({rows, width}, like.options());
 }
 
+Tensor empty_rows(const Tensor& like, const c10::SymInt& width) { return at::empty_symint({0, width}, like.options()); }
+
 Tensor empty_twin(const Tensor& like) { return at::empty_symint(like.sym_sizes(), like.options()); }
 
 Tensor mlp_meta(const Tensor& input, TensorList weights, const Biases&, at::IntArrayRef activations,
@@ -40,7 +42,8 @@ std::vector<Tensor> mlp_forward_meta(const Tensor& input, TensorList weights, co
 std::vector<Tensor> mlp_backward_meta(const Tensor&, const Tensor& input, TensorList weights, TensorList,
                                       at::IntArrayRef activations, at::ArrayRef<double> slopes,
                                       at::IntArrayRef need_flags, bool keep_intermediates) {
-  const size_t count = Layers(activations, slopes).count();
+  const Layers layers(activations, slopes);
+  const size_t count = layers.count();
   const Flags need(need_flags, count);
   std::vector<Tensor> packed;
   if (need.input) packed.push_back(empty_twin(input));
@@ -48,9 +51,14 @@ std::vector<Tensor> mlp_backward_meta(const Tensor&, const Tensor& input, Tensor
     if (need.weights[l]) packed.push_back(empty_twin(weights[l]));
   for (size_t l = 0; l < count; ++l)
     if (need.biases[l]) packed.push_back(at::empty_symint({weights[l].sym_size(0)}, input.options()));
-  if (keep_intermediates)
-    for (int list = 0; list < 2; ++list)
-      for (const Tensor& w : weights) packed.push_back(empty_matrix(input, w.sym_size(0)));
+  if (!keep_intermediates) return packed;
+  const Kept kept(need, layers);
+  const auto push = [&](size_t l, bool has_rows) {
+    const c10::SymInt width = weights[l].sym_size(0);
+    packed.push_back(has_rows ? empty_matrix(input, width) : empty_rows(input, width));
+  };
+  for (size_t l = 0; l < count; ++l) push(l, kept.grad_z(l));
+  for (size_t l = 0; l < count; ++l) push(l, kept.grad_y(l));
   return packed;
 }
 
