@@ -8,6 +8,10 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 SOURCES := pyproject.toml setup.py $(wildcard csrc/*/*.h csrc/*/*.cpp csrc/*/*.cu)
 
+# Threads that wait asleep: on a machine with other work, spinning ones take the cores from those they wait for (a digits
+# step took three times as long).
+export OMP_WAIT_POLICY ?= passive
+
 .PHONY: train test lint format bench clean
 
 train: $(VENV)/installed
