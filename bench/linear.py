@@ -15,20 +15,21 @@ from fastgan.reference import ACTIVATIONS
 
 # (batch, in, out, activation)
 LAYERS = [
+    (64, 256, 1, "identity"),
     (256, 2, 128, "relu"),
     (256, 128, 128, "relu"),
     (128, 256, 512, "leaky_relu"),
     (128, 512, 64, "tanh"),
     (128, 512, 256, "gelu"),
-    (128, 256, 1, "identity"),
     (128, 1024, 784, "tanh"),
     (1024, 1024, 1024, "leaky_relu"),
+    (4096, 1024, 1024, "leaky_relu"),
 ]
 
 
 def cases() -> Iterator[Case]:
-    """Layers of the four configurations in float32, one in bfloat16."""
-    for dtype, layers in ((torch.float32, LAYERS), (torch.bfloat16, LAYERS[-1:])):
+    """Layers like those of the four configurations, and larger, in float32; one in bfloat16."""
+    for dtype, layers in ((torch.float32, LAYERS), (torch.bfloat16, LAYERS[-2:-1])):
         for batch, width_in, width_out, activation in layers:
             flops = 2.0 * batch * width_in * width_out
             yield from pair(
@@ -37,5 +38,6 @@ def cases() -> Iterator[Case]:
                 lambda x, w, b, a=activation: ACTIVATIONS[a](F.linear(x, w, b), 0.2),
                 [(batch, width_in), (width_out, width_in), (width_out,)],
                 dtype=dtype,
+                scales=[1.0, width_in**-0.5, 1.0],  # a larger weight would saturate tanh: gradients of zero
                 flops=(flops, 3 * flops),
             )

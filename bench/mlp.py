@@ -1,76 +1,71 @@
-"""MLP modules, and gradient penalties through them, against the equal nn.Sequential."""
+"""MLP modules against the equal nn.Sequential."""
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator
-from itertools import pairwise
+from collections.abc import Iterator
+from itertools import cycle, pairwise
 
 import torch
 from torch import Tensor, nn
 
+from bench.agreement import KINKS, assert_agree
 from bench.configurations import CONFIGURATIONS
+from bench.pairs import SETS
 from bench.timing import Case
-from fastgan.functional import gradient_penalty, r1_penalty
 from fastgan.nn import MLP, unfuse
 
 
 def cases() -> Iterator[Case]:
-    """Forward, and forward with backward, of each configuration's discriminator; WGAN-GP and R1 steps on digits."""
-    for configuration in CONFIGURATIONS:
-        sizes, batch = configuration.discriminator, configuration.batch
-        ours, torchs = twins(sizes)
-        x = torch.randn(batch, sizes[0])
-        flops = 2.0 * batch * sum(a * b for a, b in pairwise(sizes))
-        yield _case(f"mlp {configuration.name} D forward", _forward, ours, torchs, x, flops)
-        first = 2.0 * batch * sizes[0] * sizes[1]
-        yield _case(f"mlp {configuration.name} D forward+backward", _both, ours, torchs, x, 3 * flops - first)
-    digits = next(c for c in CONFIGURATIONS if c.name == "digits")
-    ours, torchs = twins(digits.discriminator)
-    x = torch.randn(digits.batch, digits.discriminator[0])
-    yield _case("penalty WGAN-GP critic step digits", _wgan_gp, ours, torchs, x, 0.0)
-    yield _case("penalty R1 digits", _r1, ours, torchs, x, 0.0)
+    """Forward, and forward with backward, of both networks of each configuration; one of them in bfloat16 too."""
+    for c in CONFIGURATIONS:
+        yield from _network(f"mlp {c.name} G", c.generator, c.activation, c.output_activation, c.batch)
+        yield from _network(f"mlp {c.name} D", c.discriminator, "leaky_relu", None, c.batch)
+        if c.name == "mnist":
+            yield from _network("mlp mnist D", c.discriminator, "leaky_relu", None, c.batch, torch.bfloat16)
 
 
-def twins(sizes: tuple[int, ...]) -> tuple[nn.Module, nn.Module]:
+def twins(
+    sizes: tuple[int, ...],
+    activation: str = "leaky_relu",
+    output_activation: str | None = None,
+    dtype: torch.dtype = torch.float32,
+) -> tuple[nn.Module, nn.Module]:
     """An MLP and the equal nn.Sequential."""
     torch.manual_seed(0)
-    fused = MLP(sizes)
+    fused = MLP(sizes, activation, output_activation, dtype=dtype)
     return fused, unfuse(copy.deepcopy(fused))
 
 
-Work = Callable[[nn.Module, Tensor], object]
+def _network(
+    name: str,
+    sizes: tuple[int, ...],
+    activation: str,
+    output_activation: str | None,
+    batch: int,
+    dtype: torch.dtype = torch.float32,
+) -> Iterator[Case]:
+    modules = dict(zip(("fastgan", "torch"), twins(sizes, activation, output_activation, dtype), strict=True))
+    inputs = [torch.randn(batch, sizes[0]).to(dtype) for _ in range(SETS)]
+    seed = torch.randn(batch, sizes[-1]).to(dtype)
+    flops = 2.0 * batch * sum(a * b for a, b in pairwise(sizes))
+    first = 2.0 * batch * sizes[0] * sizes[1]  # the input gradient of the first layer is not asked for
 
+    def forward(module: nn.Module, x: Tensor) -> Tensor:
+        with torch.no_grad():
+            return module(x)
 
-def _case(name: str, work: Work, ours: nn.Module, torchs: nn.Module, x: Tensor, flops: float) -> Case:
-    def check() -> None:
-        results = []
-        for module in (ours, torchs):
-            torch.manual_seed(1)
-            results.append(work(module, x))
-        torch.testing.assert_close(*results, rtol=1e-3, atol=1e-4)
+    def both(module: nn.Module, x: Tensor) -> tuple[Tensor, ...]:
+        return torch.autograd.grad(module(x), list(module.parameters()), seed)
 
-    return Case(name, {"fastgan": lambda: work(ours, x), "torch": lambda: work(torchs, x)}, check, flops=flops)
+    for passes, work, operations in (("forward", forward, flops), ("forward+backward", both, 3 * flops - first)):
+        contenders = {}
+        for label, module in modules.items():
+            turns = cycle(inputs)
+            contenders[label] = lambda work=work, module=module, turns=turns: work(module, next(turns))
 
+        def check(work=work) -> None:
+            assert_agree(work(modules["fastgan"], inputs[0]), work(modules["torch"], inputs[0]), at_least=KINKS)
 
-def _forward(module: nn.Module, x: Tensor) -> Tensor:
-    with torch.no_grad():
-        return module(x)
-
-
-def _both(module: nn.Module, x: Tensor) -> tuple[Tensor, ...]:
-    return torch.autograd.grad(module(x).sum(), list(module.parameters()))
-
-
-def _gradients(loss: Tensor, module: nn.Module) -> list[Tensor | None]:
-    return list(torch.autograd.grad(loss, list(module.parameters()), allow_unused=True))
-
-
-def _wgan_gp(critic: nn.Module, real: Tensor) -> list[Tensor | None]:
-    fake = real.flip(0)
-    loss = critic(fake).mean() - critic(real).mean() + 10 * gradient_penalty(critic, real, fake)
-    return _gradients(loss, critic)
-
-
-def _r1(critic: nn.Module, real: Tensor) -> list[Tensor | None]:
-    return _gradients(r1_penalty(critic, real), critic)
+        title = f"{name} {str(dtype).removeprefix('torch.')} {passes}"
+        yield Case(title, contenders, check, flops=operations, dtype=dtype)

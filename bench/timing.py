@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+
+import torch
 
 Contender = Callable[[], object]
 
@@ -39,6 +42,7 @@ class Case:
         check: raises AssertionError unless the contenders agree.
         bytes: least bytes that a call must move, where memory bounds it.
         flops: floating-point operations of a call, where arithmetic does.
+        dtype: of the products, whose ceiling depends on it.
     """
 
     name: str
@@ -46,6 +50,7 @@ class Case:
     check: Callable[[], None]
     bytes: float = 0.0
     flops: float = 0.0
+    dtype: torch.dtype = torch.float32
 
 
 @dataclass
@@ -57,9 +62,23 @@ class Result:
 
     def ratio(self, label: str) -> float:
         """How many times faster than the last contender: the median over rounds of that round's ratio."""
+        return statistics.median(self._ratios(label))
+
+    def verdict(self, label: str) -> str:
+        """`faster` or `slower`; with a question mark where the quartiles of the rounds' ratios lie around 1, or where
+        one round alone cannot tell."""
+        ratios = self._ratios(label)
+        word = "slower" if statistics.median(ratios) < 1 else "faster"
+        if len(ratios) > 1:
+            low, _, high = statistics.quantiles(ratios, n=4, method="inclusive")
+            if not low <= 1 <= high:
+                return word
+        return word + "?"
+
+    def _ratios(self, label: str) -> list[float]:
         *_, peer = self.timings.values()
         pairs = zip(peer.rounds, self.timings[label].rounds, strict=True)
-        return statistics.median(theirs / ours for theirs, ours in pairs)
+        return [theirs / ours for theirs, ours in pairs]
 
 
 def measure(
@@ -67,6 +86,7 @@ def measure(
     *,
     rounds: int,
     seconds: float,
+    budget: float = math.inf,
     clock: Callable[[], float] = time.perf_counter,
 ) -> Result:
     """Check a case, then time its contenders in alternation.
@@ -75,6 +95,7 @@ def measure(
         case: what to measure.
         rounds: how often each contender has its turn.
         seconds: how long a turn should take; at least one call.
+        budget: seconds that the rounds may take together; fewer are run where they would take longer, at least one.
         clock: monotonic, in seconds.
 
     Raises:
@@ -84,7 +105,13 @@ def measure(
         case.check()
     except AssertionError as error:
         raise AssertionError(f"{case.name}: the contenders disagree: {error}") from error
-    calls = {label: _calls_in(contender, seconds, clock) for label, contender in case.contenders.items()}
+    calls: dict[str, int] = {}
+    one_round = 0.0
+    for label, contender in case.contenders.items():
+        calls[label], turn = _calls_in(contender, seconds, clock)
+        one_round += turn
+    if rounds * one_round > budget:
+        rounds = max(1, int(budget / one_round))
     times: dict[str, list[float]] = {label: [] for label in case.contenders}
     for i in range(rounds):
         for label in _rotated(list(case.contenders), i):
@@ -95,15 +122,21 @@ def measure(
     return Result(case, {label: Timing(tuple(values)) for label, values in times.items()})
 
 
-def _calls_in(contender: Contender, seconds: float, clock: Callable[[], float]) -> int:
-    """How many calls fill the time; the calls made to find out are the warm-up."""
-    calls, spent = 0, 0.0
-    start = clock()
-    while spent < seconds / 2 and calls < 100_000:
+def _calls_in(contender: Contender, seconds: float, clock: Callable[[], float]) -> tuple[int, float]:
+    """How many calls fill the time, and what they take; the calls made to find out are the warm-up."""
+    calls, spent, first = 0, 0.0, 0.0
+    while calls < 100_000:
+        start = clock()
         contender()
-        calls += 1
-        spent = clock() - start
-    return max(1, int(seconds * calls / spent)) if spent > 0 else calls
+        last = clock() - start
+        calls, spent, first = calls + 1, spent + last, first if calls else last
+        # The first call may have set something up; one that outlasts 20 turns would do so without.
+        if spent >= seconds / 2 and (calls > 1 or last > 20 * seconds):
+            break
+    # The mean, not the fastest: where cores are contended, turns of the fastest call's count would never end.
+    usual = (spent - first) / (calls - 1) if calls > 1 else first
+    filling = max(1, int(seconds / usual)) if usual > 0 else calls
+    return filling, filling * usual
 
 
 def _rotated(labels: Sequence[str], by: int) -> list[str]:

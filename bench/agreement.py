@@ -1,0 +1,55 @@
+"""Whether contenders compute the same thing, judged on the scale of what they compute."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+# Largest difference over the largest value. An absolute tolerance would let anything pass: the gradients of a mean
+# over 4096 x 1024 logits are near 1e-7.
+TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4, torch.bfloat16: 3e-2, torch.float16: 4e-3}
+
+
+# Of networks with relu or leaky_relu: where rounding puts an activation on the other side of the kink, its sample's
+# gradient changes by a step. PyTorch's own gradients of `wide` in float32 are up to 8e-4 from those in float64.
+KINKS = 5e-3
+
+
+def assert_agree(ours: Tensor | Sequence[Tensor], torchs: Tensor | Sequence[Tensor], *, at_least: float = 0.0) -> None:
+    """Raise AssertionError unless two results are the same to rounding.
+
+    Args:
+        ours: a tensor or a sequence of tensors, of any shapes.
+        torchs: as many of the same shapes and dtypes, by PyTorch alone.
+        at_least: the tolerance where that of the dtype is less; KINKS for a whole network.
+
+    Raises:
+        AssertionError: naming the result that differs and by how much.
+    """
+    ours, torchs = ([value] if isinstance(value, Tensor) else list(value) for value in (ours, torchs))
+    if len(ours) != len(torchs):
+        raise AssertionError(f"{len(ours)} results against {len(torchs)}")
+    for i, (mine, theirs) in enumerate(zip(ours, torchs, strict=True)):
+        if mine.shape != theirs.shape or mine.dtype != theirs.dtype:
+            raise AssertionError(
+                f"result {i} is {tuple(mine.shape)} of {mine.dtype}, PyTorch's {tuple(theirs.shape)} of {theirs.dtype}"
+            )
+        difference, tolerance = relative_difference(mine, theirs), max(TOLERANCE[mine.dtype], at_least)
+        if not difference <= tolerance:
+            raise AssertionError(
+                f"result {i} of shape {tuple(mine.shape)} differs by {difference:.1e} of its largest value, "
+                f"more than {tolerance:.0e}"
+            )
+
+
+def relative_difference(ours: Tensor, torchs: Tensor) -> float:
+    """The largest difference over the largest value; NaN where either is not finite, 0 for empty tensors."""
+    if not ours.numel():
+        return 0.0
+    ours, torchs = ours.detach().double(), torchs.detach().double()
+    scale = torchs.abs().max()
+    if scale == 0:
+        raise AssertionError("PyTorch's result is zero everywhere, so that agreeing with it shows nothing")
+    return float((ours - torchs).abs().max() / scale)
