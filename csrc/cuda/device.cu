@@ -1,6 +1,6 @@
-#include "device.h"
-
 #include <cuda_runtime.h>
+
+#include "device.h"
 
 #define FASTGAN_TEXT(...) #__VA_ARGS__
 #define FASTGAN_EXPANDED_TEXT(...) FASTGAN_TEXT(__VA_ARGS__)
