@@ -6,7 +6,7 @@ Exception types are those that the PyTorch twin of each function raises for the 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Sequence
 from numbers import Integral, Real
 from typing import Any
 
@@ -17,16 +17,16 @@ REDUCTIONS = ("none", "mean", "sum")
 GENERATOR_LOSSES = ("non_saturating", "minimax")
 
 
-def choice(name: str, value: Any, allowed: Iterable[str]) -> None:
+def choice(name: str, value: Any, allowed: Collection[str]) -> None:
     """ValueError unless value is one of the allowed strings."""
-    allowed = tuple(allowed)
-    if value not in allowed:
+    if not isinstance(value, str) or value not in allowed:
         raise ValueError(f"{name} must be one of {', '.join(allowed)}, not {value!r}")
 
 
 def number(name: str, value: Any, low: float = -math.inf, high: float = math.inf, *, low_open: bool = False) -> None:
     """TypeError unless value is a real number; ValueError unless it is finite and in [low, high] or (low, high]."""
-    if isinstance(value, bool) or not isinstance(value, Real):
+    # The type first: an isinstance of an abstract class takes longer than the rest of a call's checks.
+    if type(value) is not float and (isinstance(value, bool) or not isinstance(value, Real)):
         raise TypeError(f"{name} must be a number, not {type(value).__name__} {value!r}")
     # Comparisons alone, which torch.compile can trace with a symbolic number; NaN fails them all.
     if -math.inf < value < math.inf and (low < value if low_open else low <= value) and value <= high:
@@ -93,6 +93,11 @@ def broadcastable(name: str, value: Tensor, other_name: str, shape: torch.Size) 
 
 def linear(input: Tensor, weight: Tensor, bias: Tensor | None, width: int, layer: str = "") -> int:
     """Check one layer's parameters against an input of the given width and return its output width."""
+    if isinstance(weight, Tensor) and _agrees(weight, input, 2) and weight.shape[1] == width:
+        out: int = weight.shape[0]
+        if bias is None or (isinstance(bias, Tensor) and _agrees(bias, input, 1) and bias.shape[0] == out):
+            return out
+    # Something is unusual: which, and is it wrong?
     weight_name, bias_name = f"weight{layer}", f"bias{layer}"
     floating(weight_name, weight)
     same_device(weight_name, weight, "input", input)
@@ -110,6 +115,10 @@ def linear(input: Tensor, weight: Tensor, bias: Tensor | None, width: int, layer
         if bias.dim() != 1 or bias.shape[0] != weight.shape[0]:
             raise RuntimeError(f"{bias_name} must have shape ({weight.shape[0]},), not {tuple(bias.shape)}")
     return weight.shape[0]
+
+
+def _agrees(value: Tensor, input: Tensor, dimensions: int) -> bool:
+    return value.dtype == input.dtype and value.device == input.device and value.dim() == dimensions
 
 
 def layer_input(input: Any) -> None:

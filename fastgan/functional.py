@@ -6,6 +6,7 @@ raises the same errors on every backend. Reductions run in a fixed order: the sa
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Callable, Sequence
 
@@ -218,8 +219,10 @@ def mlp(
     checks.layer_input(input)
     width = input.shape[-1]
     for i in range(count):
-        checks.choice(f"activations[{i}]", activations[i], reference.ACTIVATIONS)
-        checks.number(f"negative_slopes[{i}]", slopes[i])
+        if activations[i] not in reference.ACTIVATIONS:
+            checks.choice(f"activations[{i}]", activations[i], reference.ACTIVATIONS)
+        if type(slopes[i]) is not float or not -math.inf < slopes[i] < math.inf:
+            checks.number(f"negative_slopes[{i}]", slopes[i])
         width = checks.linear(input, weights[i], biases[i], width, f"s[{i}]")
     return _mlp(input, list(weights), biases, list(activations), slopes)
 
