@@ -179,6 +179,26 @@ def test_autocast_computes_in_float32(backend: str) -> None:
     assert x.grad.dtype == torch.bfloat16
 
 
+def test_autocast_of_mixed_dtypes_ends_as_in_torch(backend: str) -> None:
+    """Autocast leaves float64 alone, and PyTorch's result then has the target's dtype."""
+    for a in DTYPES:
+        for b in DTYPES:
+            x, t = torch.randn(6).to(a), torch.rand(6).to(b)
+            with torch.autocast("cpu", torch.bfloat16):
+                ours, twin = bce(x, t), F.binary_cross_entropy_with_logits(x, t)
+            assert ours.dtype == twin.dtype
+            torch.testing.assert_close(ours, twin)
+
+
+def test_a_scalar_weight_may_live_on_another_device(backend: str) -> None:
+    x = torch.empty(4, 3, device="meta")
+    for name in ("weight", "pos_weight"):
+        for function in (bce, F.binary_cross_entropy_with_logits):
+            assert function(x, x, reduction="none", **{name: torch.tensor(2.0)}).shape == (4, 3)
+    with pytest.raises(RuntimeError, match="weight is on cpu and input is on meta"):
+        bce(x, x, torch.ones(3))
+
+
 def test_gradient_stops_at_weights_as_in_torch(backend: str) -> None:
     x, t = torch.randn(3), torch.rand(3)
     for name in ("weight", "pos_weight"):

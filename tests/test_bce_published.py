@@ -165,6 +165,13 @@ def test_size_average_and_reduce_mean_what_they_did(size_average, reduce, functi
         assert "size_average and reduce" in message
 
 
+def test_the_warning_of_deprecated_flags_points_at_the_caller():
+    logits, target = logits_and_targets(8, 2)
+    with pytest.warns(UserWarning, match="size_average and reduce") as caught:
+        fastgan.functional.binary_cross_entropy_with_logits(logits, target, size_average=False)
+    assert caught[0].filename == __file__
+
+
 @pytest.mark.parametrize("reduction", REDUCTIONS)
 @pytest.mark.parametrize("shape", [(), (0,), (0, 3), (3, 0)])
 def test_scalar_and_empty_inputs(shape, reduction) -> None:

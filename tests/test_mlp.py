@@ -105,6 +105,14 @@ def test_leaky_relu_of_any_slope(backend: str, slope: float) -> None:
     check(torch.randn(9, 5, dtype=torch.double), [5, 8, 3], ["leaky_relu"] * 2, [slope, slope])
 
 
+def test_the_slope_of_leaky_relu_is_torchs_where_none_is_given(backend: str) -> None:
+    x, weight = torch.randn(9, 5), torch.randn(3, 5)
+    expected = F.leaky_relu(F.linear(x, weight))
+    assert (expected < 0).any()
+    torch.testing.assert_close(linear_act(x, weight, None, "leaky_relu"), expected)
+    torch.testing.assert_close(mlp(x, [weight], None, ["leaky_relu"]), expected)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 @pytest.mark.parametrize("hidden", ACTIVATIONS)
 @pytest.mark.parametrize("output", ["identity", "tanh", "leaky_relu"])

@@ -266,3 +266,28 @@ def test_low_precision(backend: str, options: dict[str, Any], precision: str) ->
             torch.testing.assert_close(ours.double(), value, rtol=0.02, atol=0.02)
             torch.testing.assert_close(torchs.double(), value, rtol=0.02, atol=0.02)
         assert any((a - b).abs().max() > 1e-5 for a, b in zip(results[0], expected, strict=True))
+
+
+def test_casts_kept_by_the_callers_autocast_are_not_used(backend: str) -> None:
+    """An outer context would hand out 16-bit copies of weights that the step has updated since."""
+    pair, options = networks(dtype=torch.float32), {"d_steps": 2, "reuse_fake": True}
+    given = inputs(options, torch.float32)
+    results = []
+    for outer in (False, True):
+        trainer = twin(TrainStep, *pair, functools.partial(SGD, lr=0.5), **options, precision="bf16")
+        with torch.autocast("cpu", torch.bfloat16, enabled=outer):
+            stats = trainer.step(*given)
+        results.append([*stats, *state_of(trainer)])
+    assert all(map(torch.equal, *results))
+
+
+@pytest.mark.parametrize("register", ["register_forward_hook", "register_forward_pre_hook"])
+def test_a_hook_on_the_discriminator_sees_each_batch_as_in_torch(backend: str, register: str) -> None:
+    shapes = []
+    for kind in (TrainStep, Plain):
+        trainer, seen = twin(kind, *networks(), adam, d_steps=2), []
+        getattr(trainer.discriminator, register)(lambda module, given, *output, seen=seen: seen.append(given[0].shape))
+        trainer.step(*inputs({"d_steps": 2}))
+        shapes.append(seen)
+    assert len(shapes[0]) == 5  # real and fake in each of two D steps, and G's
+    assert shapes[0] == shapes[1]
