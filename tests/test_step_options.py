@@ -104,21 +104,21 @@ def test_frozen_and_unlisted_parameters_stay(backend: str) -> None:
     assert discriminator[0].bias.grad is None
 
 
-@pytest.mark.parametrize("options", [{}, {"d_steps": 3}, {"d_steps": 2, "reuse_fake": True}], ids=str)
+@pytest.mark.parametrize(
+    "options", [{}, {"d_steps": 3}, {"d_steps": 2, "reuse_fake": True}, {"num_classes": 3}], ids=str
+)
 def test_drawn_noise(backend: str, options: dict[str, Any]) -> None:
     """It repeats by seed, is fresh at each step, and is one normal draw of the documented shape."""
-    real, _, noise = inputs(options)
+    real, labels, noise = inputs(options)
     results = []
     for given in (None, None, noise.shape):
         trainer = trainer_of(**options)
         with torch.no_grad():
-            for p, q in zip(trainer.generator.parameters(), networks()[0].parameters(), strict=True):
-                p.copy_(torch.full_like(q, 0.1))
-            for p in trainer.discriminator.parameters():
+            for p in (*trainer.generator.parameters(), *trainer.discriminator.parameters()):
                 p.fill_(0.1)
         torch.manual_seed(11)
         for _ in range(2):
-            trainer.step(real, noise=None if given is None else torch.randn(given, dtype=real.dtype))
+            trainer.step(real, labels, noise=None if given is None else torch.randn(given, dtype=real.dtype))
         results.append(state_of(trainer))
     for other in results[1:]:
         assert all(map(torch.equal, results[0], other))
