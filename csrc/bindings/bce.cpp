@@ -212,7 +212,7 @@ Tensor forward_autograd(const Tensor& input, const Tensor& target, const Optiona
 template <c10::DeviceType device>
 Tensor forward_autocast(const Tensor& input, const Tensor& target, const OptionalTensor& weight,
                         const OptionalTensor& pos_weight, int64_t reduction) {
-  const WithoutAutocast guard(device);
+  const WithoutAutocast guard;
   const auto cast = [](const Tensor& t) { return at::autocast::cached_cast(at::kFloat, t, device); };
   const auto cast_optional = [&](const OptionalTensor& t) { return t ? OptionalTensor(cast(*t)) : std::nullopt; };
   return forward_op(cast(input), cast(target), cast_optional(weight), cast_optional(pos_weight), reduction);

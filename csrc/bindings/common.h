@@ -2,6 +2,7 @@
 #pragma once
 
 #include <ATen/ATen.h>
+#include <ATen/Parallel.h>
 #include <ATen/autocast_mode.h>
 #include <torch/library.h>
 
@@ -33,6 +34,7 @@ struct Tag {
 // Calls f(Tag<T>) with fastgan's own type for the dtype; the 16-bit types have torch's layout.
 template <class F>
 void with_dtype(at::ScalarType dtype, const char* op, F&& f) {
+  at::internal::lazy_init_num_threads();  // torch.set_num_threads reaches a new thread at its first parallel call
   switch (dtype) {
     case at::kFloat:
       return f(Tag<float>{});
@@ -59,21 +61,24 @@ T* mutable_data(const Tensor& tensor) {
 // A 0-d tensor of the dtype and device of `like`.
 inline Tensor scalar_like(const Tensor& like) { return at::empty({}, like.options()); }
 
+// Whether autograd must record. Forward-mode AD has no rule here, and must not be told that there is no tangent.
 inline bool any_requires_grad(TensorList tensors) {
-  if (!at::GradMode::is_enabled()) return false;
-  for (const Tensor& tensor : tensors)
-    if (tensor.defined() && tensor.requires_grad()) return true;
-  return false;
+  bool any = false;
+  for (const Tensor& tensor : tensors) {
+    if (!tensor.defined()) continue;
+    any = any || tensor.requires_grad();
+    const bool has_tangent =
+        tensor.unsafeGetTensorImpl()->autograd_meta() != nullptr && tensor._fw_grad(/*level=*/0).defined();
+    TORCH_CHECK_NOT_IMPLEMENTED(!has_tangent,
+                                "fastgan's compiled ops have no forward-mode derivative; fastgan.functional runs plain "
+                                "PyTorch for it, and so does fastgan.use_backend('reference')");
+  }
+  return any && at::GradMode::is_enabled();
 }
 
-// For the length of a scope, ops called from an op's autocast rule do not meet autocast again.
+// For the length of a scope, the torch ops called do not meet autocast: what comes in has the dtype it should have.
 class WithoutAutocast {
- public:
-  explicit WithoutAutocast(c10::DeviceType device)
-      : guard_(c10::DispatchKeySet(at::autocast::get_autocast_dispatch_key_from_device_type(device))) {}
-
- private:
-  c10::impl::ExcludeDispatchKeyGuard guard_;
+  c10::impl::ExcludeDispatchKeyGuard guard_{c10::autocast_dispatch_keyset};
 };
 
 // A typed handle on an op of this library, looked up once.

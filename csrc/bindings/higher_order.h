@@ -29,6 +29,7 @@ template <class Expression>
 variable_list differentiate(TensorList variables, const variable_list& cotangents, const Expression& expression) {
   const bool record = at::GradMode::is_enabled();
   const at::AutoGradMode recording(true);
+  const WithoutAutocast guard;
   // Partial derivatives are wanted, but these tensors may be functions of each other (grad_output of input, say).
   // Aliases are each a variable of its own, and still lead back to the tensors for the next derivative.
   variable_list aliases, leaves;

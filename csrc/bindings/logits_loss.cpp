@@ -231,14 +231,14 @@ Tensor discriminator_loss_value(const Tensor& real, const Tensor& fake, double r
 // Autocast computes losses in float32, as it does torch's.
 template <c10::DeviceType device>
 Tensor logits_loss_autocast(const Tensor& logits, double target, double sign, int64_t reduction) {
-  const WithoutAutocast guard(device);
+  const WithoutAutocast guard;
   FASTGAN_OP("logits_loss", Tensor(const Tensor&, double, double, int64_t));
   return op.call(at::autocast::cached_cast(at::kFloat, logits, device), target, sign, reduction);
 }
 template <c10::DeviceType device>
 Tensor discriminator_loss_autocast(const Tensor& real, const Tensor& fake, double real_target, double fake_target,
                                    int64_t reduction) {
-  const WithoutAutocast guard(device);
+  const WithoutAutocast guard;
   FASTGAN_OP("discriminator_loss", Tensor(const Tensor&, const Tensor&, double, double, int64_t));
   return op.call(at::autocast::cached_cast(at::kFloat, real, device),
                  at::autocast::cached_cast(at::kFloat, fake, device), real_target, fake_target, reduction);

@@ -220,6 +220,9 @@ class MlpFunction : public torch::autograd::Function<MlpFunction> {
     variable_list saved{input};
     saved.insert(saved.end(), weights.begin(), weights.end());
     saved.insert(saved.end(), outputs.begin(), outputs.end());
+    // Where no derivative reads the last output, it is the caller's to change or to free, as in torch.
+    const LayerActivation last = Layers(call.activations, call.slopes)[call.count() - 1];
+    if (last.activation == Activation::identity || !last.saves_output()) saved[2 * call.count()] = Tensor();
     ctx->save_for_backward(saved);
     // First-order backward does not read the biases, so changing one in place before it is no error, as in torch.
     ctx->saved_data["biases"] = c10::List<Tensor>(biases);
@@ -230,7 +233,9 @@ class MlpFunction : public torch::autograd::Function<MlpFunction> {
   static variable_list backward(AutogradContext* ctx, variable_list grad_outputs) {
     const Call call(ctx);
     const size_t count = call.count();
-    const auto saved = ctx->get_saved_variables();
+    auto saved = ctx->get_saved_variables();
+    // What was not saved is not read either; its place is taken by a tensor of its shape.
+    if (!saved[2 * count].defined()) saved[2 * count] = grad_outputs[0];
     const Tensor& input = saved[0];
     const TensorList weights = TensorList(saved).slice(1, count), outputs = TensorList(saved).slice(1 + count);
     const std::vector<Tensor> biases = ctx->saved_data["biases"].toTensorVector();
@@ -283,7 +288,7 @@ Tensor mlp_autograd(const Tensor& input, TensorList weights, const Biases& biase
 template <c10::DeviceType device>
 Tensor mlp_autocast(const Tensor& input, TensorList weights, const Biases& biases, at::IntArrayRef activations,
                     at::ArrayRef<double> slopes) {
-  const WithoutAutocast guard(device);
+  const WithoutAutocast guard;
   const auto cast = [](const Tensor& t) {
     return at::autocast::cached_cast(at::autocast::get_autocast_dtype(device), t, device);
   };

@@ -7,6 +7,8 @@
 // grad_y_1 ... grad_y_L; without rows where it wants none (see Kept).
 #pragma once
 
+#include <algorithm>
+
 #include "linear.h"
 
 namespace fastgan::bindings {
@@ -36,6 +38,54 @@ struct Layers {
 
   std::vector<LayerActivation> list;
 };
+
+// What every mlp op asks of its layers, Meta's too.
+inline void check_layers(const Tensor& input, TensorList weights, const Layers& layers) {
+  TORCH_CHECK(!weights.empty() && weights.size() == layers.count(),
+              "mlp: weights and activations must have the same number of entries, at least one, not ", weights.size(),
+              " and ", layers.count());
+  TORCH_CHECK(input.dim() >= 1, "mlp: input must have at least one dimension");
+  c10::SymInt width = input.sym_size(-1);
+  for (const Tensor& w : weights) {
+    TORCH_CHECK(w.dim() == 2 && w.sym_size(1) == width && w.scalar_type() == input.scalar_type() &&
+                    w.device() == input.device(),
+                "mlp: a weight of shape ", w.sym_sizes(), ", ", w.scalar_type(), " on ", w.device(), " must have ",
+                width, " columns and be ", input.scalar_type(), " on ", input.device());
+    width = w.sym_size(0);
+  }
+}
+
+// What every backward op asks of the packed list that mlp_forward returned.
+inline void check_outputs(const Tensor& input, TensorList weights, TensorList outputs, const Layers& layers) {
+  size_t expected = layers.count();
+  for (const LayerActivation& layer : layers.list) expected += !layer.saves_output();
+  TORCH_CHECK(outputs.size() == expected, "mlp: outputs must have ", expected, " entries, not ", outputs.size());
+  size_t next_z = layers.count();
+  const auto check = [&](const Tensor& output, size_t l) {
+    TORCH_CHECK(output.scalar_type() == input.scalar_type() && output.device() == input.device() &&
+                    output.dim() == input.dim() && output.sym_size(-1) == weights[l].sym_size(0) &&
+                    output.sym_sizes().slice(0, output.dim() - 1) == input.sym_sizes().slice(0, input.dim() - 1),
+                "mlp: an output of layer ", l, " of shape ", output.sym_sizes(), ", ", output.scalar_type(),
+                ", is not what mlp_forward returns for this input");
+  };
+  for (size_t l = 0; l < layers.count(); ++l) {
+    check(outputs[l], l);
+    if (!layers[l].saves_output()) check(outputs[next_z++], l);
+  }
+}
+
+// What mlp_double_backward asks of its packed lists.
+inline void check_double_backward(TensorList cotangents, at::IntArrayRef given, TensorList intermediates,
+                                  at::IntArrayRef need, const Layers& layers) {
+  const size_t flags = 1 + 2 * layers.count();
+  TORCH_CHECK(given.size() == flags && need.size() == flags + 1, "mlp_double_backward: there must be ", flags,
+              " flags given and ", flags + 1, " of need, not ", given.size(), " and ", need.size());
+  const size_t set = std::count_if(given.begin(), given.end(), [](int64_t flag) { return flag != 0; });
+  TORCH_CHECK(cotangents.size() == set, "mlp_double_backward: there must be ", set, " cotangents, not ",
+              cotangents.size());
+  TORCH_CHECK(intermediates.size() == 2 * layers.count(), "mlp_double_backward: there must be ", 2 * layers.count(),
+              " intermediates, not ", intermediates.size());
+}
 
 // One flag (0 or 1: a schema has no list of bools) for each of input, the weights and the biases, in this order.
 struct Flags {

@@ -5,21 +5,6 @@ namespace fastgan::bindings {
 
 namespace {
 
-void check(const Tensor& input, TensorList weights, const Layers& layers) {
-  TORCH_CHECK(!weights.empty() && weights.size() == layers.count(),
-              "mlp: weights and activations must have the same number of entries, at least one, not ", weights.size(),
-              " and ", layers.count());
-  TORCH_CHECK(input.dim() >= 1, "mlp: input must have at least one dimension");
-  int64_t width = input.size(-1);
-  for (const Tensor& w : weights) {
-    TORCH_CHECK(
-        w.dim() == 2 && w.size(1) == width && w.scalar_type() == input.scalar_type() && w.device() == input.device(),
-        "mlp: a weight of shape ", w.sizes(), ", ", w.scalar_type(), " on ", w.device(), " must have ", width,
-        " columns and be ", input.scalar_type(), " on ", input.device());
-    width = w.size(0);
-  }
-}
-
 // The rows are counted, for reshape cannot infer them where there are no elements.
 Tensor as_matrix(const Tensor& x, int64_t rows) { return x.dim() == 2 ? x : x.reshape({rows, x.size(-1)}); }
 
@@ -33,7 +18,8 @@ int64_t row_count(const Tensor& x) {
 template <class F>
 void run_layers(const Tensor& input, TensorList weights, const Biases& biases, const Layers& layers, bool keep_z,
                 const F& on_layer) {
-  check(input, weights, layers);
+  const WithoutAutocast guard;
+  check_layers(input, weights, layers);
   TORCH_CHECK(biases.size() == weights.size(), "mlp: there must be one bias or None a layer");
   const int64_t rows = row_count(input);
   Tensor x = as_matrix(input, rows);
@@ -79,7 +65,13 @@ std::vector<Tensor> mlp_backward_cpu(const Tensor& grad_output, const Tensor& in
                                      TensorList outputs, at::IntArrayRef activations, at::ArrayRef<double> slopes,
                                      at::IntArrayRef need_flags, bool keep_intermediates) {
   const Layers layers(activations, slopes);
-  check(input, weights, layers);
+  const WithoutAutocast guard;
+  check_layers(input, weights, layers);
+  check_outputs(input, weights, outputs, layers);
+  TORCH_CHECK(grad_output.sizes() == outputs[layers.count() - 1].sizes() &&
+                  grad_output.scalar_type() == input.scalar_type() && grad_output.device() == input.device(),
+              "mlp_backward: grad_output of shape ", grad_output.sizes(), ", ", grad_output.scalar_type(),
+              ", must be like the output: shape ", outputs[layers.count() - 1].sizes(), ", ", input.scalar_type());
   const Flags need(need_flags, layers.count());
   const auto saved = layers.saved(outputs);
   const int64_t rows = row_count(input);
@@ -133,7 +125,10 @@ std::vector<Tensor> mlp_double_backward_cpu(TensorList cotangents, at::IntArrayR
                                             at::IntArrayRef activations, at::ArrayRef<double> slopes,
                                             at::IntArrayRef need_flags) {
   const Layers layers(activations, slopes);
-  check(input, weights, layers);
+  const WithoutAutocast guard;
+  check_layers(input, weights, layers);
+  check_outputs(input, weights, outputs, layers);
+  check_double_backward(cotangents, cotangent_flags, intermediates, need_flags, layers);
   const size_t count = layers.count();
   const int64_t rows = row_count(input);
   const Flags given(cotangent_flags, count);

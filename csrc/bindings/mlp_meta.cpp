@@ -26,12 +26,14 @@ Tensor empty_twin(const Tensor& like) { return at::empty_symint(like.sym_sizes()
 Tensor mlp_meta(const Tensor& input, TensorList weights, const Biases&, at::IntArrayRef activations,
                 at::ArrayRef<double> slopes) {
   const Layers layers(activations, slopes);
+  check_layers(input, weights, layers);
   return empty_like_rows(input, weights[layers.count() - 1].sym_size(0));
 }
 
 std::vector<Tensor> mlp_forward_meta(const Tensor& input, TensorList weights, const Biases&,
                                      at::IntArrayRef activations, at::ArrayRef<double> slopes) {
   const Layers layers(activations, slopes);
+  check_layers(input, weights, layers);
   std::vector<Tensor> outputs;
   for (const Tensor& w : weights) outputs.push_back(empty_like_rows(input, w.sym_size(0)));
   for (size_t l = 0; l < layers.count(); ++l)
@@ -39,10 +41,12 @@ std::vector<Tensor> mlp_forward_meta(const Tensor& input, TensorList weights, co
   return outputs;
 }
 
-std::vector<Tensor> mlp_backward_meta(const Tensor&, const Tensor& input, TensorList weights, TensorList,
+std::vector<Tensor> mlp_backward_meta(const Tensor&, const Tensor& input, TensorList weights, TensorList outputs,
                                       at::IntArrayRef activations, at::ArrayRef<double> slopes,
                                       at::IntArrayRef need_flags, bool keep_intermediates) {
   const Layers layers(activations, slopes);
+  check_layers(input, weights, layers);
+  check_outputs(input, weights, outputs, layers);
   const size_t count = layers.count();
   const Flags need(need_flags, count);
   std::vector<Tensor> packed;
@@ -62,10 +66,15 @@ std::vector<Tensor> mlp_backward_meta(const Tensor&, const Tensor& input, Tensor
   return packed;
 }
 
-std::vector<Tensor> mlp_double_backward_meta(TensorList, at::IntArrayRef, const Tensor& input, TensorList weights,
-                                             TensorList outputs, TensorList, at::IntArrayRef activations,
-                                             at::ArrayRef<double> slopes, at::IntArrayRef need_flags) {
-  const size_t count = Layers(activations, slopes).count();
+std::vector<Tensor> mlp_double_backward_meta(TensorList cotangents, at::IntArrayRef given, const Tensor& input,
+                                             TensorList weights, TensorList outputs, TensorList intermediates,
+                                             at::IntArrayRef activations, at::ArrayRef<double> slopes,
+                                             at::IntArrayRef need_flags) {
+  const Layers layers(activations, slopes);
+  check_layers(input, weights, layers);
+  check_outputs(input, weights, outputs, layers);
+  check_double_backward(cotangents, given, intermediates, need_flags, layers);
+  const size_t count = layers.count();
   const Flags need(need_flags.slice(1), count);
   std::vector<Tensor> packed;
   if (need_flags[0]) packed.push_back(empty_twin(outputs[count - 1]));

@@ -94,7 +94,7 @@ struct Act<Activation::elu> {  // alpha = 1
   }
   template <class C>
   static FASTGAN_INLINE C dd(C z, C) {
-    return select(z <= C(0), exp_(select(z > C(0), C(0), z)), C(0));
+    return select(z < C(0), exp_(select(z > C(0), C(0), z)), C(0));
   }
 };
 

@@ -9,8 +9,11 @@ namespace fastgan::cpu {
 
 namespace {
 
-// Rows a block: about one chunk of elements, so that a block stays in the first-level cache between its passes.
-int64_t block_rows(int64_t cols) { return std::max<int64_t>(1, chunk_size / std::max<int64_t>(1, cols)); }
+// Rows a block: about one chunk of elements, so that a block stays in the first-level cache between its passes; more
+// where there would be over 64 blocks of them, for each has its own column sums.
+int64_t block_rows(int64_t rows, int64_t cols) {
+  return std::max({int64_t{1}, chunk_size / std::max<int64_t>(1, cols), (rows + 63) / 64});
+}
 
 // Elements of a piecewise linear activation cost a fraction of one with an exponential.
 int64_t work_of(ActivationArguments arguments, int64_t n) {
@@ -19,7 +22,7 @@ int64_t work_of(ActivationArguments arguments, int64_t n) {
 
 template <class F>
 void for_row_blocks(int64_t rows, int64_t cols, int64_t work, const F& f) {
-  const int64_t size = block_rows(cols);
+  const int64_t size = block_rows(rows, cols);
   for_chunks((rows + size - 1) / size, work,
              [&](int64_t block) { f(block, block * size, std::min(rows, (block + 1) * size)); });
 }
@@ -59,7 +62,7 @@ template <class T>
 void act_backward(ActivationArguments arguments, int64_t rows, int64_t cols, const T* grad_y, const T* saved, T* grad_z,
                   T* grad_bias) {
   using C = compute_t<T>;
-  const int64_t size = block_rows(cols), blocks = (rows + size - 1) / size;
+  const int64_t size = block_rows(rows, cols), blocks = (rows + size - 1) / size;
   std::vector<C> partial(grad_bias == nullptr ? 0 : std::max<int64_t>(1, blocks) * cols, C(0));
   const bool identity = arguments.activation == Activation::identity;
   dispatch<T>(arguments, [&](auto act, C slope) {
