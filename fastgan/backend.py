@@ -7,11 +7,12 @@
 from __future__ import annotations
 
 import contextlib
-import importlib
+import importlib.machinery
 import importlib.util
 import json
 import os
 import struct
+import sys
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -41,23 +42,26 @@ def _load() -> tuple[ModuleType | None, str]:
     # Checked before loading: a library built for another PyTorch may load and then crash.
     if built_for != torch.__version__:
         return None, f"the compiled module was built for PyTorch {built_for}, and this is {torch.__version__}"
+    # From this folder alone: an editable install elsewhere on the path would offer its own.
+    spec = importlib.machinery.PathFinder.find_spec("fastgan._C", [str(_FACTS.parent)])
+    if spec is None or spec.origin is None or spec.loader is None:
+        return None, "the compiled module does not load (its file is missing)"
     try:
-        if _is_cut_short("fastgan._C"):
+        if _is_cut_short(Path(spec.origin)):
             return None, "the compiled module does not load (its file is cut short)"
-        return importlib.import_module("fastgan._C"), ""
+        loaded = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(loaded)
     except (ImportError, OSError, RuntimeError) as error:
         return None, f"the compiled module does not load ({error})"
+    sys.modules["fastgan._C"] = loaded
+    return loaded, ""
 
 
-def _is_cut_short(name: str) -> bool:
-    """Whether the library of an extension module lacks its end.
+def _is_cut_short(file: Path) -> bool:
+    """Whether a library lacks its end.
 
     The loader maps what is not there, and the process dies of SIGBUS; what is no library it refuses by itself.
     """
-    spec = importlib.util.find_spec(name)
-    if spec is None or spec.origin is None:
-        return False
-    file = Path(spec.origin)
     with file.open("rb") as opened:
         header = opened.read(64)
     if len(header) < 64 or header[:5] != b"\x7fELF\x02":  # 64-bit ELF
@@ -149,8 +153,6 @@ def is_compiled(tensor: Tensor) -> bool:
         return False
     if tensor.layout is not torch.strided:
         return False
-    if torch.compiler.is_compiling():
-        return True
-    if torch.jit.is_tracing():
+    if forward_ad._current_level >= 0 or _functorch.peek_interpreter_stack() is not None:
         return False
-    return _functorch.peek_interpreter_stack() is None and forward_ad._current_level < 0
+    return torch.compiler.is_compiling() or not torch.jit.is_tracing()

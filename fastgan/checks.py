@@ -91,14 +91,14 @@ def broadcastable(name: str, value: Tensor, other_name: str, shape: torch.Size) 
         )
 
 
-def linear(input: Tensor, weight: Tensor, bias: Tensor | None, width: int, layer: str = "") -> int:
+def linear(input: Tensor, weight: Tensor, bias: Tensor | None, width: int, layer: int | None = None) -> int:
     """Check one layer's parameters against an input of the given width and return its output width."""
     if isinstance(weight, Tensor) and _agrees(weight, input, 2) and weight.shape[1] == width:
         out: int = weight.shape[0]
         if bias is None or (isinstance(bias, Tensor) and _agrees(bias, input, 1) and bias.shape[0] == out):
             return out
     # Something is unusual: which, and is it wrong?
-    weight_name, bias_name = f"weight{layer}", f"bias{layer}"
+    weight_name, bias_name = ("weight", "bias") if layer is None else (f"weights[{layer}]", f"biases[{layer}]")
     floating(weight_name, weight)
     same_device(weight_name, weight, "input", input)
     same_dtype(weight_name, weight, "input", input)

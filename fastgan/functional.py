@@ -223,7 +223,7 @@ def mlp(
             checks.choice(f"activations[{i}]", activations[i], reference.ACTIVATIONS)
         if type(slopes[i]) is not float or not -math.inf < slopes[i] < math.inf:
             checks.number(f"negative_slopes[{i}]", slopes[i])
-        width = checks.linear(input, weights[i], biases[i], width, f"s[{i}]")
+        width = checks.linear(input, weights[i], biases[i], width, i)
     return _mlp(input, list(weights), biases, list(activations), slopes)
 
 

@@ -8,6 +8,7 @@ parametrizations, DDP) is torch.nn's, because the modules are torch.nn's.
 from __future__ import annotations
 
 import functools
+from collections import OrderedDict
 from collections.abc import Callable, Iterable, Sequence
 from itertools import pairwise
 from typing import Any, TypeVar
@@ -101,6 +102,10 @@ _ACTIVATION_MODULES: dict[type[nn.Module], Callable[[Any], tuple[str, float] | N
 }
 
 
+# A Tensor subclass may compute anything.
+_PLAIN_TENSORS = (Tensor, nn.Parameter)
+
+
 def _has_hooks(module: nn.Module) -> bool:
     return bool(
         module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
@@ -136,6 +141,18 @@ def fused_activation(module: nn.Module) -> tuple[str, float] | None:
     return rule(module)
 
 
+def _is_fusable_call(input: Any, weights: list[Tensor], biases: list[Tensor | None]) -> bool:
+    """Whether the tensors are such as the fused layers take; with any other the modules run as they are."""
+    if not isinstance(input, Tensor) or input.is_nested or not input.dtype.is_floating_point or input.dim() == 0:
+        return False
+    for weight, bias in zip(weights, biases, strict=True):
+        if type(weight) not in _PLAIN_TENSORS or weight.layout is not torch.strided:
+            return False
+        if bias is not None and (type(bias) not in _PLAIN_TENSORS or bias.shape != weight.shape[:1]):
+            return False
+    return True
+
+
 def _run_fused(modules: Iterable[nn.Module], input: Tensor) -> Tensor:
     """Run modules one after another, each run of Linear + activation as one call of `functional.mlp`."""
     weights: list[Tensor] = []
@@ -144,11 +161,18 @@ def _run_fused(modules: Iterable[nn.Module], input: Tensor) -> Tensor:
     slopes: list[float] = []
     open_layer = False  # the last layer gathered has no activation yet
 
-    def flush(value: Tensor) -> Tensor:
-        if weights:
+    pending: list[nn.Module] = []  # what the gathered layers were read from
+
+    def flush(value: Any) -> Any:
+        if not pending:
+            return value
+        if _is_fusable_call(value, weights, biases):
             value = functional.mlp(value, weights, biases, activations, slopes)
-            for gathered in (weights, biases, activations, slopes):
-                gathered.clear()
+        else:
+            for module in pending:
+                value = module(value)
+        for gathered in (pending, weights, biases, activations, slopes):
+            gathered.clear()
         return value
 
     for module in modules:
@@ -157,19 +181,27 @@ def _run_fused(modules: Iterable[nn.Module], input: Tensor) -> Tensor:
             biases.append(module.bias)
             activations.append("identity")
             slopes.append(0.0)
+            pending.append(module)
             open_layer = True
             continue
         activation = fused_activation(module) if open_layer else None
         open_layer = False
         if activation is not None:
             activations[-1], slopes[-1] = activation
-        else:
-            input = module(flush(input))
+            pending.append(module)
+            continue
+        # The fused leaky_relu's backward reads its output, torch's does not: what changes that in place gets a copy.
+        copied = getattr(module, "inplace", False) and activations[-1:] == ["leaky_relu"]
+        input = flush(input)
+        input = module(input.clone() if copied else input)
     return flush(input)
 
 
 class _Fused:
     """What fusing adds to a class of Sequential: a fused forward, and the way to pickle and to undo it."""
+
+    def __init_subclass__(cls, **keywords: Any) -> None:
+        """Of a fused twin, the class that it is made from is not told: to that it is no new subclass."""
 
     def forward(self, input: Any) -> Any:
         """Run the modules in turn, each run of Linear + activation fused; shapes as the modules have them."""
@@ -245,7 +277,7 @@ class MLP(FusedSequential):
     def __getitem__(self, idx: slice | int | str) -> Any:
         """A module, or for a slice a FusedSequential of the same modules."""
         if isinstance(idx, slice):
-            return FusedSequential(*list(self._modules.values())[idx])
+            return FusedSequential(OrderedDict(list(self._modules.items())[idx]))
         return super().__getitem__(idx)
 
 
@@ -314,7 +346,7 @@ def fuse(module: ModuleT) -> ModuleT:
 def unfuse(module: ModuleT) -> ModuleT:
     """Undo `fuse`, in place: every fused Sequential becomes the class it was; an `MLP` becomes an nn.Sequential.
 
-    A subclass of `MLP` with a forward of its own is left alone: it would lose that forward.
+    A subclass of `MLP` or `FusedSequential` is left alone: it would lose what it adds.
 
     Args:
         module: any module.
@@ -327,11 +359,9 @@ def unfuse(module: ModuleT) -> ModuleT:
     """
     _check_module(module)
     for child in list(module.modules()):
-        if not isinstance(child, _Fused) or type(child).forward is not _Fused.forward:
-            continue
-        if isinstance(child, FusedSequential):
+        if type(child) in (FusedSequential, MLP):
             child.__class__ = nn.Sequential
-        else:
+        elif isinstance(child, _Fused) and not isinstance(child, FusedSequential):
             child.__class__ = _unfused_class(type(child))
     return module
 
@@ -346,7 +376,12 @@ def is_fully_fused(module: nn.Module) -> bool:
 
     A parametrized Linear may keep some: spectral_norm advances its power iteration each time the weight is read.
     """
-    if not isinstance(module, _Fused) or _has_hooks(module) or backend.current_backend() == "reference":
+    kind = type(module)
+    if not isinstance(module, _Fused) or backend.current_backend() == "reference":
+        return False
+    if kind.forward is not _Fused.forward or kind.__call__ is not nn.Module.__call__ or "forward" in module.__dict__:
+        return False
+    if _has_hooks(module) or _has_global_hooks():
         return False
     children = list(module.children())
     return bool(children) and all(

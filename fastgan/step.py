@@ -157,8 +157,8 @@ class TrainStep:
             return StepStats(
                 d_loss.detach(),
                 g_loss.detach(),
-                torch.sigmoid(real_logits.detach()).mean(),
-                torch.sigmoid(fake_logits.detach()).mean(),
+                _mean_score(real_logits),
+                _mean_score(fake_logits),
             )
 
     def _autocast(self, like: Tensor) -> torch.autocast:
@@ -204,6 +204,9 @@ class TrainStep:
         self, real: Tensor, labels: Tensor | None, noise: Tensor | None
     ) -> tuple[Tensor, Tensor, Tensor | None]:
         """The inputs with a leading dimension of one entry a D step, and one-hot conditions (None without classes)."""
+        for name, optimizer in (("g_optimizer", self.g_optimizer), ("d_optimizer", self.d_optimizer)):
+            if not _trainable(optimizer):
+                raise ValueError(f"{name} must hold a parameter that requires grad, but all of its are frozen")
         checks.floating("real", real)
         if real.dim() == 2:
             real = real.expand(self.d_steps, *real.shape)
@@ -245,11 +248,12 @@ class TrainStep:
                 f"labels must have shape ({real.shape[1]},) or {tuple(real.shape[:2])}, not {tuple(labels.shape)}"
             )
         # On a device the comparison below would wait for it; there an out-of-range label trips one_hot's own check.
+        labels = labels.long()
         if labels.device.type == "cpu" and (labels.min() < 0 or labels.max() >= self.num_classes):
             raise ValueError(
                 f"labels must be in [0, {self.num_classes}), but they span [{labels.min()}, {labels.max()}]"
             )
-        return F.one_hot(labels.long(), self.num_classes).to(real.dtype)
+        return F.one_hot(labels, self.num_classes).to(real.dtype)
 
     def _latent_size(self) -> int:
         for module in self.generator.modules():
@@ -267,11 +271,20 @@ def _conditioned(value: Tensor, condition: Tensor | None) -> Tensor:
     return value if condition is None else torch.cat([value, condition.to(value.dtype)], dim=1)
 
 
+def _trainable(optimizer: Optimizer) -> list[Tensor]:
+    return [p for group in optimizer.param_groups for p in group["params"] if p.requires_grad]
+
+
+def _mean_score(logits: Tensor) -> Tensor:
+    """The batch mean of sigma of the logits, in float32 where they have 16 bits."""
+    logits = logits.detach()
+    return torch.sigmoid(logits.float() if logits.dtype.itemsize == 2 else logits).mean()
+
+
 def _update(optimizer: Optimizer, loss: Tensor) -> None:
     """One optimizer step. `inputs` keeps backward from computing gradients of the other network's parameters."""
-    parameters = [p for group in optimizer.param_groups for p in group["params"] if p.requires_grad]
     optimizer.zero_grad(set_to_none=True)
-    loss.backward(inputs=parameters)
+    loss.backward(inputs=_trainable(optimizer))
     optimizer.step()
 
 
@@ -310,3 +323,7 @@ def _check_ema(ema: nn.Module, generator: nn.Module) -> None:
                 )
     if expected:
         raise ValueError(f"ema must be a copy of the generator, but it lacks {next(iter(expected))}")
+    own = {id(parameter) for parameter in generator.parameters()}
+    for name, parameter in ema.named_parameters():
+        if id(parameter) in own:
+            raise ValueError(f"ema must be a copy of the generator, but {name} is the generator's own parameter")

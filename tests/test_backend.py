@@ -131,7 +131,7 @@ OTHER_TORCH = f"the compiled module was built for PyTorch 1.0.0, and this is {to
 UNREADABLE = "the build facts beside the compiled module are unreadable ("
 FAULTS: dict[str, tuple[Callable[[Path], None], str]] = {
     "nothing built": (remove_module, "the compiled module was not built"),
-    "module removed": (remove_module_alone, "the compiled module does not load (No module named 'fastgan._C')"),
+    "module removed": (remove_module_alone, "the compiled module does not load (its file is missing)"),
     "module cut": (cut_module, "the compiled module does not load (its file is cut short)"),
     "module of text": (module_of_text, "the compiled module does not load ("),
     "another torch": (facts(b'{"torch": "1.0.0"}'), OTHER_TORCH),
