@@ -277,11 +277,10 @@ def test_refused_before_anything_is_written(options: dict[str, Any], sentence: s
 
 def test_a_failure_before_the_first_step_leaves_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     trainer = small(steps=5)
-    monkeypatch.setattr(pictures, "save_samples", lambda *args, **options: 1 / 0)
-    with pytest.raises(ZeroDivisionError):
+    with monkeypatch.context() as patched, pytest.raises(ZeroDivisionError):
+        patched.setattr(pictures, "save_samples", lambda *args, **options: 1 / 0)
         trainer.train(quiet=True)
     assert not Path("runs").exists()
-    monkeypatch.undo()
     generator = nn.Linear(4, 3)
     with pytest.raises((RuntimeError, ValueError)):
         small(Dataset("x", torch.zeros(64, 5)), generator=generator).train(quiet=True)
