@@ -1,0 +1,135 @@
+// What a kernel sees of CUDA: nvcc's own words, or those of the host model (tests/simt/), which runs the same source
+// with g++ where FASTGAN_SIMT is defined. Everything that touches a real stream or device from this folder is here.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#ifdef FASTGAN_SIMT
+#include "simt.h"
+#else
+#include <cuda_runtime.h>
+
+#include <stdexcept>
+#include <string>
+#endif
+
+#include "../core/scalar.h"
+
+namespace fastgan::cuda {
+
+// What a launcher needs to know of the call: where it runs, and where it may put what it needs meanwhile. The bindings
+// make one a call.
+class Context {
+ public:
+  // Most blocks of one launch that can take turns at `counters`.
+  static constexpr int64_t counter_count = 4096;
+
+  virtual ~Context() = default;
+  // Uninitialised device memory, aligned to 256 bytes, good until the work launched with this context is done.
+  virtual void* scratch(size_t bytes) const = 0;
+  // counter_count zeros in device memory that no other work uses at the same time. A kernel leaves zeros behind.
+  virtual unsigned* counters() const = 0;
+
+  cudaStream_t stream = nullptr;
+  int multiprocessors = 1;
+  size_t shared_limit = 48 * 1024;  // bytes of dynamic shared memory that a block may have
+};
+
+struct Grid {
+  dim3 blocks;
+  dim3 threads;
+  size_t shared_bytes = 0;   // of dynamic shared memory
+  bool cooperative = false;  // all blocks are resident at once, and may call grid_barrier()
+};
+
+#ifdef FASTGAN_SIMT
+
+template <class... Parameters, class... Arguments>
+void launch(const Context&, const char* name, void (*kernel)(Parameters...), const Grid& grid, Arguments... arguments) {
+  simt::launch(name, grid.blocks, grid.threads, grid.shared_bytes, grid.cooperative,
+               [&] { kernel(Parameters(arguments)...); });
+}
+
+// How many blocks of a cooperative launch can be resident.
+template <class... Parameters>
+int64_t resident_blocks(const Context& context, const char*, void (*)(Parameters...), const Grid&) {
+  return context.multiprocessors;
+}
+
+#else
+
+inline void check(cudaError_t error, const char* name) {
+  if (error == cudaSuccess) return;
+  cudaGetLastError();  // else the next call would report it again
+  std::string sentence =
+      std::string("fastgan: the CUDA kernel ") + name + " could not be launched: " + cudaGetErrorString(error) + ".";
+  if (error == cudaErrorNoKernelImageForDevice || error == cudaErrorInvalidDeviceFunction)
+    sentence +=
+        " This fastgan has no code for this GPU's architecture; rebuild it with TORCH_CUDA_ARCH_LIST unset, or "
+        "set to include it (fastgan doctor shows what it was built for).";
+  throw std::runtime_error(sentence);
+}
+
+template <class... Parameters, class... Arguments>
+void launch(const Context& context, const char* name, void (*kernel)(Parameters...), const Grid& grid,
+            Arguments... arguments) {
+  if (grid.shared_bytes > 48 * 1024)
+    check(cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel), cudaFuncAttributeMaxDynamicSharedMemorySize,
+                               static_cast<int>(grid.shared_bytes)),
+          name);
+  cudaLaunchAttribute attribute;
+  attribute.id = cudaLaunchAttributeCooperative;
+  attribute.val.cooperative = 1;
+  cudaLaunchConfig_t config = {};
+  config.gridDim = grid.blocks;
+  config.blockDim = grid.threads;
+  config.dynamicSmemBytes = grid.shared_bytes;
+  config.stream = context.stream;
+  config.attrs = &attribute;
+  config.numAttrs = grid.cooperative ? 1 : 0;
+  check(cudaLaunchKernelEx(&config, kernel, Parameters(arguments)...), name);
+}
+
+template <class... Parameters>
+int64_t resident_blocks(const Context& context, const char* name, void (*kernel)(Parameters...), const Grid& grid) {
+  if (grid.shared_bytes > 48 * 1024)
+    check(cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel), cudaFuncAttributeMaxDynamicSharedMemorySize,
+                               static_cast<int>(grid.shared_bytes)),
+          name);
+  int blocks = 0;
+  check(cudaOccupancyMaxActiveBlocksPerMultiprocessor(&blocks, kernel, static_cast<int>(grid.threads.x),
+                                                      grid.shared_bytes),
+        name);
+  return static_cast<int64_t>(blocks) * context.multiprocessors;
+}
+
+#endif
+
+template <class T>
+using Itself = T;
+
+}  // namespace fastgan::cuda
+
+// FASTGAN_SHARED(float[32], name): a static __shared__ variable.
+#ifdef FASTGAN_SIMT
+#define FASTGAN_SHARED(type, name)  \
+  static const char name##_key = 0; \
+  ::fastgan::cuda::Itself<type>& name = ::simt::static_shared<::fastgan::cuda::Itself<type>>(&name##_key)
+#else
+#define FASTGAN_SHARED(type, name) __shared__::fastgan::cuda::Itself<type> name
+#endif
+
+namespace fastgan::cuda {
+
+// The block's dynamic shared memory, aligned to 16 bytes.
+__device__ inline unsigned char* dynamic_shared() {
+#ifdef FASTGAN_SIMT
+  return simt::dynamic_shared();
+#else
+  extern __shared__ __align__(16) unsigned char fastgan_dynamic_shared[];
+  return fastgan_dynamic_shared;
+#endif
+}
+
+}  // namespace fastgan::cuda

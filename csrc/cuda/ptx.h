@@ -1,0 +1,102 @@
+// PTX instructions, each behind a named function, so that a kernel reads as CUDA and the host model (tests/simt/) can
+// supply its own version. Fragment layouts are those of the PTX ISA, "Matrix multiply-accumulate" (mma.sync), with
+// group = lane / 4 and t = lane % 4.
+#pragma once
+
+#include "platform.h"
+
+#ifdef FASTGAN_SIMT
+#include "simt_ptx.h"
+#else
+
+#include <cooperative_groups.h>
+
+namespace fastgan::cuda {
+
+struct alignas(16) Bytes16 {
+  uint32_t word[4];
+};
+
+// 16-byte accesses; the address must be a multiple of 16.
+__device__ __forceinline__ Bytes16 load_16(const void* p) { return *static_cast<const Bytes16*>(p); }
+__device__ __forceinline__ void store_16(void* p, const Bytes16& value) { *static_cast<Bytes16*>(p) = value; }
+
+// Asynchronous copies to shared memory of 16 (4) bytes, the first `bytes` of them from global memory, the rest zeros.
+// Both addresses must be multiples of 16 (4). A copy is done once a later cp_async_wait covers it, and other threads
+// see it after a barrier that follows.
+__device__ __forceinline__ void cp_async_16(void* shared, const void* global, int bytes) {
+  asm volatile(
+      "cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(static_cast<uint32_t>(__cvta_generic_to_shared(shared))),
+      "l"(__cvta_generic_to_global(global)), "r"(bytes)
+      : "memory");
+}
+__device__ __forceinline__ void cp_async_4(void* shared, const void* global, int bytes) {
+  asm volatile(
+      "cp.async.ca.shared.global [%0], [%1], 4, %2;" ::"r"(static_cast<uint32_t>(__cvta_generic_to_shared(shared))),
+      "l"(__cvta_generic_to_global(global)), "r"(bytes)
+      : "memory");
+}
+// Closes a group of this thread's copies.
+__device__ __forceinline__ void cp_async_commit() { asm volatile("cp.async.commit_group;" ::: "memory"); }
+// Waits until at most `pending` of this thread's latest groups are under way.
+template <int pending>
+__device__ __forceinline__ void cp_async_wait() {
+  asm volatile("cp.async.wait_group %0;" ::"n"(pending) : "memory");
+}
+
+// Four 8x8 matrices of 16-bit elements from shared memory: lane l gives the address of row l % 8 of matrix l / 8, a
+// multiple of 16, and gets of matrix i, in r[i], elements (group, 2t) and (group, 2t + 1); of its transpose, with
+// _trans.
+__device__ __forceinline__ void ldmatrix_x4(uint32_t (&r)[4], const void* row) {
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
+               : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
+               : "r"(static_cast<uint32_t>(__cvta_generic_to_shared(row)))
+               : "memory");
+}
+__device__ __forceinline__ void ldmatrix_x4_trans(uint32_t (&r)[4], const void* row) {
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
+               : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
+               : "r"(static_cast<uint32_t>(__cvta_generic_to_shared(row)))
+               : "memory");
+}
+
+// float rounded to tf32 (10 bits of mantissa), to nearest, ties away from zero.
+__device__ __forceinline__ uint32_t to_tf32(float value) {
+  uint32_t bits;
+  asm("cvt.rna.tf32.f32 %0, %1;" : "=r"(bits) : "f"(value));
+  return bits;
+}
+
+// d += a b, in float. d is 16x8: d[0..1] (group, 2t..2t+1), d[2..3] (group + 8, 2t..2t+1).
+// tf32: a is 16x8: (group, t), (group + 8, t), (group, t + 4), (group + 8, t + 4); b is 8x8: (t, group), (t + 4,
+// group).
+__device__ __forceinline__ void mma_m16n8k8_tf32(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
+  asm volatile(
+      "mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, "
+      "%3};"
+      : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+}
+// 16-bit: each register holds two neighbours in k. a is 16x16: (group, 2t), (group + 8, 2t), (group, 2t + 8),
+// (group + 8, 2t + 8); b is 16x8: (2t, group), (2t + 8, group).
+__device__ __forceinline__ void mma_m16n8k16_bf16(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
+  asm volatile(
+      "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, "
+      "%3};"
+      : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+}
+__device__ __forceinline__ void mma_m16n8k16_f16(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
+  asm volatile(
+      "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, "
+      "%3};"
+      : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+}
+
+// Waits for all threads of a cooperative launch.
+__device__ __forceinline__ void grid_barrier() { cooperative_groups::this_grid().sync(); }
+
+}  // namespace fastgan::cuda
+
+#endif
