@@ -15,7 +15,6 @@ from torch import Tensor
 
 from fastgan import backend, checks, reference
 
-_ops = torch.ops.fastgan
 _REDUCTION = {"none": 0, "mean": 1, "sum": 2}  # torch's own numbers (at::Reduction)
 _ACTIVATION = {name: index for index, name in enumerate(reference.ACTIVATIONS)}
 _SIGN = {"non_saturating": 1.0, "minimax": -1.0}
@@ -78,7 +77,7 @@ def binary_cross_entropy_with_logits(
         checks.broadcastable(name, value, "input", input.shape)
         compiled = compiled and _fits(value, input) and not value.requires_grad
     if compiled:
-        return _ops.bce_with_logits(input, target, weight, pos_weight, _REDUCTION[reduction])
+        return backend.ops.bce_with_logits(input, target, weight, pos_weight, _REDUCTION[reduction])
     return reference.binary_cross_entropy_with_logits(input, target, weight, reduction, pos_weight)
 
 
@@ -123,7 +122,7 @@ def discriminator_loss(
             _logits_loss(fake_logits, fake_target, 1.0, reduction),
         )
     if backend.is_compiled(real_logits):
-        return _ops.discriminator_loss(real_logits, fake_logits, real_target, fake_target, _REDUCTION[reduction])
+        return backend.ops.discriminator_loss(real_logits, fake_logits, real_target, fake_target, _REDUCTION[reduction])
     return reference.discriminator_loss(real_logits, fake_logits, real_target, fake_target, reduction)
 
 
@@ -295,7 +294,7 @@ def _fits(value: Tensor, input: Tensor) -> bool:
 
 def _logits_loss(logits: Tensor, target: float, sign: float, reduction: str) -> Tensor:
     if backend.is_compiled(logits):
-        return _ops.logits_loss(logits, target, sign, _REDUCTION[reduction])
+        return backend.ops.logits_loss(logits, target, sign, _REDUCTION[reduction])
     return reference.logits_loss(logits, target, sign, reduction)
 
 
@@ -307,7 +306,7 @@ def _mlp(
     slopes: list[float],
 ) -> Tensor:
     if weights and backend.is_compiled(input):
-        return _ops.mlp(input, weights, biases, [_ACTIVATION[name] for name in activations], slopes)
+        return backend.ops.mlp(input, weights, biases, [_ACTIVATION[name] for name in activations], slopes)
     return reference.mlp(input, weights, biases, activations, slopes)
 
 

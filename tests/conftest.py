@@ -10,10 +10,12 @@ import torch
 from hypothesis import HealthCheck, settings
 
 import fastgan
-from fastgan.backend import unavailable_reason
+import simt_backend
+from fastgan import backend as fastgan_backend
 
-# A backend that computes on CPU tensors joins the conformance suite by an entry here.
-BACKENDS = ("reference", "cpu")
+# A backend that computes on CPU tensors joins the conformance suite by an entry here. `simt` is the CUDA kernels and
+# their bindings on the host model of tests/simt/.
+BACKENDS = ("reference", "cpu", "simt")
 
 # Backends whose absence is a failure, not a skip: FASTGAN_REQUIRE_BACKENDS=cpu.
 REQUIRED = tuple(filter(None, os.environ.get("FASTGAN_REQUIRE_BACKENDS", "").split(",")))
@@ -28,6 +30,11 @@ settings.register_profile(
 settings.load_profile("repeatable")
 
 
+def unavailable_reason(name: str) -> str | None:
+    """Why a backend cannot run here, in a sentence; None where it can."""
+    return simt_backend.unavailable_reason() if name == "simt" else fastgan_backend.unavailable_reason(name)
+
+
 @pytest.fixture(params=BACKENDS)
 def backend(request: pytest.FixtureRequest) -> Iterator[str]:
     """Runs the test once on every backend."""
@@ -36,7 +43,7 @@ def backend(request: pytest.FixtureRequest) -> Iterator[str]:
         if request.param in REQUIRED:
             pytest.fail(f"backend {request.param} is required, but {reason}")
         pytest.skip(reason)
-    with fastgan.use_backend(request.param):
+    with simt_backend.use_simt() if request.param == "simt" else fastgan.use_backend(request.param):
         yield request.param
 
 

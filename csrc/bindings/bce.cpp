@@ -1,10 +1,14 @@
 // torch.nn.functional.binary_cross_entropy_with_logits, in one pass forward and one backward.
 #include "../cpu/bce.h"
+#if defined(FASTGAN_SIMT) || defined(FASTGAN_WITH_CUDA)
+#include "../cuda/bce.h"
+#endif
 
 #include <torch/csrc/autograd/autograd_not_implemented_fallback.h>
 
 #include "common.h"
 #include "higher_order.h"
+#include "scopes.h"
 
 namespace fastgan::bindings {
 
@@ -35,7 +39,7 @@ void check(const Tensor& input, const Tensor& target, const OptionalTensor& weig
 // The elements of `tensor`, broadcast to `sizes`, as a repeating pattern: its own memory where it is that already (one
 // element, one value a class in the last dimension, every element), else a copy. `keep` holds what owns the memory.
 template <class T>
-cpu::Operand<T> operand(const OptionalTensor& tensor, at::IntArrayRef sizes, Tensor& keep) {
+Operand<T> operand(const OptionalTensor& tensor, at::IntArrayRef sizes, Tensor& keep) {
   if (!tensor || !tensor->defined()) return {nullptr, 1};
   keep = *tensor;
   int64_t leading = 0;  // dimensions of size one in front count for nothing
@@ -56,24 +60,25 @@ struct Call {
                  operand<T>(given_pos_weight, input.sizes(), pos_weight)};
   }
   Tensor input, target, weight, pos_weight;
-  cpu::BceArguments<T> arguments;
+  BceArguments<T> arguments;
 };
 
-Tensor forward_cpu(const Tensor& input, const Tensor& target, const OptionalTensor& weight,
-                   const OptionalTensor& pos_weight, int64_t reduction_number) {
+template <class Scope>
+Tensor forward_kernel(const Tensor& input, const Tensor& target, const OptionalTensor& weight,
+                      const OptionalTensor& pos_weight, int64_t reduction_number) {
   const Reduction reduction = reduction_of(reduction_number);
   check(input, target, weight, pos_weight);
   Tensor loss;
+  const Scope here(input);
   with_dtype(input.scalar_type(), "bce_with_logits", [&](auto tag) {
     using T = typename decltype(tag)::type;
     const Call<T> call(input, target, weight, pos_weight);
     if (reduction == Reduction::none) {
       loss = at::empty(input.sizes(), input.options());
-      cpu::bce_elementwise(call.arguments, mutable_data<T>(loss));
+      bce_elementwise(here, call.arguments, mutable_data<T>(loss));
     } else {
       loss = scalar_like(input);
-      const double sum = cpu::bce_sum(call.arguments) * reduction_scale(reduction, input.numel());
-      store(mutable_data<T>(loss), static_cast<compute_t<T>>(sum));
+      bce_sum(here, call.arguments, reduction_scale(reduction, input.numel()), mutable_data<T>(loss));
     }
   });
   return loss;
@@ -86,9 +91,10 @@ Tensor forward_meta(const Tensor& input, const Tensor& target, const OptionalTen
   return at::empty_symint(input.sym_sizes(), input.options());
 }
 
-std::tuple<Tensor, Tensor> backward_cpu(const Tensor& grad_output, const Tensor& input, const Tensor& target,
-                                        const OptionalTensor& weight, const OptionalTensor& pos_weight,
-                                        int64_t reduction_number, bool need_input, bool need_target) {
+template <class Scope>
+std::tuple<Tensor, Tensor> backward_kernel(const Tensor& grad_output, const Tensor& input, const Tensor& target,
+                                           const OptionalTensor& weight, const OptionalTensor& pos_weight,
+                                           int64_t reduction_number, bool need_input, bool need_target) {
   const Reduction reduction = reduction_of(reduction_number);
   check(input, target, weight, pos_weight);
   const Tensor go = grad_output.contiguous();
@@ -97,14 +103,16 @@ std::tuple<Tensor, Tensor> backward_cpu(const Tensor& grad_output, const Tensor&
       "bce_with_logits_backward: grad_output of shape ", go.sizes(), " and dtype ", go.scalar_type(),
       " does not fit input of shape ", input.sizes(), " and dtype ", input.scalar_type());
   Tensor grad_input, grad_target;
+  const Scope here(input);
   with_dtype(input.scalar_type(), "bce_with_logits_backward", [&](auto tag) {
     using T = typename decltype(tag)::type;
     const Call<T> call(input, target, weight, pos_weight);
     if (need_input) grad_input = at::empty(input.sizes(), input.options());
     if (need_target) grad_target = at::empty(input.sizes(), input.options());
-    cpu::bce_backward<T>(call.arguments, data<T>(go), reduction == Reduction::none ? 1 : 0,
-                         reduction_scale(reduction, input.numel()), need_input ? mutable_data<T>(grad_input) : nullptr,
-                         need_target ? mutable_data<T>(grad_target) : nullptr);
+    T* const none = nullptr;
+    bce_backward(here, call.arguments, data<T>(go), reduction == Reduction::none ? 1 : 0,
+                 reduction_scale(reduction, input.numel()), need_input ? mutable_data<T>(grad_input) : none,
+                 need_target ? mutable_data<T>(grad_target) : none);
   });
   return {grad_input, grad_target};
 }
@@ -218,31 +226,34 @@ Tensor forward_autocast(const Tensor& input, const Tensor& target, const Optiona
   return forward_op(cast(input), cast(target), cast_optional(weight), cast_optional(pos_weight), reduction);
 }
 
+template <class Scope>
+void register_kernels(torch::Library& m) {
+  m.impl("bce_with_logits", forward_kernel<Scope>);
+  m.impl("bce_with_logits_backward", backward_kernel<Scope>);
+}
+
 }  // namespace
 
-TORCH_LIBRARY_FRAGMENT(fastgan, m) {
+TORCH_LIBRARY_FRAGMENT(FASTGAN_LIBRARY, m) {
   m.def("bce_with_logits(Tensor input, Tensor target, Tensor? weight, Tensor? pos_weight, int reduction) -> Tensor");
   m.def(
       "bce_with_logits_backward(Tensor grad_output, Tensor input, Tensor target, Tensor? weight, Tensor? pos_weight, "
       "int reduction, bool need_input, bool need_target) -> (Tensor, Tensor)");
 }
 
-TORCH_LIBRARY_IMPL(fastgan, CPU, m) {
-  m.impl("bce_with_logits", forward_cpu);
-  m.impl("bce_with_logits_backward", backward_cpu);
-}
+FASTGAN_KERNELS(register_kernels)
 
-TORCH_LIBRARY_IMPL(fastgan, Meta, m) {
+TORCH_LIBRARY_IMPL(FASTGAN_LIBRARY, Meta, m) {
   m.impl("bce_with_logits", forward_meta);
   m.impl("bce_with_logits_backward", backward_meta);
 }
 
-TORCH_LIBRARY_IMPL(fastgan, Autograd, m) {
+TORCH_LIBRARY_IMPL(FASTGAN_LIBRARY, Autograd, m) {
   m.impl("bce_with_logits", forward_autograd);
   m.impl("bce_with_logits_backward", torch::autograd::autogradNotImplementedFallback());
 }
 
-TORCH_LIBRARY_IMPL(fastgan, AutocastCPU, m) { m.impl("bce_with_logits", forward_autocast<c10::kCPU>); }
-TORCH_LIBRARY_IMPL(fastgan, AutocastCUDA, m) { m.impl("bce_with_logits", forward_autocast<c10::kCUDA>); }
+TORCH_LIBRARY_IMPL(FASTGAN_LIBRARY, AutocastCPU, m) { m.impl("bce_with_logits", forward_autocast<c10::kCPU>); }
+TORCH_LIBRARY_IMPL(FASTGAN_LIBRARY, AutocastCUDA, m) { m.impl("bce_with_logits", forward_autocast<c10::kCUDA>); }
 
 }  // namespace fastgan::bindings

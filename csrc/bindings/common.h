@@ -8,6 +8,11 @@
 
 #include "../core/scalar.h"
 
+// The ops' namespace: torch.ops.fastgan, but in the test build of tests/simt/.
+#ifndef FASTGAN_LIBRARY
+#define FASTGAN_LIBRARY fastgan
+#endif
+
 namespace fastgan::bindings {
 
 using at::Tensor;
@@ -83,6 +88,7 @@ class WithoutAutocast {
 
 // A typed handle on an op of this library, looked up once.
 #define FASTGAN_OP(name, signature) \
-  static const auto op = c10::Dispatcher::singleton().findSchemaOrThrow("fastgan::" name, "").typed<signature>()
+  static const auto op =            \
+      c10::Dispatcher::singleton().findSchemaOrThrow(C10_STRINGIZE(FASTGAN_LIBRARY) "::" name, "").typed<signature>()
 
 }  // namespace fastgan::bindings

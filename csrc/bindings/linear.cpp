@@ -1,12 +1,15 @@
 #include "linear.h"
 
 #include "../cpu/linear.h"
+#include "layer_path.h"
+
+#if defined(FASTGAN_SIMT) || defined(FASTGAN_WITH_CUDA)
+#include "../cuda/linear.h"
+#endif
 
 namespace fastgan::bindings {
 
 namespace {
-
-cpu::ActivationArguments arguments_of(LayerActivation a) { return {a.activation, a.negative_slope}; }
 
 // A matrix to be read beside g: contiguous, whatever a saved-tensor hook made of it, and of its dtype and shape.
 Tensor ready(const Tensor& matrix, const Tensor& g) {
@@ -16,10 +19,92 @@ Tensor ready(const Tensor& matrix, const Tensor& g) {
   return matrix.contiguous();
 }
 
+template <class T>
+const T* optional_data(const Tensor& tensor) {
+  return tensor.defined() ? data<T>(tensor) : nullptr;
+}
+template <class T>
+T* optional_mutable_data(const Tensor& tensor) {
+  return tensor.defined() ? mutable_data<T>(tensor) : nullptr;
+}
+
+LayerOutput empty_output(const Tensor& x, const Tensor& weight, bool keep_z) {
+  const auto empty = [&] { return at::empty({x.size(0), weight.size(0)}, x.options()); };
+  return {empty(), keep_z ? empty() : Tensor()};
+}
+
+// A scope's own products, which take the layer on in the same launch: none on the CPU.
+template <class Scope>
+constexpr bool has_tiles = false;
+
+#if defined(FASTGAN_SIMT) || defined(FASTGAN_WITH_CUDA)
+
+template <>
+constexpr bool has_tiles<CudaScope> = true;
+
+LayerOutput tiled_forward(const CudaScope& here, const Tensor& given_x, const Tensor& given_weight,
+                          const Tensor& given_bias, LayerActivation activation, bool keep_z) {
+  const Tensor x = given_x.contiguous(), weight = given_weight.contiguous();
+  const Tensor bias = given_bias.defined() ? given_bias.contiguous() : Tensor();
+  const LayerOutput out = empty_output(x, weight, keep_z);
+  with_dtype(x.scalar_type(), "mlp", [&](auto tag) {
+    using T = typename decltype(tag)::type;
+    cuda::linear_forward(here,
+                         cuda::LinearForward<T>{x.size(0), x.size(1), weight.size(0), data<T>(x), data<T>(weight),
+                                                optional_data<T>(bias), activation, optional_mutable_data<T>(out.z),
+                                                mutable_data<T>(out.y)},
+                         allow_tf32());
+  });
+  return out;
+}
+
+InputGradient tiled_input_gradient(const CudaScope& here, const Tensor& given_grad_z, const Tensor& given_weight,
+                                   const Tensor& given_saved, LayerActivation activation, bool keep_grad_x) {
+  const Tensor grad_z = given_grad_z.contiguous(), weight = given_weight.contiguous();
+  const auto empty = [&] { return at::empty({grad_z.size(0), weight.size(1)}, grad_z.options()); };
+  InputGradient out;
+  if (!given_saved.defined() || keep_grad_x) out.grad_x = empty();
+  if (given_saved.defined()) out.grad_z_before = empty();
+  const Tensor saved = given_saved.defined() ? ready(given_saved, out.grad_z_before) : Tensor();
+  with_dtype(grad_z.scalar_type(), "mlp_backward", [&](auto tag) {
+    using T = typename decltype(tag)::type;
+    cuda::linear_input_gradient(
+        here,
+        cuda::LinearInputGradient<T>{grad_z.size(0), weight.size(1), weight.size(0), data<T>(grad_z), data<T>(weight),
+                                     optional_data<T>(saved), activation, optional_mutable_data<T>(out.grad_x),
+                                     optional_mutable_data<T>(out.grad_z_before)},
+        allow_tf32());
+  });
+  return out;
+}
+
+ParameterGradients tiled_parameter_gradients(const CudaScope& here, const Tensor& given_grad_z, const Tensor& given_x,
+                                             bool need_bias) {
+  const Tensor grad_z = given_grad_z.contiguous(), x = given_x.contiguous();
+  const int64_t in = x.size(1), out = grad_z.size(1);
+  ParameterGradients gradients{at::empty({out, in}, x.options()), need_bias ? at::empty({out}, x.options()) : Tensor()};
+  with_dtype(grad_z.scalar_type(), "mlp_backward", [&](auto tag) {
+    using T = typename decltype(tag)::type;
+    cuda::linear_weight_gradient(here,
+                                 cuda::LinearWeightGradient<T>{x.size(0), in, out, data<T>(grad_z), data<T>(x),
+                                                               mutable_data<T>(gradients.grad_weight),
+                                                               optional_mutable_data<T>(gradients.grad_bias)},
+                                 allow_tf32());
+  });
+  return gradients;
+}
+
+#endif
+
 }  // namespace
 
-LayerOutput linear_forward(const Tensor& x, const Tensor& weight, const Tensor& bias, LayerActivation activation,
-                           bool keep_z) {
+template <class Scope>
+LayerOutput linear_forward(const Scope& here, const Tensor& x, const Tensor& weight, const Tensor& bias,
+                           LayerActivation activation, bool keep_z) {
+  if constexpr (has_tiles<Scope>) {
+    if (is_tiled(x.size(0), weight.size(0), x.size(1), x.scalar_type()))
+      return tiled_forward(here, x, weight, bias, activation, keep_z);
+  }
   LayerOutput out;
   // The library adds a 16-bit bias before it rounds the product; a pass of our own would round twice.
   const bool narrow = x.scalar_type() == at::kBFloat16 || x.scalar_type() == at::kHalf;
@@ -29,15 +114,15 @@ LayerOutput linear_forward(const Tensor& x, const Tensor& weight, const Tensor& 
   out.y = keep_z ? at::empty_like(z) : z;
   with_dtype(z.scalar_type(), "mlp", [&](auto tag) {
     using T = typename decltype(tag)::type;
-    cpu::bias_act<T>(arguments_of(activation), rows, cols, mutable_data<T>(z), b.defined() ? data<T>(b) : nullptr,
-                     mutable_data<T>(out.y));
+    bias_act(here, activation, rows, cols, mutable_data<T>(z), optional_data<T>(b), mutable_data<T>(out.y));
   });
   if (keep_z) out.z = z;
   return out;
 }
 
-LayerGradient activation_backward(const Tensor& grad_y, const Tensor& saved, LayerActivation activation, bool need_bias,
-                                  bool reuse) {
+template <class Scope>
+LayerGradient activation_backward(const Scope& here, const Tensor& grad_y, const Tensor& saved,
+                                  LayerActivation activation, bool need_bias, bool reuse) {
   const Tensor g = grad_y.contiguous(), s = ready(saved, g);
   const bool identity = activation.activation == Activation::identity;
   LayerGradient out;
@@ -46,15 +131,39 @@ LayerGradient activation_backward(const Tensor& grad_y, const Tensor& saved, Lay
   if (identity && !need_bias) return out;
   with_dtype(g.scalar_type(), "mlp_backward", [&](auto tag) {
     using T = typename decltype(tag)::type;
-    const T* saved_data = identity ? data<T>(g) : data<T>(s);
-    cpu::act_backward<T>(arguments_of(activation), g.size(0), g.size(1), data<T>(g), saved_data,
-                         identity ? nullptr : mutable_data<T>(out.grad_z),
-                         need_bias ? mutable_data<T>(out.grad_bias) : nullptr);
+    T* const none = nullptr;
+    act_backward(here, activation, g.size(0), g.size(1), data<T>(g), identity ? data<T>(g) : data<T>(s),
+                 identity ? none : mutable_data<T>(out.grad_z), optional_mutable_data<T>(out.grad_bias));
   });
   return out;
 }
 
-LayerSecondGradient activation_double_backward(const Tensor& given_u, const Tensor& given_grad_y,
+template <class Scope>
+ParameterGradients parameter_gradients(const Scope& here, const Tensor& grad_z, const Tensor& x, bool need_weight,
+                                       bool need_bias) {
+  if constexpr (has_tiles<Scope>) {
+    if (need_weight && is_tiled(grad_z.size(1), x.size(1), x.size(0), x.scalar_type()))
+      return tiled_parameter_gradients(here, grad_z, x, need_bias);
+  }
+  ParameterGradients gradients;
+  if (need_bias)  // of no activation: the column sums alone
+    gradients.grad_bias = activation_backward(here, grad_z, grad_z, {Activation::identity, 0.0}, true, false).grad_bias;
+  if (need_weight) gradients.grad_weight = at::mm(grad_z.t(), x);
+  return gradients;
+}
+
+template <class Scope>
+InputGradient input_gradient(const Scope& here, const Tensor& grad_z, const Tensor& weight, const Tensor& saved,
+                             LayerActivation activation, bool keep_grad_x) {
+  if constexpr (has_tiles<Scope>) {
+    if (is_tiled(grad_z.size(0), weight.size(1), weight.size(0), grad_z.scalar_type()))
+      return tiled_input_gradient(here, grad_z, weight, saved, activation, keep_grad_x);
+  }
+  return {at::mm(grad_z, weight), Tensor()};
+}
+
+template <class Scope>
+LayerSecondGradient activation_double_backward(const Scope& here, const Tensor& given_u, const Tensor& given_grad_y,
                                                const Tensor& given_saved, LayerActivation activation) {
   const Tensor u = given_u.contiguous(), saved = ready(given_saved, u);
   const Tensor grad_y = activation.is_curved() ? ready(given_grad_y, u) : u;  // else it is not read
@@ -62,11 +171,23 @@ LayerSecondGradient activation_double_backward(const Tensor& given_u, const Tens
   LayerSecondGradient out{at::empty_like(u), activation.is_curved() ? at::empty_like(u) : Tensor()};
   with_dtype(u.scalar_type(), "mlp_double_backward", [&](auto tag) {
     using T = typename decltype(tag)::type;
-    cpu::act_double_backward<T>(arguments_of(activation), u.numel(), data<T>(u), data<T>(grad_y), data<T>(saved),
-                                mutable_data<T>(out.grad_grad_y),
-                                out.grad_z.defined() ? mutable_data<T>(out.grad_z) : nullptr);
+    act_double_backward(here, activation, u.numel(), data<T>(u), data<T>(grad_y), data<T>(saved),
+                        mutable_data<T>(out.grad_grad_y), optional_mutable_data<T>(out.grad_z));
   });
   return out;
 }
+
+#define FASTGAN_INSTANTIATE(Scope)                                                                                     \
+  template LayerOutput linear_forward<Scope>(const Scope&, const Tensor&, const Tensor&, const Tensor&,                \
+                                             LayerActivation, bool);                                                   \
+  template LayerGradient activation_backward<Scope>(const Scope&, const Tensor&, const Tensor&, LayerActivation, bool, \
+                                                    bool);                                                             \
+  template ParameterGradients parameter_gradients<Scope>(const Scope&, const Tensor&, const Tensor&, bool, bool);      \
+  template InputGradient input_gradient<Scope>(const Scope&, const Tensor&, const Tensor&, const Tensor&,              \
+                                               LayerActivation, bool);                                                 \
+  template LayerSecondGradient activation_double_backward<Scope>(const Scope&, const Tensor&, const Tensor&,           \
+                                                                 const Tensor&, LayerActivation);
+FASTGAN_EACH_SCOPE(FASTGAN_INSTANTIATE)
+#undef FASTGAN_INSTANTIATE
 
 }  // namespace fastgan::bindings

@@ -3,11 +3,15 @@
 //   discriminator_loss   both halves in one pass
 // The forward pass already makes the gradients; backward only scales them.
 #include "../cpu/logits_loss.h"
+#if defined(FASTGAN_SIMT) || defined(FASTGAN_WITH_CUDA)
+#include "../cuda/logits_loss.h"
+#endif
 
 #include <torch/csrc/autograd/autograd_not_implemented_fallback.h>
 
 #include "common.h"
 #include "higher_order.h"
+#include "scopes.h"
 
 namespace fastgan::bindings {
 
@@ -44,15 +48,17 @@ void check_forward(TensorList logits, at::ArrayRef<double> targets, int64_t redu
   }
 }
 
-std::tuple<Tensor, std::vector<Tensor>> forward_cpu(TensorList logits, at::ArrayRef<double> targets, double sign,
-                                                    int64_t reduction, bool with_gradient) {
+template <class Scope>
+std::tuple<Tensor, std::vector<Tensor>> forward_kernel(TensorList logits, at::ArrayRef<double> targets, double sign,
+                                                       int64_t reduction, bool with_gradient) {
   check_forward(logits, targets, reduction);
   Tensor loss;
   std::vector<Tensor> gradients;
+  const Scope here(logits[0]);
   with_dtype(logits[0].scalar_type(), "logits_loss", [&](auto tag) {
     using T = typename decltype(tag)::type;
     std::vector<Tensor> contiguous;
-    std::vector<cpu::LogitsTerm<T>> terms;
+    std::vector<LogitsTerm<T>> terms;
     for (size_t i = 0; i < logits.size(); ++i) {
       contiguous.push_back(logits[i].contiguous());
       if (with_gradient) gradients.push_back(at::empty(logits[i].sizes(), gradient_options(logits[i])));
@@ -62,11 +68,10 @@ std::tuple<Tensor, std::vector<Tensor>> forward_cpu(TensorList logits, at::Array
     }
     if (reduction_of(reduction) == Reduction::none) {
       loss = at::empty(logits[0].sizes(), logits[0].options());
-      cpu::logits_loss_elementwise(terms[0], mutable_data<T>(loss));
+      logits_loss_elementwise(here, terms[0], mutable_data<T>(loss));
     } else {
       loss = scalar_like(logits[0]);
-      store(mutable_data<T>(loss),
-            static_cast<compute_t<T>>(cpu::logits_loss_sum(terms.data(), static_cast<int>(terms.size()))));
+      logits_loss_sum(here, terms.data(), static_cast<int>(terms.size()), mutable_data<T>(loss));
     }
   });
   return {loss, gradients};
@@ -83,10 +88,12 @@ std::tuple<Tensor, std::vector<Tensor>> forward_meta(TensorList logits, at::Arra
 }
 
 // The gradients, scaled by grad_output, whose dtype is that of the logits.
-std::vector<Tensor> backward_cpu(const Tensor& grad_output, TensorList gradients, int64_t reduction) {
+template <class Scope>
+std::vector<Tensor> backward_kernel(const Tensor& grad_output, TensorList gradients, int64_t reduction) {
   std::vector<Tensor> out;
   const bool none = reduction_of(reduction) == Reduction::none;
   const Tensor go = grad_output.contiguous();
+  const Scope here(go);
   for (const Tensor& given : gradients) {
     const Tensor gradient = given.contiguous();
     TORCH_CHECK(go.numel() == (none ? gradient.numel() : 1) &&
@@ -96,9 +103,8 @@ std::vector<Tensor> backward_cpu(const Tensor& grad_output, TensorList gradients
     out.push_back(at::empty(gradient.sizes(), go.options()));
     with_dtype(go.scalar_type(), "logits_loss_backward", [&](auto tag) {
       using T = typename decltype(tag)::type;
-      cpu::logits_loss_backward<T>(gradient.numel(), data<compute_t<T>>(gradient), data<T>(go), none ? 1 : 0,
-                                   reduction_scale(reduction_of(reduction), gradient.numel()),
-                                   mutable_data<T>(out.back()));
+      logits_loss_backward(here, gradient.numel(), data<compute_t<T>>(gradient), data<T>(go), none ? 1 : 0,
+                           reduction_scale(reduction_of(reduction), gradient.numel()), mutable_data<T>(out.back()));
     });
   }
   return out;
@@ -244,9 +250,15 @@ Tensor discriminator_loss_autocast(const Tensor& real, const Tensor& fake, doubl
                  at::autocast::cached_cast(at::kFloat, fake, device), real_target, fake_target, reduction);
 }
 
+template <class Scope>
+void register_kernels(torch::Library& m) {
+  m.impl("logits_loss_forward", forward_kernel<Scope>);
+  m.impl("logits_loss_backward", backward_kernel<Scope>);
+}
+
 }  // namespace
 
-TORCH_LIBRARY_FRAGMENT(fastgan, m) {
+TORCH_LIBRARY_FRAGMENT(FASTGAN_LIBRARY, m) {
   m.def("logits_loss(Tensor logits, float target, float sign, int reduction) -> Tensor");
   m.def(
       "discriminator_loss(Tensor real_logits, Tensor fake_logits, float real_target, float fake_target, int reduction) "
@@ -257,35 +269,32 @@ TORCH_LIBRARY_FRAGMENT(fastgan, m) {
   m.def("logits_loss_backward(Tensor grad_output, Tensor[] gradients, int reduction) -> Tensor[]");
 }
 
-TORCH_LIBRARY_IMPL(fastgan, CPU, m) {
-  m.impl("logits_loss_forward", forward_cpu);
-  m.impl("logits_loss_backward", backward_cpu);
-}
+FASTGAN_KERNELS(register_kernels)
 
-TORCH_LIBRARY_IMPL(fastgan, Meta, m) {
+TORCH_LIBRARY_IMPL(FASTGAN_LIBRARY, Meta, m) {
   m.impl("logits_loss_forward", forward_meta);
   m.impl("logits_loss_backward", backward_meta);
 }
 
 // Whatever the device, these two are the forward op's value.
-TORCH_LIBRARY_IMPL(fastgan, CompositeExplicitAutograd, m) {
+TORCH_LIBRARY_IMPL(FASTGAN_LIBRARY, CompositeExplicitAutograd, m) {
   m.impl("logits_loss", logits_loss_value);
   m.impl("discriminator_loss", discriminator_loss_value);
 }
 
-TORCH_LIBRARY_IMPL(fastgan, Autograd, m) {
+TORCH_LIBRARY_IMPL(FASTGAN_LIBRARY, Autograd, m) {
   m.impl("logits_loss", logits_loss_autograd);
   m.impl("discriminator_loss", discriminator_loss_autograd);
   m.impl("logits_loss_forward", torch::autograd::autogradNotImplementedFallback());
   m.impl("logits_loss_backward", torch::autograd::autogradNotImplementedFallback());
 }
 
-TORCH_LIBRARY_IMPL(fastgan, AutocastCPU, m) {
+TORCH_LIBRARY_IMPL(FASTGAN_LIBRARY, AutocastCPU, m) {
   m.impl("logits_loss", logits_loss_autocast<c10::kCPU>);
   m.impl("discriminator_loss", discriminator_loss_autocast<c10::kCPU>);
 }
 
-TORCH_LIBRARY_IMPL(fastgan, AutocastCUDA, m) {
+TORCH_LIBRARY_IMPL(FASTGAN_LIBRARY, AutocastCUDA, m) {
   m.impl("logits_loss", logits_loss_autocast<c10::kCUDA>);
   m.impl("discriminator_loss", discriminator_loss_autocast<c10::kCUDA>);
 }

@@ -303,7 +303,7 @@ Tensor mlp_autocast(const Tensor& input, TensorList weights, const Biases& biase
 
 }  // namespace
 
-TORCH_LIBRARY_FRAGMENT(fastgan, m) {
+TORCH_LIBRARY_FRAGMENT(FASTGAN_LIBRARY, m) {
   m.def("mlp(Tensor input, Tensor[] weights, Tensor?[] biases, int[] activations, float[] slopes) -> Tensor");
   m.def("mlp_forward(Tensor input, Tensor[] weights, Tensor?[] biases, int[] activations, float[] slopes) -> Tensor[]");
   m.def(
@@ -314,14 +314,14 @@ TORCH_LIBRARY_FRAGMENT(fastgan, m) {
       "Tensor[] intermediates, int[] activations, float[] slopes, int[] need) -> Tensor[]");
 }
 
-TORCH_LIBRARY_IMPL(fastgan, Autograd, m) {
+TORCH_LIBRARY_IMPL(FASTGAN_LIBRARY, Autograd, m) {
   m.impl("mlp", mlp_autograd);
   m.impl("mlp_forward", torch::autograd::autogradNotImplementedFallback());
   m.impl("mlp_backward", torch::autograd::autogradNotImplementedFallback());
   m.impl("mlp_double_backward", torch::autograd::autogradNotImplementedFallback());
 }
 
-TORCH_LIBRARY_IMPL(fastgan, AutocastCPU, m) { m.impl("mlp", mlp_autocast<c10::kCPU>); }
-TORCH_LIBRARY_IMPL(fastgan, AutocastCUDA, m) { m.impl("mlp", mlp_autocast<c10::kCUDA>); }
+TORCH_LIBRARY_IMPL(FASTGAN_LIBRARY, AutocastCPU, m) { m.impl("mlp", mlp_autocast<c10::kCPU>); }
+TORCH_LIBRARY_IMPL(FASTGAN_LIBRARY, AutocastCUDA, m) { m.impl("mlp", mlp_autocast<c10::kCUDA>); }
 
 }  // namespace fastgan::bindings

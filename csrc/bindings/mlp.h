@@ -21,7 +21,7 @@ struct Layers {
     for (size_t l = 0; l < activations.size(); ++l) {
       TORCH_CHECK(activations[l] >= 0 && activations[l] < static_cast<int64_t>(Activation::count), "mlp: activations[",
                   l, "] must be in [0, ", static_cast<int64_t>(Activation::count), "), not ", activations[l]);
-      list.push_back({static_cast<Activation>(activations[l]), slopes[l]});
+      list.push_back({{static_cast<Activation>(activations[l]), slopes[l]}});
     }
   }
 

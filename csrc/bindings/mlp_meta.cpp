@@ -88,7 +88,7 @@ std::vector<Tensor> mlp_double_backward_meta(TensorList cotangents, at::IntArray
 
 }  // namespace
 
-TORCH_LIBRARY_IMPL(fastgan, Meta, m) {
+TORCH_LIBRARY_IMPL(FASTGAN_LIBRARY, Meta, m) {
   m.impl("mlp", mlp_meta);
   m.impl("mlp_forward", mlp_forward_meta);
   m.impl("mlp_backward", mlp_backward_meta);

@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "../cpu/simd.h"
+#include "layer_path.h"
 #ifdef FASTGAN_WITH_CUDA
 #include "../cuda/device.h"
 #endif
@@ -47,6 +48,18 @@ PYBIND11_MODULE(_C, m) {
       "How this module was built, and which CPU instructions it chose here.");
 
   m.def(
-      "device_types", [] { return std::vector<std::string>{"cpu"}; },
+      "device_types",
+      [] {
+        std::vector<std::string> types{"cpu"};
+#ifdef FASTGAN_WITH_CUDA
+        types.push_back("cuda");
+#endif
+        return types;
+      },
       "The torch device types that the ops have compiled kernels for.");
+
+  m.def("layer_path", fastgan::bindings::layer_path_name, "Which kernels run the layers on CUDA.");
+  m.def("set_layer_path", fastgan::bindings::set_layer_path, py::arg("name"),
+        "Choose them: automatic, narrow (a whole network a launch, where it fits), tiled (a product a launch) or "
+        "library (torch's products).");
 }

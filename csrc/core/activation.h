@@ -25,6 +25,11 @@ FASTGAN_INLINE bool saves_output(Activation activation, double negative_slope) {
   }
 }
 
+struct ActivationArguments {
+  Activation activation;
+  double negative_slope;
+};
+
 // Whether the second derivative is zero almost everywhere.
 FASTGAN_INLINE bool is_piecewise_linear(Activation activation) {
   return activation == Activation::identity || activation == Activation::relu || activation == Activation::leaky_relu;
@@ -190,8 +195,11 @@ struct Act<Activation::gelu> {  // exact: z Phi(z)
 };
 
 // Calls f with the Act of a run-time activation.
+#ifdef __CUDACC__
+#pragma nv_exec_check_disable
+#endif
 template <class F>
-inline void with_activation(Activation activation, F&& f) {
+FASTGAN_INLINE void with_activation(Activation activation, F&& f) {
   switch (activation) {
     case Activation::identity:
       return f(Act<Activation::identity>{});

@@ -29,4 +29,22 @@ FASTGAN_INLINE C bce_target_gradient(C x, C w, C p) {
   return w * ((p - C(1)) * softplus_(-x) - x);
 }
 
+// What the kernels of every device take. Memory is contiguous; T is float, double, bfloat16 or float16.
+
+// A tensor broadcast over the input: element i of the input meets data[i % period]. Null data is all ones.
+template <class T>
+struct Operand {
+  const T* data;
+  int64_t period;
+};
+
+template <class T>
+struct BceArguments {
+  int64_t n;
+  const T* input;
+  const T* target;
+  Operand<T> weight;
+  Operand<T> pos_weight;
+};
+
 }  // namespace fastgan

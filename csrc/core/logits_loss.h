@@ -19,4 +19,16 @@ FASTGAN_INLINE LossAndGradient<C> logits_loss(C x, C t) {
   return {linear + log1p_unit(s.exponential), (C(1) - t) * s.positive - t * s.negative};
 }
 
+// One batch of logits against one constant target: sign times the cross-entropy.
+template <class T>
+struct LogitsTerm {
+  int64_t n;
+  const T* logits;
+  double target;
+  double sign;
+  double scale;  // of this term in the sum
+  // Null, or where the n derivatives go, without scale. Not rounded to T, so that backward rounds once.
+  compute_t<T>* gradient;
+};
+
 }  // namespace fastgan

@@ -63,7 +63,7 @@ double sum_chunks(int64_t n, const F& f) {
 }  // namespace
 
 template <class T>
-void bce_elementwise(const BceArguments<T>& a, T* losses) {
+void bce_elementwise(const Context&, const BceArguments<T>& a, T* losses) {
   using C = compute_t<T>;
   const T *input = a.input, *target = a.target;
   for_ranges(a.n, [&](int64_t begin, int64_t end) {
@@ -81,10 +81,10 @@ void bce_elementwise(const BceArguments<T>& a, T* losses) {
 }
 
 template <class T>
-double bce_sum(const BceArguments<T>& a) {
+void bce_sum(const Context&, const BceArguments<T>& a, double scale, T* loss) {
   using C = compute_t<T>;
   const T *input = a.input, *target = a.target;
-  return sum_chunks(a.n, [&](int64_t begin, int64_t end) {
+  const double total = sum_chunks(a.n, [&](int64_t begin, int64_t end) {
     double sum = 0;
     with_weights(a, begin, end, [&](const C* w, const C* p) {
       if (w == nullptr)
@@ -96,11 +96,12 @@ double bce_sum(const BceArguments<T>& a) {
     });
     return sum;
   });
+  store(loss, static_cast<C>(total * scale));
 }
 
 template <class T>
-void bce_backward(const BceArguments<T>& a, const T* grad_output, int64_t stride, double scale, T* grad_input,
-                  T* grad_target) {
+void bce_backward(const Context&, const BceArguments<T>& a, const T* grad_output, int64_t stride, double scale,
+                  T* grad_input, T* grad_target) {
   using C = compute_t<T>;
   const T *input = a.input, *target = a.target;
   const C s = C(scale);
@@ -129,10 +130,10 @@ void bce_backward(const BceArguments<T>& a, const T* grad_output, int64_t stride
   });
 }
 
-#define FASTGAN_INSTANTIATE(T)                                  \
-  template void bce_elementwise<T>(const BceArguments<T>&, T*); \
-  template double bce_sum<T>(const BceArguments<T>&);           \
-  template void bce_backward<T>(const BceArguments<T>&, const T*, int64_t, double, T*, T*);
+#define FASTGAN_INSTANTIATE(T)                                                  \
+  template void bce_elementwise<T>(const Context&, const BceArguments<T>&, T*); \
+  template void bce_sum<T>(const Context&, const BceArguments<T>&, double, T*); \
+  template void bce_backward<T>(const Context&, const BceArguments<T>&, const T*, int64_t, double, T*, T*);
 FASTGAN_INSTANTIATE(float)
 FASTGAN_INSTANTIATE(double)
 FASTGAN_INSTANTIATE(bfloat16)

@@ -36,7 +36,7 @@ void dispatch(ActivationArguments arguments, const F& f) {
 }  // namespace
 
 template <class T>
-void bias_act(ActivationArguments arguments, int64_t rows, int64_t cols, T* z, const T* bias, T* y) {
+void bias_act(const Context&, ActivationArguments arguments, int64_t rows, int64_t cols, T* z, const T* bias, T* y) {
   using C = compute_t<T>;
   if (arguments.activation == Activation::identity && bias == nullptr && y == z) return;
   dispatch<T>(arguments, [&](auto act, C slope) {
@@ -59,8 +59,8 @@ void bias_act(ActivationArguments arguments, int64_t rows, int64_t cols, T* z, c
 }
 
 template <class T>
-void act_backward(ActivationArguments arguments, int64_t rows, int64_t cols, const T* grad_y, const T* saved, T* grad_z,
-                  T* grad_bias) {
+void act_backward(const Context&, ActivationArguments arguments, int64_t rows, int64_t cols, const T* grad_y,
+                  const T* saved, T* grad_z, T* grad_bias) {
   using C = compute_t<T>;
   const int64_t size = block_rows(rows, cols), blocks = (rows + size - 1) / size;
   std::vector<C> partial(grad_bias == nullptr ? 0 : std::max<int64_t>(1, blocks) * cols, C(0));
@@ -101,8 +101,8 @@ void act_backward(ActivationArguments arguments, int64_t rows, int64_t cols, con
 }
 
 template <class T>
-void act_double_backward(ActivationArguments arguments, int64_t n, const T* u, const T* grad_y, const T* saved,
-                         T* grad_grad_y, T* grad_z2) {
+void act_double_backward(const Context&, ActivationArguments arguments, int64_t n, const T* u, const T* grad_y,
+                         const T* saved, T* grad_grad_y, T* grad_z2) {
   using C = compute_t<T>;
   dispatch<T>(arguments, [&](auto act, C slope) {
     using A = decltype(act);
@@ -121,10 +121,11 @@ void act_double_backward(ActivationArguments arguments, int64_t n, const T* u, c
   });
 }
 
-#define FASTGAN_INSTANTIATE(T)                                                                      \
-  template void bias_act<T>(ActivationArguments, int64_t, int64_t, T*, const T*, T*);               \
-  template void act_backward<T>(ActivationArguments, int64_t, int64_t, const T*, const T*, T*, T*); \
-  template void act_double_backward<T>(ActivationArguments, int64_t, const T*, const T*, const T*, T*, T*);
+#define FASTGAN_INSTANTIATE(T)                                                                                         \
+  template void bias_act<T>(const Context&, ActivationArguments, int64_t, int64_t, T*, const T*, T*);                  \
+  template void act_backward<T>(const Context&, ActivationArguments, int64_t, int64_t, const T*, const T*, T*, T*);    \
+  template void act_double_backward<T>(const Context&, ActivationArguments, int64_t, const T*, const T*, const T*, T*, \
+                                       T*);
 FASTGAN_INSTANTIATE(float)
 FASTGAN_INSTANTIATE(double)
 FASTGAN_INSTANTIATE(bfloat16)

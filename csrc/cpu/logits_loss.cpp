@@ -8,7 +8,7 @@
 namespace fastgan::cpu {
 
 template <class T>
-double logits_loss_sum(const LogitsTerm<T>* terms, int count) {
+void logits_loss_sum(const Context&, const LogitsTerm<T>* terms, int count, T* loss) {
   using C = compute_t<T>;
   // All terms are one list of chunks, so that two small halves wake the threads once.
   std::vector<int64_t> first_chunk(count + 1, 0);
@@ -41,11 +41,11 @@ double logits_loss_sum(const LogitsTerm<T>* terms, int count) {
     for (int64_t chunk = first_chunk[k]; chunk < first_chunk[k + 1]; ++chunk) sum += partial[chunk];
     total += terms[k].sign * terms[k].scale * sum;
   }
-  return total;
+  store(loss, static_cast<C>(total));
 }
 
 template <class T>
-void logits_loss_elementwise(const LogitsTerm<T>& term, T* losses) {
+void logits_loss_elementwise(const Context&, const LogitsTerm<T>& term, T* losses) {
   using C = compute_t<T>;
   const T* logits = term.logits;
   C* gradient = term.gradient;
@@ -64,8 +64,8 @@ void logits_loss_elementwise(const LogitsTerm<T>& term, T* losses) {
 }
 
 template <class T>
-void logits_loss_backward(int64_t n, const compute_t<T>* gradient, const T* grad_output, int64_t stride, double scale,
-                          T* out) {
+void logits_loss_backward(const Context&, int64_t n, const compute_t<T>* gradient, const T* grad_output, int64_t stride,
+                          double scale, T* out) {
   using C = compute_t<T>;
   const C s = C(scale);
   for_ranges(n, [&](int64_t begin, int64_t end) {
@@ -77,10 +77,10 @@ void logits_loss_backward(int64_t n, const compute_t<T>* gradient, const T* grad
   });
 }
 
-#define FASTGAN_INSTANTIATE(T)                                        \
-  template double logits_loss_sum<T>(const LogitsTerm<T>*, int);      \
-  template void logits_loss_elementwise<T>(const LogitsTerm<T>&, T*); \
-  template void logits_loss_backward<T>(int64_t, const compute_t<T>*, const T*, int64_t, double, T*);
+#define FASTGAN_INSTANTIATE(T)                                                        \
+  template void logits_loss_sum<T>(const Context&, const LogitsTerm<T>*, int, T*);    \
+  template void logits_loss_elementwise<T>(const Context&, const LogitsTerm<T>&, T*); \
+  template void logits_loss_backward<T>(const Context&, int64_t, const compute_t<T>*, const T*, int64_t, double, T*);
 FASTGAN_INSTANTIATE(float)
 FASTGAN_INSTANTIATE(double)
 FASTGAN_INSTANTIATE(bfloat16)

@@ -1,5 +1,6 @@
-// The CPU kernels of the mlp ops: the loops over layers.
+// The kernels of the mlp ops, for every scope that the build has: the loops over layers.
 #include "mlp.h"
+#include "mlp_narrow.h"
 
 namespace fastgan::bindings {
 
@@ -14,22 +15,27 @@ int64_t row_count(const Tensor& x) {
   return rows;
 }
 
-// Runs all layers; on_layer(l, output) sees each.
-template <class F>
-void run_layers(const Tensor& input, TensorList weights, const Biases& biases, const Layers& layers, bool keep_z,
-                const F& on_layer) {
-  const WithoutAutocast guard;
+void check_biases(const Tensor& input, TensorList weights, const Biases& biases, const Layers& layers) {
   check_layers(input, weights, layers);
   TORCH_CHECK(biases.size() == weights.size(), "mlp: there must be one bias or None a layer");
-  const int64_t rows = row_count(input);
-  Tensor x = as_matrix(input, rows);
   for (size_t l = 0; l < weights.size(); ++l) {
-    const std::optional<Tensor> given = biases.get(l);
-    const Tensor bias = given ? *given : Tensor();
-    TORCH_CHECK(!bias.defined() || (bias.dim() == 1 && bias.size(0) == weights[l].size(0) &&
-                                    bias.scalar_type() == input.scalar_type() && bias.device() == input.device()),
+    const std::optional<Tensor> bias = biases.get(l);
+    TORCH_CHECK(!bias || !bias->defined() ||
+                    (bias->dim() == 1 && bias->size(0) == weights[l].size(0) &&
+                     bias->scalar_type() == input.scalar_type() && bias->device() == input.device()),
                 "mlp: biases[", l, "] must have shape (", weights[l].size(0), ") and the dtype and device of input");
-    const LayerOutput out = linear_forward(x, weights[l], bias, layers[l], keep_z && !layers[l].saves_output());
+  }
+}
+
+// Runs all layers one by one; on_layer(l, output) sees each.
+template <class Scope, class F>
+void run_layers(const Scope& here, const Tensor& input, TensorList weights, const Biases& biases, const Layers& layers,
+                bool keep_z, const F& on_layer) {
+  const WithoutAutocast guard;
+  Tensor x = as_matrix(input, row_count(input));
+  for (size_t l = 0; l < weights.size(); ++l) {
+    const LayerOutput out = linear_forward(here, x, weights[l], biases.get(l).value_or(Tensor()), layers[l],
+                                           keep_z && !layers[l].saves_output());
     on_layer(l, out);
     x = out.y;
   }
@@ -42,28 +48,43 @@ Tensor with_leading_dimensions(const Tensor& matrix, const Tensor& like) {
   return matrix.view(sizes);
 }
 
-Tensor mlp_cpu(const Tensor& input, TensorList weights, const Biases& biases, at::IntArrayRef activations,
-               at::ArrayRef<double> slopes) {
+template <class Scope>
+Tensor mlp_kernel(const Tensor& input, TensorList weights, const Biases& biases, at::IntArrayRef activations,
+                  at::ArrayRef<double> slopes) {
+  const Scope here(input);
+  const Layers layers(activations, slopes);
+  check_biases(input, weights, biases, layers);
   Tensor y;
-  run_layers(input, weights, biases, Layers(activations, slopes), false,
-             [&](size_t, const LayerOutput& out) { y = out.y; });
+  if (const auto whole = narrow_forward(here, as_matrix(input, row_count(input)), weights, biases, layers, false))
+    y = whole->back().y;
+  else
+    run_layers(here, input, weights, biases, layers, false, [&](size_t, const LayerOutput& out) { y = out.y; });
   return with_leading_dimensions(y, input);
 }
 
-std::vector<Tensor> mlp_forward_cpu(const Tensor& input, TensorList weights, const Biases& biases,
-                                    at::IntArrayRef activations, at::ArrayRef<double> slopes) {
+template <class Scope>
+std::vector<Tensor> mlp_forward_kernel(const Tensor& input, TensorList weights, const Biases& biases,
+                                       at::IntArrayRef activations, at::ArrayRef<double> slopes) {
+  const Scope here(input);
+  const Layers layers(activations, slopes);
+  check_biases(input, weights, biases, layers);
   std::vector<Tensor> outputs, pre_activations;
-  run_layers(input, weights, biases, Layers(activations, slopes), true, [&](size_t, const LayerOutput& out) {
+  const auto collect = [&](size_t, const LayerOutput& out) {
     outputs.push_back(with_leading_dimensions(out.y, input));
     if (out.z.defined()) pre_activations.push_back(with_leading_dimensions(out.z, input));
-  });
+  };
+  if (const auto whole = narrow_forward(here, as_matrix(input, row_count(input)), weights, biases, layers, true))
+    for (size_t l = 0; l < layers.count(); ++l) collect(l, (*whole)[l]);
+  else
+    run_layers(here, input, weights, biases, layers, true, collect);
   outputs.insert(outputs.end(), pre_activations.begin(), pre_activations.end());
   return outputs;
 }
 
-std::vector<Tensor> mlp_backward_cpu(const Tensor& grad_output, const Tensor& input, TensorList weights,
-                                     TensorList outputs, at::IntArrayRef activations, at::ArrayRef<double> slopes,
-                                     at::IntArrayRef need_flags, bool keep_intermediates) {
+template <class Scope>
+std::vector<Tensor> mlp_backward_kernel(const Tensor& grad_output, const Tensor& input, TensorList weights,
+                                        TensorList outputs, at::IntArrayRef activations, at::ArrayRef<double> slopes,
+                                        at::IntArrayRef need_flags, bool keep_intermediates) {
   const Layers layers(activations, slopes);
   const WithoutAutocast guard;
   check_layers(input, weights, layers);
@@ -78,23 +99,52 @@ std::vector<Tensor> mlp_backward_cpu(const Tensor& grad_output, const Tensor& in
   const size_t count = layers.count();
   const Kept kept(need, layers);
 
+  const Scope here(input);
+
   Tensor grad_input;
   std::vector<Tensor> grad_weights(count), grad_biases(count), grad_z(count), grad_y(count);
-  Tensor g = as_matrix(grad_output, rows);
-  for (size_t l = count; l-- > kept.lowest;) {
-    const bool reuse = l + 1 < count && !keep_intermediates;  // the first g is the caller's
-    const LayerGradient gradient = activation_backward(g, as_matrix(saved[l], rows), layers[l], need.biases[l], reuse);
+  const auto layer_input = [&](size_t l) { return as_matrix(l == 0 ? input : outputs[l - 1], rows); };
+  const auto as_rows = [&](const std::vector<Tensor>& list) {
+    std::vector<Tensor> matrices;
+    for (const Tensor& x : list) matrices.push_back(as_matrix(x, rows));
+    return matrices;
+  };
+  const bool whole =
+      !keep_intermediates && narrow_backward(here, as_matrix(grad_output, rows), as_matrix(input, rows), weights,
+                                             as_rows(outputs.slice(0, count).vec()), as_rows(saved), layers, need,
+                                             kept.lowest, grad_input, grad_weights, grad_biases);
+  // g is grad_y of layer l; where the layer after has done it already, next_z is its grad_z.
+  Tensor g = as_matrix(grad_output, rows), next_z;
+  for (size_t l = count; !whole && l-- > kept.lowest;) {
+    bool need_bias = need.biases[l];
+    if (!next_z.defined()) {
+      const bool reuse = l + 1 < count && !keep_intermediates;  // the first g is the caller's
+      const bool with_weight = Scope::bias_with_weight && need.weights[l];
+      const LayerGradient gradient =
+          activation_backward(here, g, as_matrix(saved[l], rows), layers[l], need_bias && !with_weight, reuse);
+      next_z = gradient.grad_z;
+      if (gradient.grad_bias.defined()) {
+        grad_biases[l] = gradient.grad_bias;
+        need_bias = false;
+      }
+    }
+    const Tensor z = std::exchange(next_z, Tensor());
     if (keep_intermediates) {
       // What is returned may not share the memory of what was given.
-      grad_z[l] = gradient.grad_z.is_alias_of(grad_output) ? gradient.grad_z.clone() : gradient.grad_z;
+      grad_z[l] = z.is_alias_of(grad_output) ? z.clone() : z;
       if (kept.grad_y(l)) grad_y[l] = g.is_alias_of(grad_output) ? g.clone(at::MemoryFormat::Contiguous) : g;
     }
-    grad_biases[l] = gradient.grad_bias;
-    if (need.weights[l])
-      grad_weights[l] = at::mm(gradient.grad_z.t(), as_matrix(l == 0 ? input : outputs[l - 1], rows));
-    if (l > kept.lowest || need.input) g = at::mm(gradient.grad_z, weights[l]);
+    const ParameterGradients parameters = parameter_gradients(here, z, layer_input(l), need.weights[l], need_bias);
+    grad_weights[l] = parameters.grad_weight;
+    if (need_bias) grad_biases[l] = parameters.grad_bias;
+    if (l == kept.lowest && !need.input) break;
+    const InputGradient by_input = input_gradient(here, z, weights[l], l > 0 ? as_matrix(saved[l - 1], rows) : Tensor(),
+                                                  l > 0 ? layers[l - 1] : LayerActivation{}, keep_intermediates);
+    g = by_input.grad_x;
+    next_z = by_input.grad_z_before;
   }
-  if (need.input) grad_input = input.dim() == 2 ? g : g.view(input.sizes());
+  if (need.input && !whole) grad_input = g;
+  if (need.input && input.dim() != 2) grad_input = grad_input.view(input.sizes());
 
   std::vector<Tensor> packed;
   if (need.input) packed.push_back(grad_input);
@@ -120,10 +170,11 @@ void accumulate_product(Tensor& sum, const Tensor& a, const Tensor& b) {
 // With bars for cotangents and h_0 = x, backward was
 //   grad_z_l = grad_y_l act'(z_l);  gW_l = grad_z_l^T h_{l-1};  gb_l = sum grad_z_l;  grad_y_{l-1} = grad_z_l W_l.
 // Reversed, its layers come first to last; then what reached z_l and h_l goes back through forward, last to first.
-std::vector<Tensor> mlp_double_backward_cpu(TensorList cotangents, at::IntArrayRef cotangent_flags, const Tensor& input,
-                                            TensorList weights, TensorList outputs, TensorList intermediates,
-                                            at::IntArrayRef activations, at::ArrayRef<double> slopes,
-                                            at::IntArrayRef need_flags) {
+template <class Scope>
+std::vector<Tensor> mlp_double_backward_kernel(TensorList cotangents, at::IntArrayRef cotangent_flags,
+                                               const Tensor& input, TensorList weights, TensorList outputs,
+                                               TensorList intermediates, at::IntArrayRef activations,
+                                               at::ArrayRef<double> slopes, at::IntArrayRef need_flags) {
   const Layers layers(activations, slopes);
   const WithoutAutocast guard;
   check_layers(input, weights, layers);
@@ -131,6 +182,7 @@ std::vector<Tensor> mlp_double_backward_cpu(TensorList cotangents, at::IntArrayR
   check_double_backward(cotangents, cotangent_flags, intermediates, need_flags, layers);
   const size_t count = layers.count();
   const int64_t rows = row_count(input);
+  const Scope here(input);
   const Flags given(cotangent_flags, count);
   const bool need_grad_output = need_flags[0] != 0;
   const Flags need(need_flags.slice(1), count);
@@ -161,7 +213,7 @@ std::vector<Tensor> mlp_double_backward_cpu(TensorList cotangents, at::IntArrayR
       grad_z_bar = grad_z_bar.defined() ? grad_z_bar.add_(bias_bars[l]) : bias_bars[l].expand_as(grad_z).contiguous();
     if (!grad_z_bar.defined()) continue;
     const LayerSecondGradient second =
-        activation_double_backward(grad_z_bar, grad_y, as_matrix(saved[l], rows), layers[l]);
+        activation_double_backward(here, grad_z_bar, grad_y, as_matrix(saved[l], rows), layers[l]);
     grad_y_bar = second.grad_grad_y;
     z_bar[l] = second.grad_z;
   }
@@ -175,7 +227,7 @@ std::vector<Tensor> mlp_double_backward_cpu(TensorList cotangents, at::IntArrayR
     Tensor z = z_bar[l];
     if (h_bar[l + 1].defined()) {
       const Tensor through =
-          activation_backward(h_bar[l + 1], as_matrix(saved[l], rows), layers[l], false, true).grad_z;
+          activation_backward(here, h_bar[l + 1], as_matrix(saved[l], rows), layers[l], false, true).grad_z;
       z = z.defined() ? z.add_(through) : through;
     }
     if (!z.defined()) continue;
@@ -198,13 +250,16 @@ std::vector<Tensor> mlp_double_backward_cpu(TensorList cotangents, at::IntArrayR
   return packed;
 }
 
+template <class Scope>
+void register_kernels(torch::Library& m) {
+  m.impl("mlp", mlp_kernel<Scope>);
+  m.impl("mlp_forward", mlp_forward_kernel<Scope>);
+  m.impl("mlp_backward", mlp_backward_kernel<Scope>);
+  m.impl("mlp_double_backward", mlp_double_backward_kernel<Scope>);
+}
+
 }  // namespace
 
-TORCH_LIBRARY_IMPL(fastgan, CPU, m) {
-  m.impl("mlp", mlp_cpu);
-  m.impl("mlp_forward", mlp_forward_cpu);
-  m.impl("mlp_backward", mlp_backward_cpu);
-  m.impl("mlp_double_backward", mlp_double_backward_cpu);
-}
+FASTGAN_KERNELS(register_kernels)
 
 }  // namespace fastgan::bindings

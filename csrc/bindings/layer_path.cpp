@@ -1,0 +1,57 @@
+#include "layer_path.h"
+
+#include <ATen/Context.h>
+#include <torch/version.h>
+
+#include <array>
+#include <atomic>
+
+#include "../cuda/crossover.h"
+
+namespace fastgan::bindings {
+
+namespace {
+
+constexpr std::array<const char*, 4> names = {"automatic", "narrow", "tiled", "library"};
+
+std::atomic<LayerPath> path{LayerPath::automatic};
+
+}  // namespace
+
+LayerPath layer_path() { return path; }
+
+std::string layer_path_name() { return names[static_cast<size_t>(layer_path())]; }
+
+void set_layer_path(const std::string& name) {
+  for (size_t i = 0; i < names.size(); ++i) {
+    if (name != names[i]) continue;
+    path = static_cast<LayerPath>(i);
+    return;
+  }
+  TORCH_CHECK_VALUE(false, "the layer path must be automatic, narrow, tiled or library, not ", name);
+}
+
+bool allow_tf32() {
+#if TORCH_VERSION_MAJOR > 2 || TORCH_VERSION_MINOR >= 10
+  return at::globalContext().float32Precision(at::Float32Backend::CUDA, at::Float32Op::MATMUL) ==
+         at::Float32Precision::TF32;
+#else
+  return at::globalContext().allowTF32CuBLAS();
+#endif
+}
+
+bool is_tiled(int64_t m, int64_t n, int64_t k, at::ScalarType dtype) {
+  if (layer_path() != LayerPath::automatic) return layer_path() != LayerPath::library;
+  double most = cuda::crossover::float32;
+  if (dtype == at::kDouble) most = cuda::crossover::float64;
+  if (dtype == at::kBFloat16 || dtype == at::kHalf) most = cuda::crossover::half;
+  if (dtype == at::kFloat && allow_tf32()) most = cuda::crossover::tf32;
+  return static_cast<double>(m) * static_cast<double>(n) * static_cast<double>(k) <= most;
+}
+
+bool prefers_narrow(int64_t batch) {
+  if (layer_path() != LayerPath::automatic) return layer_path() == LayerPath::narrow;
+  return batch <= cuda::crossover::narrow_batch;
+}
+
+}  // namespace fastgan::bindings

@@ -1,0 +1,121 @@
+// Where an op runs. A scope is made from a tensor at the start of a call, is the context that the kernels take (so that
+// bce_sum(here, ...) means cpu::bce_sum or cuda::bce_sum), and holds what the device needs for the length of the call:
+// the current device, the current stream, memory from torch's allocator. Only this header knows which devices a build
+// has; the test build that runs the CUDA kernels on the host (tests/simt/) differs here alone.
+#pragma once
+
+#include <torch/library.h>
+
+#include <vector>
+
+#include "../cpu/context.h"
+#include "common.h"
+
+#if defined(FASTGAN_SIMT)
+#include "../cuda/platform.h"
+#elif defined(FASTGAN_WITH_CUDA)
+#include <ATen/cuda/CUDAContext.h>
+#include <c10/cuda/CUDAGuard.h>
+
+#include <map>
+#include <mutex>
+
+#include "../cuda/platform.h"
+#endif
+
+namespace fastgan::bindings {
+
+#ifndef FASTGAN_SIMT
+
+class CpuScope : public cpu::Context {
+ public:
+  // Whether the bias gradient comes with the weight gradient rather than with the activation's derivative.
+  static constexpr bool bias_with_weight = false;
+
+  explicit CpuScope(const Tensor&) {}
+};
+
+#endif
+
+#if defined(FASTGAN_SIMT) || defined(FASTGAN_WITH_CUDA)
+
+class CudaScope : public cuda::Context {
+ public:
+  static constexpr bool bias_with_weight = true;
+
+  explicit CudaScope(const Tensor& like);
+
+  void* scratch(size_t bytes) const override {
+    memory_.push_back(at::empty({static_cast<int64_t>(bytes)}, options_));
+    return memory_.back().mutable_data_ptr();
+  }
+  unsigned* counters() const override;
+
+ private:
+#ifndef FASTGAN_SIMT
+  c10::cuda::CUDAGuard guard_;
+#endif
+  at::TensorOptions options_;
+  mutable std::vector<Tensor> memory_;  // may be freed at the end of the call: torch's allocator keeps stream order
+};
+
+#ifdef FASTGAN_SIMT
+
+inline CudaScope::CudaScope(const Tensor& like) : options_(like.options().dtype(at::kByte)) {
+  multiprocessors = 4;
+  shared_limit = 99 * 1024;  // of sm_86 and sm_120, the least among the architectures supported
+}
+
+inline unsigned* CudaScope::counters() const {
+  static thread_local const Tensor zeros = at::zeros({counter_count}, at::kInt);
+  return static_cast<unsigned*>(zeros.mutable_data_ptr());
+}
+
+#else
+
+inline CudaScope::CudaScope(const Tensor& like) : guard_(like.device()), options_(like.options().dtype(at::kByte)) {
+  const cudaDeviceProp& properties = *at::cuda::getDeviceProperties(like.device().index());
+  stream = at::cuda::getCurrentCUDAStream(like.device().index());
+  multiprocessors = properties.multiProcessorCount;
+  shared_limit = properties.sharedMemPerBlockOptin;
+}
+
+// Work on one stream runs in order, so a stream's kernels can take turns at its counters. A captured graph may be
+// replayed on any stream, beside others: it has counters of its own, set to zero in the graph.
+inline unsigned* CudaScope::counters() const {
+  const auto zeros = [&] { return at::zeros({counter_count}, options_.dtype(at::kInt)); };
+  cudaStreamCaptureStatus capturing = cudaStreamCaptureStatusNone;
+  C10_CUDA_CHECK(cudaStreamIsCapturing(stream, &capturing));
+  if (capturing != cudaStreamCaptureStatusNone) {
+    memory_.push_back(zeros());
+    return static_cast<unsigned*>(memory_.back().mutable_data_ptr());
+  }
+  static std::mutex mutex;
+  static auto& of_stream = *new std::map<std::pair<int, cudaStream_t>, Tensor>;  // outlives the CUDA runtime's end
+  const std::lock_guard lock(mutex);
+  Tensor& tensor = of_stream[{options_.device().index(), stream}];
+  if (!tensor.defined()) tensor = zeros();
+  return static_cast<unsigned*>(tensor.mutable_data_ptr());
+}
+
+#endif
+#endif
+
+}  // namespace fastgan::bindings
+
+// FASTGAN_KERNELS(register_kernels) calls `template <class Scope> void register_kernels(torch::Library&)` for each
+// device of this build. FASTGAN_EACH_SCOPE(X) expands X(Scope) for each.
+#if defined(FASTGAN_SIMT)
+#define FASTGAN_EACH_SCOPE(X) X(CudaScope)
+#define FASTGAN_KERNELS(f) \
+  TORCH_LIBRARY_IMPL(FASTGAN_LIBRARY, CPU, m) { f<CudaScope>(m); }
+#elif defined(FASTGAN_WITH_CUDA)
+#define FASTGAN_EACH_SCOPE(X) X(CpuScope) X(CudaScope)
+#define FASTGAN_KERNELS(f)                                        \
+  TORCH_LIBRARY_IMPL(FASTGAN_LIBRARY, CPU, m) { f<CpuScope>(m); } \
+  TORCH_LIBRARY_IMPL(FASTGAN_LIBRARY, CUDA, m) { f<CudaScope>(m); }
+#else
+#define FASTGAN_EACH_SCOPE(X) X(CpuScope)
+#define FASTGAN_KERNELS(f) \
+  TORCH_LIBRARY_IMPL(FASTGAN_LIBRARY, CPU, m) { f<CpuScope>(m); }
+#endif

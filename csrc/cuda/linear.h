@@ -1,0 +1,64 @@
+// CUDA kernels of the layers. Matrices are contiguous, rows x cols; T is float, double, bfloat16 or float16.
+//
+// The products come with their epilogues, one launch each. tf32 lets float products run on tensor cores in tf32; it
+// means nothing for the other types: 16-bit products always run on tensor cores, double ones never.
+#pragma once
+
+#include "../core/activation.h"
+#include "platform.h"
+
+namespace fastgan::cuda {
+
+// y = activation(x W^T + b), and z, what the activation is of.
+template <class T>
+struct LinearForward {
+  int64_t batch, in, out;
+  const T* x;       // (batch, in)
+  const T* weight;  // (out, in)
+  const T* bias;    // (out) or null
+  ActivationArguments activation;
+  T* z;  // (batch, out) or null
+  T* y;  // (batch, out)
+};
+template <class T>
+void linear_forward(const Context& context, const LinearForward<T>& arguments, bool tf32);
+
+// The gradient by the layer's input, grad_x = grad_z W, and on through the activation of the layer before:
+// grad_z_before = grad_x d(saved).
+template <class T>
+struct LinearInputGradient {
+  int64_t batch, in, out;
+  const T* grad_z;                 // (batch, out)
+  const T* weight;                 // (out, in)
+  const T* saved;                  // (batch, in), or null where there is no layer before
+  ActivationArguments activation;  // of the layer before
+  T* grad_x;                       // (batch, in), or null
+  T* grad_z_before;                // (batch, in), or null
+};
+template <class T>
+void linear_input_gradient(const Context& context, const LinearInputGradient<T>& arguments, bool tf32);
+
+// grad_weight = grad_z^T x and grad_bias = the column sums of grad_z.
+template <class T>
+struct LinearWeightGradient {
+  int64_t batch, in, out;
+  const T* grad_z;  // (batch, out)
+  const T* x;       // (batch, in)
+  T* grad_weight;   // (out, in)
+  T* grad_bias;     // (out) or null
+};
+template <class T>
+void linear_weight_gradient(const Context& context, const LinearWeightGradient<T>& arguments, bool tf32);
+
+// What is left where a library does the product: csrc/cpu/linear.h on the device.
+template <class T>
+void bias_act(const Context& context, ActivationArguments arguments, int64_t rows, int64_t cols, T* z, const T* bias,
+              T* y);
+template <class T>
+void act_backward(const Context& context, ActivationArguments arguments, int64_t rows, int64_t cols, const T* grad_y,
+                  const T* saved, T* grad_z, T* grad_bias);
+template <class T>
+void act_double_backward(const Context& context, ActivationArguments arguments, int64_t n, const T* u, const T* grad_y,
+                         const T* saved, T* grad_grad_y, T* grad_z2);
+
+}  // namespace fastgan::cuda

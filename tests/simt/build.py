@@ -1,0 +1,96 @@
+"""Builds the CUDA sources against the host model: `python tests/simt/build.py [module | plain | address | thread | coverage]`.
+
+`module` is the Python module behind the backend `simt`; the others are the program of kernel checks, without torch, as
+it is, under AddressSanitizer and UndefinedBehaviorSanitizer, under ThreadSanitizer, and counting branches. Everything
+goes to build/simt/, and only what changed is compiled again.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import sysconfig
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+HERE = Path(__file__).resolve().parent
+FOLDER = ROOT / "build" / "simt"
+ENGINE = ("engine", "fibers", "threads", "ptx")
+FLAGS = {
+    "module": "-O2 -fPIC -fvisibility=hidden -fopenmp",
+    "plain": "-O2",
+    "address": "-O1 -fsanitize=address,undefined -fno-sanitize-recover=undefined -fno-omit-frame-pointer",
+    "thread": "-O1 -fsanitize=thread",
+    "coverage": "-O0 --coverage",
+}
+COMMON = "-std=c++20 -g1 -pthread -DFASTGAN_SIMT -Wno-attributes"
+
+
+def kernel_sources() -> list[Path]:
+    """The CUDA sources with kernels: all but the build facts."""
+    return [path for path in sorted((ROOT / "csrc" / "cuda").glob("*.cu")) if path.name != "device.cu"]
+
+
+def target(kind: str) -> Path:
+    suffix = sysconfig.get_config_var("EXT_SUFFIX") if kind == "module" else ""
+    return FOLDER / kind / (f"_simt{suffix}" if kind == "module" else "kernel_checks")
+
+
+def ninja_file(kind: str) -> str:
+    """What to compile and link, in ninja's words."""
+    flags, link = f"{COMMON} {FLAGS[kind]} -I{HERE}", "-pthread"
+    sources = [*kernel_sources(), *(HERE / f"{name}.cpp" for name in ENGINE)]
+    if kind == "module":
+        import torch
+        from torch.utils import cpp_extension
+
+        includes = [*cpp_extension.include_paths(), sysconfig.get_path("include")]
+        flags += "".join(f" -isystem {path}" for path in includes)
+        flags += f" -DFASTGAN_LIBRARY=fastgan_simt -D_GLIBCXX_USE_CXX11_ABI={int(torch.compiled_with_cxx11_abi())}"
+        libraries = Path(torch.__file__).parent / "lib"
+        link += f" -shared -L{libraries} -lc10 -ltorch -ltorch_cpu -ltorch_python"
+        sources += [HERE / "module.cpp"]
+        sources += [path for path in sorted((ROOT / "csrc" / "bindings").glob("*.cpp")) if path.name != "module.cpp"]
+    else:
+        link += f" {FLAGS[kind]}"
+        sources += sorted(HERE.glob("check*.cpp"))
+    lines = [
+        f"builddir = {FOLDER / kind}",
+        "rule compile",
+        f"  command = g++ {flags} -MMD -MF $out.d -x c++ -c $in -o $out",
+        "  depfile = $out.d",
+        "  deps = gcc",
+        "rule link",
+        f"  command = g++ $in {link} -o $out",
+    ]
+    objects = []
+    for source in sources:
+        objects.append(FOLDER / kind / f"{source.stem}.{source.parent.name}.o")
+        lines.append(f"build {objects[-1]}: compile {source}")
+    lines.append(f"build {target(kind)}: link {' '.join(map(str, objects))}")
+    return "\n".join(lines) + "\n"
+
+
+def build(kind: str) -> Path:
+    """Builds one kind and returns what was built.
+
+    Raises:
+        RuntimeError: it does not compile or link; the message is the compiler's.
+    """
+    file = FOLDER / kind / "build.ninja"
+    file.parent.mkdir(parents=True, exist_ok=True)
+    text = ninja_file(kind)
+    if not file.exists() or file.read_text() != text:
+        file.write_text(text)
+    done = subprocess.run([sys.executable, "-m", "ninja", "-f", str(file)], capture_output=True, text=True)
+    if done.returncode != 0:
+        raise RuntimeError(f"{kind} does not build:\n{done.stdout[-4000:]}{done.stderr[-1000:]}")
+    return target(kind)
+
+
+if __name__ == "__main__":
+    kinds = sys.argv[1:] or ["module"]
+    if unknown := [kind for kind in kinds if kind not in FLAGS]:
+        sys.exit(f"kinds are {', '.join(FLAGS)}, not {unknown[0]!r}")
+    for kind in kinds:
+        print(build(kind))

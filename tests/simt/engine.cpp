@@ -1,0 +1,238 @@
+#include "engine.h"
+
+#include <cstdlib>
+#include <cstring>
+
+#if defined(__SANITIZE_ADDRESS__)
+#include <sanitizer/asan_interface.h>
+#define FASTGAN_ASAN_POISON(p, n) ASAN_POISON_MEMORY_REGION(p, n)
+#define FASTGAN_ASAN_UNPOISON(p, n) ASAN_UNPOISON_MEMORY_REGION(p, n)
+#else
+#define FASTGAN_ASAN_POISON(p, n) ((void)0)
+#define FASTGAN_ASAN_UNPOISON(p, n) ((void)0)
+#endif
+
+namespace simt {
+
+thread_local bool in_fiber = false;
+
+namespace {
+
+std::atomic<int> chosen_engine{-1};
+std::atomic<uint64_t> launches{0};
+std::atomic<uint64_t> fence_word{0};
+
+Engine engine() {
+  if (chosen_engine < 0) {
+    const char* name = std::getenv("FASTGAN_SIMT_ENGINE");
+    chosen_engine = name != nullptr && std::string(name) == "threads" ? 1 : 0;
+  }
+  return chosen_engine == 1 ? Engine::threads : Engine::fibers;
+}
+
+std::string place_of(Site site) { return std::string(site.file_name()) + ":" + std::to_string(site.line()); }
+
+bool same(Site a, Site b) { return a.line() == b.line() && std::strcmp(a.file_name(), b.file_name()) == 0; }
+
+// Arrives at a meeting; the last to come runs act() and lets the others go.
+template <class Act>
+void meet(Meeting& m, int expected, const char* what, unsigned mask, Site site, void* argument, const Act& act) {
+  std::unique_lock lock(m.mutex, std::defer_lock);
+  if (!in_fiber) lock.lock();
+  if (m.arrived == 0) {
+    m.expected = expected;
+    m.what = what;
+    m.site = site;
+    m.mask = mask;
+  } else if (m.expected != expected || m.mask != mask || std::strcmp(m.what, what) != 0) {
+    fault(std::string(what) + " (mask or count " + std::to_string(mask != 0 ? mask : unsigned(expected)) +
+          ") meets threads that wait in " + m.what + " (" +
+          std::to_string(m.mask != 0 ? m.mask : unsigned(m.expected)) + ") at " + place_of(m.site));
+  } else if (!same(m.site, site)) {
+    fault(std::string(what) + " at " + place_of(site) + " is divergent: others wait in the one at " + place_of(m.site));
+  }
+  if (mask != 0) m.arguments[lane()] = argument;
+  if (++m.arrived < expected) {
+    const uint64_t round = m.round.load(std::memory_order_relaxed);
+    return in_fiber ? wait_in_fiber(m, round) : wait_in_thread(m, round, lock);
+  }
+  act();
+  m.arrived = 0;
+  m.round.fetch_add(1, std::memory_order_relaxed);
+  if (!in_fiber) {
+    current->block->launch->running.fetch_add(expected - 1, std::memory_order_relaxed);
+    m.changed.notify_all();
+  }
+}
+
+}  // namespace
+
+void set_engine(Engine engine) { chosen_engine = engine == Engine::threads; }
+
+void fault(const std::string& what) {
+  const Thread& t = *current;
+  const auto index = [](dim3 i) {
+    return "(" + std::to_string(i.x) + "," + std::to_string(i.y) + "," + std::to_string(i.z) + ")";
+  };
+  throw Fault("simt: kernel " + std::string(t.block->launch->name) + ", block " + index(t.block_index) + ", thread " +
+              std::to_string(t.number) + ": " + what + ".");
+}
+
+void fence() { fence_word.fetch_add(1, std::memory_order_acq_rel); }
+
+void launch(const char* name, dim3 blocks, dim3 threads, size_t shared_bytes, bool cooperative,
+            const std::function<void()>& kernel) {
+  Launch launch{name, blocks, threads, shared_bytes, cooperative, kernel, {}};
+  const std::string about = "simt: kernel " + std::string(name) + ": ";
+  const int64_t count = int64_t{threads.x} * threads.y * threads.z;
+  if (launch.block_count() == 0 || count == 0) throw Fault(about + "a grid and a block must have threads.");
+  if (count > 1024) throw Fault(about + "a block may have at most 1024 threads, not " + std::to_string(count) + ".");
+  if (blocks.x > 0x7fffffffu || blocks.y > 0xffffu || blocks.z > 0xffffu)
+    throw Fault(about + "a grid may have at most 2147483647 x 65535 x 65535 blocks.");
+  if (shared_bytes > 227 * 1024)
+    throw Fault(about + "a block may have at most 227 KB of dynamic shared memory, not " +
+                std::to_string(shared_bytes) + " bytes.");
+  launch.descending = launches.fetch_add(1, std::memory_order_relaxed) % 2 == 1;
+  if (engine() == Engine::fibers)
+    run_fibers(launch);
+  else
+    run_threads(launch);
+}
+
+void Launch::place(Thread& thread, Block& block, int64_t index, int number) const {
+  if (descending) index = block_count() - 1 - index;
+  thread.block = &block;
+  thread.number = number;
+  thread.thread_index = {number % threads.x, number / threads.x % threads.y, number / (threads.x * threads.y)};
+  thread.block_index = {unsigned(index % blocks.x), unsigned(index / blocks.x % blocks.y),
+                        unsigned(index / blocks.x / blocks.y)};
+  thread.block_dim = threads;
+  thread.grid_dim = blocks;
+}
+
+void Block::prepare(Launch& of) {
+  launch = &of;
+  if (warps == nullptr || threads != of.thread_count()) {
+    threads = of.thread_count();
+    warps = std::make_unique<Warp[]>((threads + 31) / 32);
+  }
+  dynamic_bytes = of.shared_bytes;
+  const size_t room = (dynamic_bytes + 255) / 256 * 256;
+  const size_t total = red_zone + room + red_zone + static_slots * static_slot + 256;
+  if (memory.size() < total) memory.resize(total);
+  FASTGAN_ASAN_UNPOISON(memory.data(), memory.size());
+  unsigned char* start = memory.data();
+  start += (256 - reinterpret_cast<uintptr_t>(start) % 256) % 256;
+  std::memset(start, poison, red_zone + room + red_zone);
+  if (statics != start + red_zone + room + red_zone) {
+    statics = start + red_zone + room + red_zone;
+    std::memset(statics, poison, static_slots * static_slot);
+  }
+  for (int slot = 0; slot < static_slots; ++slot) {
+    if (keys[slot] != nullptr) std::memset(statics + slot * static_slot, poison, static_slot);
+    keys[slot] = nullptr;
+    sizes[slot] = 0;
+  }
+  dynamic = start + red_zone;
+  FASTGAN_ASAN_POISON(start, red_zone);
+  FASTGAN_ASAN_POISON(dynamic + dynamic_bytes, room - dynamic_bytes + red_zone);
+  FASTGAN_ASAN_POISON(statics, static_slots * static_slot);
+}
+
+void Block::check_memory() const {
+  FASTGAN_ASAN_UNPOISON(memory.data(), memory.size());
+  const auto check = [&](const unsigned char* begin, const unsigned char* end, const char* what, ptrdiff_t size,
+                         const unsigned char* base) {
+    for (const unsigned char* p = begin; p < end; ++p)
+      if (*p != poison)
+        throw Fault("simt: kernel " + std::string(launch->name) + " wrote to byte " + std::to_string(p - base) +
+                    " of " + what + " shared memory of " + std::to_string(size) + " bytes.");
+  };
+  check(dynamic - red_zone, dynamic, "dynamic", dynamic_bytes, dynamic);
+  check(dynamic + dynamic_bytes, statics, "dynamic", dynamic_bytes, dynamic);
+  for (int slot = 0; slot < static_slots; ++slot) {
+    const unsigned char* base = statics + slot * static_slot;
+    if (keys[slot] != nullptr) check(base + sizes[slot], base + static_slot, "static", sizes[slot], base);
+  }
+}
+
+unsigned char* dynamic_shared() { return current->block->dynamic; }
+
+void* static_shared_bytes(const void* key, size_t size) {
+  Block& block = *current->block;
+  if (size > static_slot - 64) fault("a static shared variable may have at most 4032 bytes here");
+  for (int slot = 0; slot < static_slots; ++slot) {
+    const void* there = block.keys[slot].load(std::memory_order_relaxed);
+    if (there == nullptr &&
+        block.keys[slot].compare_exchange_strong(there, key, std::memory_order_relaxed, std::memory_order_relaxed)) {
+      block.sizes[slot].store(size, std::memory_order_relaxed);
+      there = key;
+    }
+    if (there != key) continue;
+    void* const base = block.statics + slot * static_slot;
+    FASTGAN_ASAN_UNPOISON(base, size);
+    return base;
+  }
+  fault("there are more than 16 static shared variables");
+}
+
+bool is_shared(const void* p, size_t bytes) {
+  const Block& block = *current->block;
+  const auto* begin = static_cast<const unsigned char*>(p);
+  if (begin >= block.dynamic && begin + bytes <= block.dynamic + block.dynamic_bytes) return true;
+  for (int slot = 0; slot < static_slots; ++slot) {
+    const unsigned char* base = block.statics + slot * static_slot;
+    if (begin >= base && begin + bytes <= base + block.sizes[slot].load(std::memory_order_relaxed)) return true;
+  }
+  return false;
+}
+
+void block_barrier(const char* what, int id, int threads, Site site) {
+  Block& block = *current->block;
+  if (id != 0 && (id < 1 || id > 15)) fault("a named barrier's id must be in 1..15, not " + std::to_string(id));
+  if (id != 0 && (threads <= 0 || threads % 32 != 0 || threads > block.threads))
+    fault("a named barrier's number of threads must be a multiple of 32 within the block, not " +
+          std::to_string(threads));
+  meet(block.barriers[id], id == 0 ? block.threads : threads, what, 0, site, nullptr, [] {});
+}
+
+void grid_barrier(Site site) {
+  Launch& launch = *current->block->launch;
+  if (!launch.cooperative) fault("grid_barrier needs a cooperative launch");
+  fence();
+  meet(launch.grid, int(launch.block_count() * launch.thread_count()), "grid_barrier", 0, site, nullptr, [] {});
+  fence();
+}
+
+void meet_warp(const char* what, unsigned mask, void* argument, Collective all, Site site) {
+  Block& block = *current->block;
+  const int warp = current->number / 32, lanes = std::min(32, block.threads - warp * 32);
+  if ((mask >> lane() & 1) == 0)
+    fault(std::string(what) + " is called by lane " + std::to_string(lane()) + ", which is not in its mask " +
+          std::to_string(mask));
+  if (lanes < 32) mask &= (1u << lanes) - 1;  // there are no other lanes
+  Meeting& meeting = block.warps[warp].meetings[__builtin_ctz(mask)];
+  meet(meeting, __builtin_popcount(mask), what, mask, site, argument, [&] { all(meeting.arguments.data(), mask); });
+}
+
+std::string describe_wait(const std::vector<Meeting*>& meetings, int ended) {
+  std::string text = "the threads wait for each other for ever: ";
+  std::vector<std::pair<Meeting*, int>> counted;
+  for (Meeting* m : meetings) {
+    bool found = false;
+    for (auto& [other, count] : counted)
+      if (other == m) found = ++count > 0;
+    if (!found) counted.push_back({m, 1});
+  }
+  for (size_t i = 0; i < counted.size() && i < 4; ++i)
+    text += std::to_string(counted[i].second) + " of " + std::to_string(counted[i].first->expected) + " are in " +
+            counted[i].first->what + " at " + place_of(counted[i].first->site) + ", ";
+  return text + std::to_string(ended) + " have ended";
+}
+
+void thread_ends() {
+  if (current->copies != nullptr && !current->copies->list.empty())
+    fault("ends with asynchronous copies that it has not waited for");
+}
+
+}  // namespace simt

@@ -1,0 +1,18 @@
+// The Python module that registers the ops with their CUDA kernels, run by the host model, as torch.ops.fastgan_simt.
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <string>
+#include <vector>
+
+#include "../../csrc/bindings/layer_path.h"
+#include "simt.h"
+
+PYBIND11_MODULE(_simt, m) {
+  m.def("device_types", [] { return std::vector<std::string>{"cpu"}; });
+  m.def("layer_path", fastgan::bindings::layer_path_name);
+  m.def("set_layer_path", fastgan::bindings::set_layer_path);
+  m.def("set_engine", [](const std::string& name) {
+    simt::set_engine(name == "threads" ? simt::Engine::threads : simt::Engine::fibers);
+  });
+}

@@ -1,0 +1,55 @@
+"""The backend `simt`: the CUDA kernels and their bindings, run on CPU tensors by the host model of tests/simt/."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import importlib.util
+import shutil
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+
+import torch
+
+from fastgan import backend
+
+sys.path.insert(0, str(Path(__file__).parent / "simt"))
+import build  # noqa: E402
+
+
+@functools.cache
+def unavailable_reason() -> str | None:
+    """Why the backend cannot run here, in a sentence; None where it can."""
+    if shutil.which("g++") is None:
+        return "there is no g++ to build the host model with"
+    if importlib.util.find_spec("ninja") is None:
+        return "the Python package ninja, which builds the host model, is not installed"
+    return None
+
+
+@functools.cache
+def module() -> ModuleType:
+    """The compiled module, built where its sources changed."""
+    path = build.build("module")
+    spec = importlib.util.spec_from_file_location("_simt", path)
+    loaded = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(loaded)
+    return loaded
+
+
+@contextlib.contextmanager
+def use_simt(path: str = "automatic") -> Iterator[None]:
+    """In a `with` block, fastgan.functional's compiled ops are those of the host model."""
+    compiled = module()
+    before = backend.module, backend.ops, backend._device_types, backend._name
+    path_before = compiled.layer_path()
+    compiled.set_layer_path(path)
+    backend.module, backend.ops = compiled, torch.ops.fastgan_simt
+    backend._device_types, backend._name = frozenset(compiled.device_types()), "cpu"
+    try:
+        yield
+    finally:
+        backend.module, backend.ops, backend._device_types, backend._name = before
+        compiled.set_layer_path(path_before)
