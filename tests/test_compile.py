@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 
 import pytest
 import torch
-from conformance import ACTIVATIONS
+from conformance import ACTIVATIONS, assert_within_bound
 from ops import OPS, Op
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -93,7 +94,12 @@ def test_autocast_inside_a_graph(backend: str) -> None:
 
     compiled = torch.compile(run, fullgraph=True, backend="aot_eager")(x)
     assert compiled.dtype == torch.bfloat16
-    torch.testing.assert_close(compiled, run(x))
+    # In a graph autocast leaves the layers to PyTorch, which rounds between product and activation.
+    rounded = copy.deepcopy(module).to(torch.bfloat16)
+    exact = copy.deepcopy(rounded).double()(x.to(torch.bfloat16).double())
+    with fastgan.use_backend("reference"):
+        torchs = rounded(x.to(torch.bfloat16))
+    assert_within_bound([compiled, run(x)], [torchs, torchs], [exact, exact])
 
 
 def test_errors_survive_compilation(backend: str) -> None:

@@ -46,7 +46,7 @@ void run_threads(Launch& launch) {
   const std::lock_guard guard(one_launch);
   const int threads = launch.thread_count();
   const int64_t count = launch.block_count();
-  const int64_t at_once = launch.cooperative ? count : std::min<int64_t>(count, std::max<int64_t>(2, 1024 / threads));
+  const int64_t at_once = launch.cooperative ? count : std::min<int64_t>(count, std::max<int64_t>(2, 256 / threads));
   Waits of_launch;
   waits = &of_launch;
   std::mutex error_mutex;

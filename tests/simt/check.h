@@ -1,0 +1,105 @@
+// What the checks of the kernels share. They need neither torch nor Python, so that they run under every sanitizer: each
+// calls a launcher on exactly sized memory and holds the result against a plain loop in double.
+#pragma once
+
+#include <cstdio>
+#include <memory>
+#include <random>
+#include <string>
+#include <vector>
+
+#include "../../csrc/cuda/platform.h"
+
+namespace checks {
+
+// Counts what failed; main returns it.
+extern int failures;
+
+// Whether to make do with one case a kernel: under ThreadSanitizer every launch is slow.
+extern bool few;
+
+inline void expect(bool good, const std::string& what) {
+  if (good) return;
+  ++failures;
+  std::printf("FAILED: %s\n", what.c_str());
+}
+
+// A device of the host model: memory of exactly the bytes asked for, counters that must be zero again.
+class Context : public fastgan::cuda::Context {
+ public:
+  explicit Context(int processors = 4) : counters_(counter_count, 0u) {
+    multiprocessors = processors;
+    shared_limit = 227 * 1024;
+  }
+  ~Context() override {
+    for (const unsigned counter : counters_) expect(counter == 0, "a counter is left at zero");
+  }
+  void* scratch(size_t bytes) const override {
+    memory_.push_back(std::make_unique<char[]>(bytes));
+    return memory_.back().get();
+  }
+  unsigned* counters() const override { return counters_.data(); }
+
+ private:
+  mutable std::vector<std::unique_ptr<char[]>> memory_;
+  mutable std::vector<unsigned> counters_;
+};
+
+// n elements; `offset` of them come before, so that the rest is not aligned to 16 bytes.
+template <class T>
+class Buffer {
+ public:
+  explicit Buffer(int64_t n, int offset = 0) : n_(n), offset_(offset), memory_(n + offset) {}
+  T* data() { return memory_.data() + offset_; }
+  const T* data() const { return memory_.data() + offset_; }
+  int64_t size() const { return n_; }
+  double operator[](int64_t i) const { return fastgan::load(data() + i); }
+
+ private:
+  int64_t n_;
+  int offset_;
+  std::vector<T> memory_;
+};
+
+template <class T>
+Buffer<T> random(int64_t n, double low = -2, double high = 2, int offset = 0) {
+  static std::mt19937 generator(7);
+  std::uniform_real_distribution<double> distribution(low, high);
+  Buffer<T> buffer(n, offset);
+  for (int64_t i = 0; i < n; ++i)
+    fastgan::store(buffer.data() + i, static_cast<fastgan::compute_t<T>>(distribution(generator)));
+  return buffer;
+}
+
+// How far a result of T may be from the exact one, relative to the terms that it is a sum of.
+template <class T>
+constexpr double tolerance = sizeof(T) == 8 ? 1e-13 : sizeof(T) == 4 ? 2e-6 : 1e-2;
+
+inline void expect_close(double value, double exact, double scale, double relative, const std::string& what) {
+  const double error = std::fabs(value - exact);
+  expect(error <= relative * std::max(1.0, scale),
+         what + ": " + std::to_string(value) + " is not " + std::to_string(exact));
+}
+
+template <class T>
+const char* name_of() {
+  if constexpr (std::is_same_v<T, float>) return "float";
+  if constexpr (std::is_same_v<T, double>) return "double";
+  if constexpr (std::is_same_v<T, fastgan::bfloat16>) return "bfloat16";
+  return "float16";
+}
+
+template <class F>
+void for_each_type(const F& f) {
+  f(float{});
+  f(double{});
+  f(fastgan::bfloat16{});
+  f(fastgan::float16{});
+}
+
+void check_losses();
+void check_layers();
+void check_networks();
+void check_adam();
+
+}  // namespace checks

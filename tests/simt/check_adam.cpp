@@ -1,0 +1,7 @@
+#include "check.h"
+
+namespace checks {
+
+void check_adam() {}
+
+}  // namespace checks

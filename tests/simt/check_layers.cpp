@@ -1,0 +1,129 @@
+#include "../../csrc/cuda/linear.h"
+#include "check.h"
+
+namespace checks {
+
+namespace {
+
+using fastgan::Activation;
+using fastgan::ActivationArguments;
+
+constexpr double tf32_error = 2e-3;
+
+template <class T>
+std::string about(const char* what, int64_t batch, int64_t in, int64_t out) {
+  return std::string(name_of<T>()) + " " + what + " of " + std::to_string(batch) + "x" + std::to_string(in) + "x" +
+         std::to_string(out);
+}
+
+// Of an activation in double, by the definitions of csrc/core/.
+double apply(ActivationArguments a, double z) {
+  double value = 0;
+  fastgan::with_activation(a.activation, [&](auto act) { value = decltype(act)::value(z, a.negative_slope); });
+  return value;
+}
+double derivative(ActivationArguments a, double saved, int order) {
+  double value = 0;
+  fastgan::with_activation(a.activation, [&](auto act) {
+    using A = decltype(act);
+    value = order == 1 ? A::d(saved, a.negative_slope) : A::dd(saved, a.negative_slope);
+  });
+  return value;
+}
+
+template <class T>
+void check_products(int64_t batch, int64_t in, int64_t out, ActivationArguments act, bool tf32, int processors,
+                    int offset) {
+  const Context context(processors);
+  const double relative = tf32 && sizeof(T) == 4 ? tf32_error : tolerance<T>;
+  const auto x = random<T>(batch * in, -1, 1, offset), weight = random<T>(out * in, -1, 1), bias = random<T>(out),
+             grad_z = random<T>(batch * out, -1, 1), saved = random<T>(batch * in);
+  Buffer<T> z(batch * out), y(batch * out), y_alone(batch * out), grad_x(batch * in), before(batch * in),
+      grad_weight(out * in), grad_bias(out);
+  fastgan::cuda::linear_forward(
+      context, fastgan::cuda::LinearForward<T>{batch, in, out, x.data(), weight.data(), bias.data(), act, z.data(), y.data()}, tf32);
+  fastgan::cuda::linear_forward(
+      context, fastgan::cuda::LinearForward<T>{batch, in, out, x.data(), weight.data(), nullptr, {Activation::identity, 0}, nullptr, y_alone.data()}, tf32);
+  for (int64_t b = 0; b < batch; ++b)
+    for (int64_t o = 0; o < out; ++o) {
+      double sum = 0;
+      for (int64_t i = 0; i < in; ++i) sum += x[b * in + i] * weight[o * in + i];
+      expect_close(y_alone[b * out + o], sum, in, relative, about<T>("product", batch, in, out));
+      expect_close(z[b * out + o], sum + bias[o], in, relative, about<T>("pre-activation", batch, in, out));
+      expect_close(y[b * out + o], apply(act, sum + bias[o]), in, relative, about<T>("layer", batch, in, out));
+    }
+  fastgan::cuda::linear_input_gradient(
+      context, fastgan::cuda::LinearInputGradient<T>{batch, in, out, grad_z.data(), weight.data(), saved.data(), act, grad_x.data(), before.data()}, tf32);
+  for (int64_t b = 0; b < batch; ++b)
+    for (int64_t i = 0; i < in; ++i) {
+      double sum = 0;
+      for (int64_t o = 0; o < out; ++o) sum += grad_z[b * out + o] * weight[o * in + i];
+      expect_close(grad_x[b * in + i], sum, out, relative, about<T>("input gradient", batch, in, out));
+      expect_close(before[b * in + i], sum * derivative(act, saved[b * in + i], 1), 3.0 * out, relative,
+                   about<T>("gradient through the activation before", batch, in, out));
+    }
+  fastgan::cuda::linear_weight_gradient(
+      context, fastgan::cuda::LinearWeightGradient<T>{batch, in, out, grad_z.data(), x.data(), grad_weight.data(), grad_bias.data()}, tf32);
+  for (int64_t o = 0; o < out; ++o) {
+    double bias_sum = 0;
+    for (int64_t b = 0; b < batch; ++b) bias_sum += grad_z[b * out + o];
+    expect_close(grad_bias[o], bias_sum, batch, relative, about<T>("bias gradient", batch, in, out));
+    for (int64_t i = 0; i < in; ++i) {
+      double sum = 0;
+      for (int64_t b = 0; b < batch; ++b) sum += grad_z[b * out + o] * x[b * in + i];
+      expect_close(grad_weight[o * in + i], sum, batch, relative, about<T>("weight gradient", batch, in, out));
+    }
+  }
+}
+
+template <class T>
+void check_activations(int64_t rows, int64_t cols, ActivationArguments act) {
+  const Context context;
+  const int64_t n = rows * cols;
+  const std::string what = about<T>("activation", rows, cols, int(act.activation));
+  const auto z = random<T>(n), bias = random<T>(cols), saved = random<T>(n, 0.1, 0.9), u = random<T>(n, -1, 1),
+             grad = random<T>(n, -1, 1);
+  Buffer<T> in_place = z, y(n), copy = z, grad_z(n), grad_bias(cols), grad_grad(n), grad_z2(n);
+  fastgan::cuda::bias_act(context, act, rows, cols, copy.data(), bias.data(), y.data());
+  fastgan::cuda::bias_act<T>(context, act, rows, cols, in_place.data(), nullptr, in_place.data());
+  fastgan::cuda::act_backward(context, act, rows, cols, grad.data(), saved.data(), grad_z.data(), grad_bias.data());
+  fastgan::cuda::act_double_backward(context, act, n, u.data(), grad.data(), saved.data(), grad_grad.data(), grad_z2.data());
+  for (int64_t i = 0; i < n; ++i) {
+    expect_close(copy[i], z[i] + bias[i % cols], 4, tolerance<T>, what + ", with bias");
+    expect_close(y[i], apply(act, z[i] + bias[i % cols]), 4, 2 * tolerance<T>, what);
+    expect_close(in_place[i], apply(act, z[i]), 2, 2 * tolerance<T>, what + " in place");
+    expect_close(grad_z[i], grad[i] * derivative(act, saved[i], 1), 2, tolerance<T>, what + "'s derivative");
+    expect_close(grad_grad[i], u[i] * derivative(act, saved[i], 1), 2, tolerance<T>, what + "'s double backward");
+    expect_close(grad_z2[i], u[i] * grad[i] * derivative(act, saved[i], 2), 2, tolerance<T>, what + "'s second derivative");
+  }
+  for (int64_t col = 0; col < cols; ++col) {
+    double sum = 0;
+    for (int64_t row = 0; row < rows; ++row) sum += grad_z[row * cols + col];
+    expect_close(grad_bias[col], sum, rows, tolerance<T>, what + "'s column sums");
+  }
+  fastgan::cuda::act_double_backward<T>(context, act, n, u.data(), grad.data(), saved.data(), grad_grad.data(), nullptr);
+}
+
+}  // namespace
+
+void check_layers() {
+  for_each_type([](auto type) {
+    using T = decltype(type);
+    int activation = 0;
+    for (const auto& [batch, in, out] : {std::array<int64_t, 3>{1, 1, 1}, {7, 33, 5}, {33, 7, 65}, {70, 129, 3}, {3, 520, 70}}) {
+      const ActivationArguments act{Activation(activation++ % int(Activation::count)), 0.2};
+      for (const bool tf32 : {false, true}) {
+        if ((tf32 && !std::is_same_v<T, float>) || (few && in < 520)) continue;
+        if (!few) check_products<T>(batch, in, out, act, tf32, 4, 0);
+        check_products<T>(batch, in, out, act, tf32, 64, 1);  // many processors: k is shared out; and not aligned
+      }
+    }
+    for (int a = 0; a < int(Activation::count); ++a) {
+      if (few && a != 2) continue;
+      check_activations<T>(3, 5, {Activation(a), 0.2});
+      if (a < 3) check_activations<T>(300, 37, {Activation(a), 0.2});
+    }
+  });
+}
+
+}  // namespace checks
