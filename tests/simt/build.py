@@ -39,6 +39,7 @@ def target(kind: str) -> Path:
 def ninja_file(kind: str) -> str:
     """What to compile and link, in ninja's words."""
     flags, link = f"{COMMON} {FLAGS[kind]} -I{HERE}", "-pthread"
+    faults: list[Path] = []  # a second program
     sources = [*kernel_sources(), *(HERE / f"{name}.cpp" for name in ENGINE)]
     if kind == "module":
         import torch
@@ -54,6 +55,7 @@ def ninja_file(kind: str) -> str:
     else:
         link += f" {FLAGS[kind]}"
         sources += sorted(HERE.glob("check*.cpp"))
+        faults = [HERE / "faults.cpp"]
     lines = [
         f"builddir = {FOLDER / kind}",
         "rule compile",
@@ -63,11 +65,16 @@ def ninja_file(kind: str) -> str:
         "rule link",
         f"  command = g++ $in {link} -o $out",
     ]
-    objects = []
-    for source in sources:
-        objects.append(FOLDER / kind / f"{source.stem}.{source.parent.name}.o")
-        lines.append(f"build {objects[-1]}: compile {source}")
-    lines.append(f"build {target(kind)}: link {' '.join(map(str, objects))}")
+
+    def objects(of: list[Path]) -> str:
+        return " ".join(str(FOLDER / kind / f"{source.stem}.{source.parent.name}.o") for source in of)
+
+    for source in [*sources, *faults]:
+        lines.append(f"build {objects([source])}: compile {source}")
+    lines.append(f"build {target(kind)}: link {objects(sources)}")
+    if faults:
+        engine = [source for source in sources if source.stem in ENGINE and source.parent == HERE]
+        lines.append(f"build {target(kind).with_name('faults')}: link {objects([*engine, *faults])}")
     return "\n".join(lines) + "\n"
 
 

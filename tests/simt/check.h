@@ -1,5 +1,5 @@
-// What the checks of the kernels share. They need neither torch nor Python, so that they run under every sanitizer: each
-// calls a launcher on exactly sized memory and holds the result against a plain loop in double.
+// What the checks of the kernels share. They need neither torch nor Python, so that they run under every sanitizer:
+// each calls a launcher on exactly sized memory and holds the result against a plain loop in double.
 #pragma once
 
 #include <cstdio>
@@ -73,7 +73,9 @@ Buffer<T> random(int64_t n, double low = -2, double high = 2, int offset = 0) {
 
 // How far a result of T may be from the exact one, relative to the terms that it is a sum of.
 template <class T>
-constexpr double tolerance = sizeof(T) == 8 ? 1e-13 : sizeof(T) == 4 ? 2e-6 : 1e-2;
+constexpr double tolerance = sizeof(T) == 8   ? 1e-13
+                             : sizeof(T) == 4 ? 2e-6
+                                              : 1e-2;
 
 inline void expect_close(double value, double exact, double scale, double relative, const std::string& what) {
   const double error = std::fabs(value - exact);

@@ -41,9 +41,14 @@ void check_products(int64_t batch, int64_t in, int64_t out, ActivationArguments 
   Buffer<T> z(batch * out), y(batch * out), y_alone(batch * out), grad_x(batch * in), before(batch * in),
       grad_weight(out * in), grad_bias(out);
   fastgan::cuda::linear_forward(
-      context, fastgan::cuda::LinearForward<T>{batch, in, out, x.data(), weight.data(), bias.data(), act, z.data(), y.data()}, tf32);
+      context,
+      fastgan::cuda::LinearForward<T>{batch, in, out, x.data(), weight.data(), bias.data(), act, z.data(), y.data()},
+      tf32);
   fastgan::cuda::linear_forward(
-      context, fastgan::cuda::LinearForward<T>{batch, in, out, x.data(), weight.data(), nullptr, {Activation::identity, 0}, nullptr, y_alone.data()}, tf32);
+      context,
+      fastgan::cuda::LinearForward<T>{
+          batch, in, out, x.data(), weight.data(), nullptr, {Activation::identity, 0}, nullptr, y_alone.data()},
+      tf32);
   for (int64_t b = 0; b < batch; ++b)
     for (int64_t o = 0; o < out; ++o) {
       double sum = 0;
@@ -53,7 +58,10 @@ void check_products(int64_t batch, int64_t in, int64_t out, ActivationArguments 
       expect_close(y[b * out + o], apply(act, sum + bias[o]), in, relative, about<T>("layer", batch, in, out));
     }
   fastgan::cuda::linear_input_gradient(
-      context, fastgan::cuda::LinearInputGradient<T>{batch, in, out, grad_z.data(), weight.data(), saved.data(), act, grad_x.data(), before.data()}, tf32);
+      context,
+      fastgan::cuda::LinearInputGradient<T>{batch, in, out, grad_z.data(), weight.data(), saved.data(), act,
+                                            grad_x.data(), before.data()},
+      tf32);
   for (int64_t b = 0; b < batch; ++b)
     for (int64_t i = 0; i < in; ++i) {
       double sum = 0;
@@ -62,8 +70,10 @@ void check_products(int64_t batch, int64_t in, int64_t out, ActivationArguments 
       expect_close(before[b * in + i], sum * derivative(act, saved[b * in + i], 1), 3.0 * out, relative,
                    about<T>("gradient through the activation before", batch, in, out));
     }
-  fastgan::cuda::linear_weight_gradient(
-      context, fastgan::cuda::LinearWeightGradient<T>{batch, in, out, grad_z.data(), x.data(), grad_weight.data(), grad_bias.data()}, tf32);
+  fastgan::cuda::linear_weight_gradient(context,
+                                        fastgan::cuda::LinearWeightGradient<T>{batch, in, out, grad_z.data(), x.data(),
+                                                                               grad_weight.data(), grad_bias.data()},
+                                        tf32);
   for (int64_t o = 0; o < out; ++o) {
     double bias_sum = 0;
     for (int64_t b = 0; b < batch; ++b) bias_sum += grad_z[b * out + o];
@@ -87,21 +97,24 @@ void check_activations(int64_t rows, int64_t cols, ActivationArguments act) {
   fastgan::cuda::bias_act(context, act, rows, cols, copy.data(), bias.data(), y.data());
   fastgan::cuda::bias_act<T>(context, act, rows, cols, in_place.data(), nullptr, in_place.data());
   fastgan::cuda::act_backward(context, act, rows, cols, grad.data(), saved.data(), grad_z.data(), grad_bias.data());
-  fastgan::cuda::act_double_backward(context, act, n, u.data(), grad.data(), saved.data(), grad_grad.data(), grad_z2.data());
+  fastgan::cuda::act_double_backward(context, act, n, u.data(), grad.data(), saved.data(), grad_grad.data(),
+                                     grad_z2.data());
   for (int64_t i = 0; i < n; ++i) {
     expect_close(copy[i], z[i] + bias[i % cols], 4, tolerance<T>, what + ", with bias");
     expect_close(y[i], apply(act, z[i] + bias[i % cols]), 4, 2 * tolerance<T>, what);
     expect_close(in_place[i], apply(act, z[i]), 2, 2 * tolerance<T>, what + " in place");
     expect_close(grad_z[i], grad[i] * derivative(act, saved[i], 1), 2, tolerance<T>, what + "'s derivative");
     expect_close(grad_grad[i], u[i] * derivative(act, saved[i], 1), 2, tolerance<T>, what + "'s double backward");
-    expect_close(grad_z2[i], u[i] * grad[i] * derivative(act, saved[i], 2), 2, tolerance<T>, what + "'s second derivative");
+    expect_close(grad_z2[i], u[i] * grad[i] * derivative(act, saved[i], 2), 2, tolerance<T>,
+                 what + "'s second derivative");
   }
   for (int64_t col = 0; col < cols; ++col) {
     double sum = 0;
     for (int64_t row = 0; row < rows; ++row) sum += grad_z[row * cols + col];
     expect_close(grad_bias[col], sum, rows, tolerance<T>, what + "'s column sums");
   }
-  fastgan::cuda::act_double_backward<T>(context, act, n, u.data(), grad.data(), saved.data(), grad_grad.data(), nullptr);
+  fastgan::cuda::act_double_backward<T>(context, act, n, u.data(), grad.data(), saved.data(), grad_grad.data(),
+                                        nullptr);
 }
 
 }  // namespace
@@ -110,7 +123,8 @@ void check_layers() {
   for_each_type([](auto type) {
     using T = decltype(type);
     int activation = 0;
-    for (const auto& [batch, in, out] : {std::array<int64_t, 3>{1, 1, 1}, {7, 33, 5}, {33, 7, 65}, {70, 129, 3}, {3, 520, 70}}) {
+    for (const auto& [batch, in, out] :
+         {std::array<int64_t, 3>{1, 1, 1}, {7, 33, 5}, {33, 7, 65}, {70, 129, 3}, {3, 520, 70}}) {
       const ActivationArguments act{Activation(activation++ % int(Activation::count)), 0.2};
       for (const bool tf32 : {false, true}) {
         if ((tf32 && !std::is_same_v<T, float>) || (few && in < 520)) continue;

@@ -44,8 +44,12 @@ void check_bce(int64_t n, int64_t weight_period, int64_t pos_period, int offset)
   const std::string about = std::string(name_of<T>()) + " bce of " + std::to_string(n);
   const Context context;
   const auto x = random<T>(n, -5, 5, offset), t = random<T>(n, 0, 1);
-  const auto w = random<T>(std::max<int64_t>(1, weight_period), 0, 2), p = random<T>(std::max<int64_t>(1, pos_period), 0, 2);
-  const fastgan::BceArguments<T> a{n, x.data(), t.data(), {weight_period == 0 ? nullptr : w.data(), w.size()},
+  const auto w = random<T>(std::max<int64_t>(1, weight_period), 0, 2),
+             p = random<T>(std::max<int64_t>(1, pos_period), 0, 2);
+  const fastgan::BceArguments<T> a{n,
+                                   x.data(),
+                                   t.data(),
+                                   {weight_period == 0 ? nullptr : w.data(), w.size()},
                                    {pos_period == 0 ? nullptr : p.data(), p.size()}};
   Buffer<T> loss(1), losses(n), grad_input(n), grad_target(n, offset);
   const auto grad_output = random<T>(n, -1, 1);

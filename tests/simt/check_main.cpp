@@ -1,10 +1,11 @@
-// kernel_checks [--few] [losses | layers | networks | adam ...]: holds the kernels against plain loops; all of them by default.
+// kernel_checks [--few] [losses | layers | networks | adam ...]: holds the kernels against plain loops; all of them by
+// default.
 #include "check.h"
 
 namespace checks {
 int failures = 0;
 bool few = false;
-}
+}  // namespace checks
 
 int main(int count, char** names) {
   const struct {

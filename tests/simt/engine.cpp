@@ -32,7 +32,9 @@ Engine engine() {
 
 std::string place_of(Site site) { return std::string(site.file_name()) + ":" + std::to_string(site.line()); }
 
-bool same(Site a, Site b) { return a.line() == b.line() && std::strcmp(a.file_name(), b.file_name()) == 0; }
+bool same(Site a, Site b) {
+  return a.line() == b.line() && a.column() == b.column() && std::strcmp(a.file_name(), b.file_name()) == 0;
+}
 
 // Arrives at a meeting; the last to come runs act() and lets the others go.
 template <class Act>
