@@ -6,11 +6,11 @@ import os
 from collections.abc import Iterator
 
 import pytest
+import simt_backend
 import torch
 from hypothesis import HealthCheck, settings
 
 import fastgan
-import simt_backend
 from fastgan import backend as fastgan_backend
 
 # A backend that computes on CPU tensors joins the conformance suite by an entry here. `simt` is the CUDA kernels and

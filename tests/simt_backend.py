@@ -16,7 +16,7 @@ import torch
 from fastgan import backend
 
 sys.path.insert(0, str(Path(__file__).parent / "simt"))
-import build  # noqa: E402
+import build
 
 
 @functools.cache
