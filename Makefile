@@ -6,7 +6,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
-SOURCES := pyproject.toml setup.py $(wildcard csrc/*/*.h csrc/*/*.cpp csrc/*/*.cu)
+SOURCES := pyproject.toml setup.py csrc/cuda/nvcc-flags.txt $(wildcard csrc/*/*.h csrc/*/*.cpp csrc/*/*.cu)
 
 .PHONY: train test lint format bench clean
 
