@@ -123,12 +123,7 @@ if command -v git >/dev/null && described="$(git describe --always --dirty 2>/de
   FASTGAN_COMMIT="$described"
 fi
 export FASTGAN_COMMIT="${FASTGAN_COMMIT:-unknown}"
-# nvcc on PATH may be a script that calls the real one, which knows where it is. The file need not exist.
-if [ -z "${CUDA_HOME:-}" ] && command -v nvcc >/dev/null; then
-  CUDA_HOME="$(nvcc -v --dryrun x.cu 2>&1 | sed -n 's/^#\$ TOP=//p' || true)"
-  CUDA_HOME="$(realpath -m "${CUDA_HOME:-$(dirname "$(dirname "$(readlink -f "$(command -v nvcc)")")")}")"
-fi
-export CUDA_HOME="${CUDA_HOME:-/usr/local/cuda}"
+export CUDA_HOME="${CUDA_HOME:-$(bench/cuda_home.sh || echo /usr/local/cuda)}"
 WORK="$(mktemp -d)"
 export WORK
 trap 'rm -rf "$WORK"' EXIT
