@@ -56,7 +56,7 @@ PYTORCH_NO_CUDA_MEMORY_CACHING=1 "$sanitizer" --tool "$tool" --kernel-name kns=f
   --target-processes all "$PYTHON" -m pytest tests/test_gpu.py -q -k sanitize -p no:cacheprovider'
 done
 
-part bench 75 '"$PYTHON" -m bench --device cuda --rounds 7 --seconds 0.02 --json "$WORK/bench.json"'
+part bench 75 '"$PYTHON" -m bench --device cuda --rounds 7 --seconds 0.015 --json "$WORK/bench.json"'
 
 refuse() {
   echo "bench/gpu.sh: $1" >&2
