@@ -112,7 +112,12 @@ def _slower(rows: Iterable[dict[str, Any]]) -> str:
     slower = [row for row in rows if row["contender"].startswith("fastgan") and row["verdict"] == "slower"]
     if not slower:
         return "No case is slower than PyTorch."
-    named = ", ".join(f"{row['case']} ({row['times_as_fast']:.2f})" for row in slower)
+    named = ", ".join(
+        row["case"]
+        + row["contender"].removeprefix("fastgan").replace(" ", " by ", 1)
+        + f" ({row['times_as_fast']:.2f})"
+        for row in slower
+    )
     return _filled(f"Slower than PyTorch: {named}.")
 
 
