@@ -1,14 +1,15 @@
 # The two commands of the README. Each makes the virtual environment, installs PyTorch and builds fastgan when needed.
 #   make train   train a GAN on real handwritten digits and say where the pictures are
 #   make test    run the tests
-# For developers: make lint, make format, make bench, make clean.
+# For developers: make lint, make format, make bench, make clean; make cuda-check builds with CUDA, without a GPU.
 
 PYTHON ?= python3
 VENV ?= .venv
+CUDA_VENV ?= .venv-cuda
 BIN := $(VENV)/bin
-SOURCES := pyproject.toml setup.py $(wildcard csrc/*/*.h csrc/*/*.cpp csrc/*/*.cu)
+SOURCES := pyproject.toml setup.py csrc/cuda/nvcc-flags.txt $(wildcard csrc/*/*.h csrc/*/*.cpp csrc/*/*.cu)
 
-.PHONY: train test lint format bench clean
+.PHONY: train test lint format bench cuda-check clean
 
 # One thread: layers this small are not worth sharing (21,000 samples/s; two threads that sleep while they wait 15,000, and
 # two that spin a tenth of that on a busy machine).
@@ -31,8 +32,18 @@ format: $(VENV)/dev-tools
 bench: $(VENV)/installed
 	$(BIN)/python -m bench
 
+# Plain `pip install torch` is the CUDA build; in an environment of its own, because the other is that of the CPU build.
+cuda-check: $(CUDA_VENV)/torch
+	PYTHON=$(CUDA_VENV)/bin/python bench/cuda_check.sh
+
+$(CUDA_VENV)/torch:
+	$(PYTHON) -m venv $(CUDA_VENV)
+	$(CUDA_VENV)/bin/python -m pip install --quiet --upgrade pip
+	$(CUDA_VENV)/bin/python -m pip install --quiet torch numpy 'setuptools>=77' wheel ninja pybind11
+	touch $@
+
 clean:
-	rm -rf $(VENV) build dist *.egg-info
+	rm -rf $(VENV) $(CUDA_VENV) build dist *.egg-info
 
 # The build uses the PyTorch that will load it, hence --no-build-isolation.
 $(VENV)/torch: constraints.txt

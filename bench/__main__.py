@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import functools
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,9 +12,10 @@ from typing import Any
 import torch
 
 import fastgan
-from bench import bce, linear, logits_loss, mlp, penalties, record, step
+from bench import bce, cuda, linear, logits_loss, mlp, penalties, record, step
 from bench.table import print_table
 from bench.timing import measure
+from fastgan.backend import unavailable_reason
 
 OPS = {"bce": bce, "logits_loss": logits_loss, "linear": linear, "mlp": mlp, "penalties": penalties, "step": step}
 
@@ -26,6 +28,9 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=9, help="turns of each contender, at least 1 (default: 9)")
     parser.add_argument("--seconds", type=float, default=0.06, help="length of a turn, over 0 (default: 0.06)")
     parser.add_argument("--quick", action="store_true", help="3 rounds of 0.01 s: whether it runs, not how fast")
+    parser.add_argument("--device", default="cpu", help="cpu or cuda (default: cpu)")
+    parser.add_argument("--eager", action="store_true", help="with cuda: time loops of calls, capture no CUDA graphs")
+    parser.add_argument("--tf32", action="store_true", help="with cuda: float32 products rounded to tf32, of both")
     parser.add_argument("--threads", type=int, help="of PyTorch (default: its own choice)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the record there too")
     options = parser.parse_args(arguments)
@@ -36,6 +41,13 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         parser.error(f"--rounds must be at least 1, not {options.rounds}")
     if not options.seconds > 0:
         parser.error(f"--seconds must be over 0, not {options.seconds}")
+    if options.device not in ("cpu", "cuda"):
+        parser.error(f"--device must be cpu or cuda, not {options.device!r}")
+    if options.device == "cuda" and (reason := cuda.missing()):
+        parser.error(f"--device cuda cannot be had: {reason}")
+    for name in ("eager", "tf32"):
+        if getattr(options, name) and options.device != "cuda":
+            parser.error(f"--{name} needs --device cuda")
     if options.threads is not None and options.threads < 1:
         parser.error(f"--threads must be at least 1, not {options.threads}")
     if options.json and not options.json.absolute().parent.is_dir():
@@ -51,41 +63,57 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parse(arguments)
     if options.threads:
         torch.set_num_threads(options.threads)
+    on_gpu = options.device == "cuda"
+    if options.tf32:
+        torch.set_float32_matmul_precision("high")
     facts = record.environment()
-    facts["options"] = {name: getattr(options, name) for name in ("only", "match", "rounds", "seconds", "quick")}
+    recorded = ("only", "match", "rounds", "seconds", "quick", *(("eager", "tf32") if on_gpu else ()))
+    facts["options"] = {name: getattr(options, name) for name in recorded}
     print(", ".join(f"{key} {facts[key]}" for key in ("date", "commit", "cpu", "threads", "torch", "fastgan")))
-    facts["warnings"] = [text for text in (_backend_warning(), record.busy_warning(facts["busy_cores"])) if text]
+    if on_gpu:
+        facts["gpu"] = cuda.gpu_facts()
+        print(", ".join(f"{key} {value}" for key, value in facts["gpu"].items()))
+    warnings = (_backend_warning(options.device), record.busy_warning(facts["busy_cores"]))
+    facts["warnings"] = [text for text in warnings if text]
     for text in facts["warnings"]:
         print(f"note: {text}")
-    limits = record.ceilings(options.rounds, options.seconds)
+    limits = (cuda if on_gpu else record).ceilings(options.rounds, options.seconds)
     print(f"ceilings: copy {limits['GB/s']:.1f} GB/s, best product {limits['GFLOP/s float32']:.0f} GFLOP/s", end="")
-    print(f", in bfloat16 {limits['GFLOP/s bfloat16']:.0f} GFLOP/s", flush=True)
+    for name in ("tf32", "bfloat16"):
+        if f"GFLOP/s {name}" in limits:
+            print(f", in {name} {limits[f'GFLOP/s {name}']:.0f} GFLOP/s", end="")
+    print(flush=True)
+    if on_gpu:
+        print(f"timed by {cuda.LOOP if options.eager else f'{cuda.GRAPHS}; steps by {cuda.LOOP}'}", flush=True)
+    timed = functools.partial(cuda.measure_on_gpu, graphs=not options.eager) if on_gpu else measure
     table: list[dict[str, Any]] = []
     for name in options.only or OPS:
         rows = []
-        for case in OPS[name].cases():
+        for case in cuda.on_gpu(OPS[name].cases()) if on_gpu else OPS[name].cases():
             if options.match in case.name:
                 _show_progress(case.name)
-                result = measure(case, rounds=options.rounds, seconds=options.seconds, budget=options.budget)
+                result = timed(case, rounds=options.rounds, seconds=options.seconds, budget=options.budget)
                 rows += record.rows(result, limits)
         _show_progress("")
         if rows:
             print_table(rows)
         table += rows
+        if options.json and table:
+            record.write_json(options.json, facts, table, limits)  # after each op: a run that is cut short leaves these
     if not table:
         print(f"no case has {options.match!r} in its name", file=sys.stderr)
         return 2
     _print_losses(table)
-    if options.json:
-        record.write_json(options.json, facts, table, limits)
     return 0
 
 
-def _backend_warning() -> str | None:
+def _backend_warning(device: str) -> str | None:
     if fastgan.current_backend() == "reference":
         return "FASTGAN_BACKEND=reference: this times fastgan's reference, plain PyTorch, against PyTorch"
     if fastgan.info()["build"] is None:
         return "fastgan is not compiled here: this times its reference, plain PyTorch, against PyTorch"
+    if device == "cuda" and (reason := unavailable_reason("cuda")):
+        return f"this times fastgan's reference, plain PyTorch, against PyTorch: {reason}"
     return None
 
 

@@ -42,7 +42,7 @@ def pair(
         bytes: least bytes of the forward pass, and of both passes.
         flops: floating-point operations likewise.
     """
-    generator = torch.Generator().manual_seed(0)
+    generator = torch.Generator(torch.get_default_device()).manual_seed(0)
     learned = len(shapes) - constants
     scales = scales or [1.0] * learned
     sets = []
@@ -72,7 +72,7 @@ def pair(
             seed = None
             if value.dim():
                 if value.shape not in seeds:
-                    seeds[value.shape] = torch.randn(value.shape, generator=generator).to(dtype)
+                    seeds[value.shape] = torch.randn(value.shape, generator=generator, device=value.device).to(dtype)
                 seed = seeds[value.shape]
             return torch.autograd.grad(value, inputs[:learned], seed)
 

@@ -14,11 +14,14 @@ from typing import Any
 import torch
 
 import fastgan
-from bench.timing import Case, Result, measure
+from bench.timing import Result, alone, measure
 
 
 def environment() -> dict[str, Any]:
-    """Machine, how busy it is, versions, build and commit; `dirty` ends the commit of a changed checkout."""
+    """Machine, how busy it is, versions, build and commit; `dirty` ends the commit of a changed checkout.
+
+    Where git cannot tell the commit, FASTGAN_COMMIT does.
+    """
     return {
         "date": datetime.datetime.now(datetime.timezone.utc).date().isoformat(),
         "commit": _commit(),
@@ -65,13 +68,13 @@ def ceilings(rounds: int, seconds: float) -> dict[str, float]:
     """GB/s of a large copy (bytes read plus written), and GFLOP/s of the best of several products, measured now."""
     source = torch.rand(1 << 26)
     target = torch.empty_like(source)
-    copy = measure(_alone("copy", lambda: target.copy_(source)), rounds=rounds, seconds=seconds)
+    copy = measure(alone("copy", lambda: target.copy_(source)), rounds=rounds, seconds=seconds)
     limits = {"GB/s": 2 * 4 * source.numel() / min(copy.timings["run"].rounds) / 1e9}
     for dtype in (torch.float32, torch.bfloat16):
         best = 0.0
         for n in (256, 512, 1024, 2048):
             a, b = torch.rand(n, n).to(dtype), torch.rand(n, n).to(dtype)
-            product = measure(_alone("product", lambda a=a, b=b: torch.mm(a, b)), rounds=rounds, seconds=seconds)
+            product = measure(alone("product", lambda a=a, b=b: torch.mm(a, b)), rounds=rounds, seconds=seconds)
             best = max(best, 2 * n**3 / min(product.timings["run"].rounds) / 1e9)
         limits[_product_ceiling(dtype)] = best
     return limits
@@ -92,7 +95,11 @@ def rows(result: Result, limits: dict[str, float]) -> list[dict[str, Any]]:
             "times_as_fast": result.ratio(label),
             "verdict": "" if label == "torch" else result.verdict(label),
         }
+        if result.how:
+            row["timing"] = result.how
         product = _product_ceiling(result.case.dtype)
+        if "GFLOP/s tf32" in limits and result.case.dtype is torch.float32 and _uses_tf32():
+            product = "GFLOP/s tf32"
         for unit, work, limit in (("GB/s", result.case.bytes, "GB/s"), ("GFLOP/s", result.case.flops, product)):
             if work:
                 row[unit] = work / timing.median / 1e9
@@ -111,8 +118,8 @@ def _product_ceiling(dtype: torch.dtype) -> str:
     return f"GFLOP/s {str(dtype).removeprefix('torch.')}"
 
 
-def _alone(name: str, work: Any) -> Case:
-    return Case(name, {"run": work}, lambda: None)
+def _uses_tf32() -> bool:
+    return torch.get_float32_matmul_precision() == "high"
 
 
 def _cpu_model() -> str:
@@ -129,4 +136,4 @@ def _commit() -> str:
     try:
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
-        return "unknown"
+        return os.environ.get("FASTGAN_COMMIT") or "unknown"

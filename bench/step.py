@@ -39,7 +39,8 @@ def cases() -> Iterator[Case]:
         def check(configuration: Configuration = configuration, real: Tensor = reals[0], noise: Tensor = noise) -> None:
             check_builds(BUILDS, configuration, real, noise)
 
-        yield Case(f"step {configuration.name} float32", contenders, check, flops=configuration.step_flops)
+        name = f"step {configuration.name} float32"
+        yield Case(name, contenders, check, flops=configuration.step_flops, capturable=False)
 
 
 def check_builds(builds: dict[str, Build], configuration: Configuration, real: Tensor, noise: Tensor) -> None:

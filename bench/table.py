@@ -24,7 +24,7 @@ def cells(row: dict[str, Any]) -> tuple[str, ...]:
         f"{row['spread']:.0%}",
         "" if is_torch else f"{row['times_as_fast']:.2f}x",
         row["verdict"],
-        f"{row[unit]:.1f} {unit}" if unit else "",
+        _rate(row[unit], unit) if unit else "",
         f"{row['of_ceiling']:.0%}" if unit else "",
     )
 
@@ -64,6 +64,12 @@ def print_plain(rows: Sequence[dict[str, Any]], file: TextIO) -> None:
         ]
         print("  ".join(aligned).rstrip(), file=file)
     print(file=file, flush=True)
+
+
+def _rate(value: float, unit: str) -> str:
+    if unit == "GFLOP/s" and value >= 1e4:
+        return f"{value / 1e3:.1f} TFLOP/s"
+    return f"{value:.1f} {unit}"
 
 
 def _duration(microseconds: float) -> str:

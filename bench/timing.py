@@ -43,6 +43,8 @@ class Case:
         bytes: least bytes that a call must move, where memory bounds it.
         flops: floating-point operations of a call, where arithmetic does.
         dtype: of the products, whose ceiling depends on it.
+        capturable: whether a CUDA graph may stand for the calls; not where they draw random numbers or step an
+            optimizer, of which a failed capture would leave the state undefined.
     """
 
     name: str
@@ -51,14 +53,16 @@ class Case:
     bytes: float = 0.0
     flops: float = 0.0
     dtype: torch.dtype = torch.float32
+    capturable: bool = True
 
 
 @dataclass
 class Result:
-    """What was measured of a case."""
+    """What was measured of a case; `how`, where there is more than one way."""
 
     case: Case
     timings: dict[str, Timing] = field(default_factory=dict)
+    how: str = ""
 
     def ratio(self, label: str) -> float:
         """How many times faster than the last contender: the median over rounds of that round's ratio."""
@@ -81,6 +85,19 @@ class Result:
         return [theirs / ours for theirs, ours in pairs]
 
 
+def alone(name: str, work: Contender) -> Case:
+    """A case of one contender, `run`, which nothing is compared with."""
+    return Case(name, {"run": work}, lambda: None)
+
+
+def check(case: Case) -> None:
+    """Raise AssertionError, with the case's name, unless its contenders compute the same thing."""
+    try:
+        case.check()
+    except AssertionError as error:
+        raise AssertionError(f"{case.name}: the contenders disagree: {error}") from error
+
+
 def measure(
     case: Case,
     *,
@@ -101,10 +118,7 @@ def measure(
     Raises:
         AssertionError: the contenders do not compute the same thing; the message names the case.
     """
-    try:
-        case.check()
-    except AssertionError as error:
-        raise AssertionError(f"{case.name}: the contenders disagree: {error}") from error
+    check(case)
     calls: dict[str, int] = {}
     one_round = 0.0
     for label, contender in case.contenders.items():

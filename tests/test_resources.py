@@ -1,0 +1,191 @@
+"""bench/resources.py: the parser on a stored report of ptxas, and nvcc itself where it is found."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+sys.path.insert(0, str(ROOT))
+
+from bench import resources  # noqa: E402
+from bench.resources import Usage  # noqa: E402
+
+# Of CUDA 13.0, with -maxrregcount 24: a kernel in shared memory, one with a function that was not inlined, one that
+# spills.
+REPORT = """\
+ptxas info    : Overriding maximum register limit 256 for '_ZN7fastgan4cuda8spillingEPKfPfi' with  24 of maxrregcount
+ptxas info    : 24 bytes gmem, 8 bytes cmem[4]
+ptxas info    : Compiling entry function '_ZN7fastgan4cuda1kIfLi4EEEvPf' for 'sm_80'
+ptxas info    : Function properties for _ZN7fastgan4cuda1kIfLi4EEEvPf
+    0 bytes stack frame, 0 bytes spill stores, 0 bytes spill loads
+ptxas info    : Used 12 registers, used 1 barriers, 128 bytes smem, 376 bytes cmem[0]
+ptxas info    : Compile time = 0.951 ms
+ptxas info    : Compiling entry function '_ZN7fastgan4cuda5callsEPf' for 'sm_80'
+ptxas info    : Function properties for _ZN7fastgan4cuda5callsEPf
+    32 bytes stack frame, 0 bytes spill stores, 0 bytes spill loads
+ptxas info    : Used 18 registers, used 0 barriers, 32 bytes cumulative stack size, 360 bytes cmem[0]
+ptxas info    : Compile time = 4.496 ms
+ptxas info    : Function properties for _ZN7fastgan4cuda4slowEfPf
+    0 bytes stack frame, 8 bytes spill stores, 4 bytes spill loads
+ptxas info    : Compiling entry function '_ZN7fastgan4cuda8spillingEPKfPfi' for 'sm_80'
+ptxas info    : Function properties for _ZN7fastgan4cuda8spillingEPKfPfi
+    304 bytes stack frame, 608 bytes spill stores, 640 bytes spill loads
+ptxas info    : Used 24 registers, used 0 barriers, 304 bytes cumulative stack size, 372 bytes cmem[0]
+ptxas info    : Compile time = 12.071 ms
+"""
+
+# 40 values that live through a loop do not fit in 16 registers.
+SPILLING = """
+__global__ void spilling(const float* p, float* out, int n) {
+  float v[40];
+#pragma unroll
+  for (int i = 0; i < 40; i++) v[i] = p[i * 32 + threadIdx.x];
+  for (int j = 0; j < n; j++) {
+#pragma unroll
+    for (int i = 0; i < 40; i++) v[i] = v[i] * v[(i + 7) % 40] + p[j];
+  }
+#pragma unroll
+  for (int i = 0; i < 40; i++) out[i * 32 + threadIdx.x] = v[i];
+}
+"""
+
+needs_nvcc = pytest.mark.skipif(shutil.which("nvcc") is None, reason="nvcc is not on PATH")
+
+
+def row(kernel: str, registers: str = "12") -> tuple[str, ...]:
+    return ("a.cu", kernel, "128", "0", "0", *[registers] * len(resources.ARCHITECTURES))
+
+
+def test_a_report_is_read_kernel_by_kernel() -> None:
+    assert resources.parse(REPORT) == {
+        "_ZN7fastgan4cuda1kIfLi4EEEvPf": Usage(12, 128, 0, 0, 0),
+        "_ZN7fastgan4cuda5callsEPf": Usage(18, 0, 32, 8, 4),
+        "_ZN7fastgan4cuda8spillingEPKfPfi": Usage(24, 0, 304, 608, 640),
+    }
+    assert resources.parse("nvcc warning : something else\n") == {}
+
+
+@pytest.mark.parametrize(
+    ("name", "short"),
+    [
+        ("fastgan::cuda::calls(float*)", "calls"),
+        ("void fastgan::cuda::(anonymous namespace)::k<float, 4, true>(float const*, long)", "k<float, 4, true>"),
+        ("void fastgan::cuda::<unnamed>::k<(int)-4, (bool)1>(T2 *, long)", "k<-4, 1>"),
+        ("void fastgan::cuda::k<__nv_bfloat16, (fastgan::Activation)0>(__nv_bfloat16*)", "k<bfloat16, 0>"),
+        ("void fastgan::cuda::each<fastgan::core::Relu<__half> >(__half*)", "each<Relu<half> >"),
+        (
+            "void fastgan::cuda::apply<fastgan::cuda::f(float*)::{lambda(int)#2}>(float*)",
+            "apply<f(float*)::{lambda(int)#2}>",
+        ),
+    ],
+)
+def test_names_are_short(name: str, short: str) -> None:
+    assert resources.shorten(name) == short
+
+
+@pytest.mark.skipif(shutil.which("c++filt") is None, reason="c++filt is not on PATH")
+def test_names_are_demangled_and_stay_different() -> None:
+    kernels = {"_ZN7fastgan4cuda1kIfLi4EEEvPf": Usage(1), "_Z1kPf": Usage(2), "_ZN7fastgan4cuda1kEPd": Usage(3)}
+    assert resources.readable(kernels) == {
+        "k<float, 4>": Usage(1),
+        "k(float*)": Usage(2),
+        "fastgan::cuda::k(double*)": Usage(3),
+    }
+    assert resources.readable({}) == {}
+
+
+def test_a_spill_is_a_sentence() -> None:
+    usages = {"sm_80": {"spilling": Usage(24, 0, 304, 608, 640), "k": Usage(12)}, "sm_90a": {"spilling": Usage(30)}}
+    (sentence,) = resources.spill_sentences("a.cu", usages)
+    assert sentence.startswith(
+        "a.cu: spilling spills on sm_80: 608 bytes of stores and 640 of loads, with 24 registers"
+    )
+
+
+def test_a_row_holds_registers_by_architecture_and_the_rest_at_its_most() -> None:
+    usages = {"sm_80": {"k": Usage(24, 16, 8, 1, 2), "old": Usage(4)}, "sm_90a": {"k": Usage(30, 32, 0, 0, 0)}}
+    assert resources.table_rows("a.cu", usages) == [
+        ("a.cu", "k", "32", "8", "3", "24", "-", "-", "30", "-", "-"),
+        ("a.cu", "old", "0", "0", "0", "4", "-", "-", "-", "-", "-"),
+    ]
+
+
+def test_the_table_comes_back_as_written(tmp_path: Path) -> None:
+    file = tmp_path / "resources.tsv"
+    assert resources.read_table(file) == ("", [])
+    resources.write_table(file, "13.0.88", [row("b"), row("a")])
+    assert resources.read_table(file) == ("13.0.88", [row("a"), row("b")])
+    file.write_text(file.read_text().replace("sm_80", "sm_75"))
+    assert resources.read_table(file) == ("", [])
+
+
+def test_every_difference_is_named() -> None:
+    assert resources.difference_sentences([row("same")], [row("same")]) == []
+    sentences = resources.difference_sentences([row("gone"), row("k")], [row("k", "13"), row("new")])
+    gone, changed, new = sentences
+    assert gone == "resources.tsv: a.cu gone is in the table, but there is no such kernel"
+    assert changed.startswith("resources.tsv: a.cu k: sm_80 12 in the table, 13 measured; sm_86 12")
+    assert new == "resources.tsv: a.cu new is not in the table"
+
+
+def test_the_committed_table_is_readable_and_has_every_kernel_file() -> None:
+    version, rows = resources.read_table(resources.TABLE)
+    assert version
+    assert rows == sorted(rows)
+    assert {file for file, *_ in rows} <= {source.name for source in resources.FOLDER.glob("*.cu")}
+    with_kernels = {s.name for s in resources.FOLDER.glob("*.cu") if re.search(r"__global__", s.read_text())}
+    assert with_kernels <= {file for file, *_ in rows}
+
+
+def test_kernels_include_no_torch_header() -> None:
+    assert resources.torch_includes() == []
+
+
+def test_it_needs_no_torch() -> None:
+    code = "import sys; sys.modules['torch'] = None; import bench.resources"
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--jobs", "0"], "--jobs must be at least 1, not 0"),
+        (["--check", "--write"], "not allowed with"),
+    ],
+)
+def test_bad_options(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        resources.main(arguments)
+    assert ended.value.code == 2
+    assert message in capsys.readouterr().err
+
+
+def test_without_nvcc_a_sentence(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setenv("PATH", "")
+    assert resources.main([]) == 2
+    assert "nvcc is not on PATH" in capsys.readouterr().err
+
+
+@needs_nvcc
+def test_a_spilling_kernel_is_found_by_nvcc(tmp_path: Path) -> None:
+    source = tmp_path / "spilling.cu"
+    source.write_text(SPILLING)
+    compiled = resources.measure(source, "sm_80", ["-maxrregcount", "16"])
+    (sentence,) = resources.spill_sentences(source.name, {"sm_80": resources.readable(compiled.kernels)})
+    assert sentence.startswith("spilling.cu: spilling spills on sm_80")
+    roomy = resources.measure(source, "sm_80")
+    assert resources.spill_sentences(source.name, {"sm_80": resources.readable(roomy.kernels)}) == []
+
+
+@needs_nvcc
+def test_what_nvcc_says_reaches_the_user(tmp_path: Path) -> None:
+    source = tmp_path / "wrong.cu"
+    source.write_text("__global__ void k() { undefined_name(); }\n")
+    with pytest.raises(resources.NvccError, match=r"(?s)wrong\.cu does not compile for sm_80:.*undefined_name"):
+        resources.measure(source, "sm_80")
