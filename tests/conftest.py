@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Iterator
 
@@ -13,12 +14,12 @@ from hypothesis import HealthCheck, settings
 import fastgan
 from fastgan import backend as fastgan_backend
 
-# A backend that computes on CPU tensors joins the conformance suite by an entry here. `simt` is the CUDA kernels and
-# their bindings on the host model of tests/simt/.
-BACKENDS = ("reference", "cpu", "simt")
-
-# Backends whose absence is a failure, not a skip: FASTGAN_REQUIRE_BACKENDS=cpu.
+# Backends whose absence is a failure, not a skip: FASTGAN_REQUIRE_BACKENDS=cpu,simt.
 REQUIRED = tuple(filter(None, os.environ.get("FASTGAN_REQUIRE_BACKENDS", "").split(",")))
+
+# A backend joins the conformance suite by an entry here. `simt` is the CUDA kernels and their bindings, run
+# on the host model of tests/simt/; `cuda` is there where a GPU is, and its tests make their tensors on it (see run_on).
+BACKENDS = ("reference", "cpu", "simt", *(("cuda",) if torch.cuda.is_available() or "cuda" in REQUIRED else ()))
 
 settings.register_profile(
     "repeatable",
@@ -35,6 +36,16 @@ def unavailable_reason(name: str) -> str | None:
     return simt_backend.unavailable_reason() if name == "simt" else fastgan_backend.unavailable_reason(name)
 
 
+@contextlib.contextmanager
+def run_on(name: str) -> Iterator[None]:
+    """The backend in force and, for `cuda`, the GPU as the device of new tensors."""
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(simt_backend.use_simt() if name == "simt" else fastgan.use_backend(name))
+        if name == "cuda":
+            stack.enter_context(torch.device("cuda"))
+        yield
+
+
 @pytest.fixture(params=BACKENDS)
 def backend(request: pytest.FixtureRequest) -> Iterator[str]:
     """Runs the test once on every backend."""
@@ -43,7 +54,7 @@ def backend(request: pytest.FixtureRequest) -> Iterator[str]:
         if request.param in REQUIRED:
             pytest.fail(f"backend {request.param} is required, but {reason}")
         pytest.skip(reason)
-    with simt_backend.use_simt() if request.param == "simt" else fastgan.use_backend(request.param):
+    with run_on(request.param):
         yield request.param
 
 

@@ -52,7 +52,9 @@ class Plain:
     def step(self, real: Tensor, labels: Tensor | None, noise: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """One step of training; the loss of D, the loss of G, the score of real data and of fakes."""
         # Uncached, since the weights change inside the block.
-        with torch.autocast("cpu", torch.bfloat16, enabled=self.precision == "bf16", cache_enabled=False):
+        with torch.autocast(
+            torch.get_default_device().type, torch.bfloat16, enabled=self.precision == "bf16", cache_enabled=False
+        ):
             for i in range(self.d_steps):
                 x = real[i] if real.dim() == 3 else real
                 y = labels[i] if labels is not None and labels.dim() == 2 else labels

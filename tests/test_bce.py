@@ -171,7 +171,7 @@ def test_mixed_dtypes_end_as_in_torch(backend: str) -> None:
 def test_autocast_computes_in_float32(backend: str) -> None:
     x = torch.randn(8, dtype=torch.bfloat16, requires_grad=True)
     t = torch.rand(8)
-    with torch.autocast("cpu", torch.bfloat16):
+    with torch.autocast(torch.get_default_device().type, torch.bfloat16):
         loss, twin = bce(x, t), F.binary_cross_entropy_with_logits(x, t)
     assert loss.dtype == twin.dtype == torch.float32
     torch.testing.assert_close(loss, twin)
@@ -184,7 +184,7 @@ def test_autocast_of_mixed_dtypes_ends_as_in_torch(backend: str) -> None:
     for a in DTYPES:
         for b in DTYPES:
             x, t = torch.randn(6).to(a), torch.rand(6).to(b)
-            with torch.autocast("cpu", torch.bfloat16):
+            with torch.autocast(torch.get_default_device().type, torch.bfloat16):
                 ours, twin = bce(x, t), F.binary_cross_entropy_with_logits(x, t)
             assert ours.dtype == twin.dtype
             torch.testing.assert_close(ours, twin)

@@ -249,7 +249,7 @@ def test_autocast_computes_the_loss_as_torch_does(dtype, logits_dtype) -> None:
     weight, pos_weight = torch.rand(4), torch.rand(4)
     results = []
     for kind in (BCEWithLogitsLoss, nn.BCEWithLogitsLoss):
-        with torch.autocast("cpu", dtype=dtype):
+        with torch.autocast(torch.get_default_device().type, dtype=dtype):
             loss = kind(weight, pos_weight=pos_weight)(logits, target.float())
         results.append((loss, *torch.autograd.grad(loss, logits)))
     for ours, torchs in zip(*results, strict=True):

@@ -89,7 +89,7 @@ def test_autocast_inside_a_graph(backend: str) -> None:
     x = torch.randn(6, 4)
 
     def run(x: Tensor) -> Tensor:
-        with torch.autocast("cpu", torch.bfloat16):
+        with torch.autocast(torch.get_default_device().type, torch.bfloat16):
             return module(x)
 
     compiled = torch.compile(run, fullgraph=True, backend="aot_eager")(x)

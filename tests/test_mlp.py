@@ -253,7 +253,7 @@ def test_no_layers_and_no_biases(backend: str) -> None:
 def test_autocast(backend: str, dtype: torch.dtype) -> None:
     weights, biases = parameters([8, 16, 4], torch.float32)
     leaves = [t.requires_grad_() for t in (torch.randn(5, 8), *weights, *biases)]
-    with torch.autocast("cpu", dtype):
+    with torch.autocast(torch.get_default_device().type, dtype):
         y = flat(mlp, ["tanh", "identity"], [0.0, 0.0], [True, True])(*leaves)
         twin = torch_mlp(leaves[0], weights, biases, ["tanh", "identity"], [0.0, 0.0])
     assert y.dtype == twin.dtype == dtype

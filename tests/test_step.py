@@ -274,7 +274,7 @@ def test_casts_kept_by_the_callers_autocast_are_not_used(backend: str) -> None:
     pair, options = networks(dtype=torch.float32), {"d_steps": 2, "reuse_fake": True}
     given = inputs(options, torch.float32)
     results = []
-    for outer in (contextlib.nullcontext(), torch.autocast("cpu", torch.bfloat16)):
+    for outer in (contextlib.nullcontext(), torch.autocast(torch.get_default_device().type, torch.bfloat16)):
         trainer = twin(TrainStep, *pair, functools.partial(SGD, lr=0.5), **options, precision="bf16")
         with outer:
             stats = trainer.step(*given)

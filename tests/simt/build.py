@@ -1,8 +1,8 @@
-"""Builds the CUDA sources against the host model: `python tests/simt/build.py [module | plain | address | thread | coverage]`.
+"""Builds the CUDA sources against the host model: `python tests/simt/build.py [KIND ...]`.
 
-`module` is the Python module behind the backend `simt`; the others are the program of kernel checks, without torch, as
-it is, under AddressSanitizer and UndefinedBehaviorSanitizer, under ThreadSanitizer, and counting branches. Everything
-goes to build/simt/, and only what changed is compiled again.
+Kinds: `module`, the Python module behind the backend `simt`; and the program of kernel checks, without torch: `plain`,
+`address` (with AddressSanitizer and UndefinedBehaviorSanitizer), `thread` (with ThreadSanitizer) and `coverage`
+(counting branches). Everything goes to build/simt/, and only what changed is compiled again.
 """
 
 from __future__ import annotations
