@@ -1,4 +1,4 @@
-"""The CUDA layers on every path, in every precision, at ragged shapes: on the host model and, if there is one, a GPU."""
+"""The CUDA layers on every path, in every precision, at ragged shapes: on the host model and on a GPU."""
 
 from __future__ import annotations
 
@@ -104,8 +104,8 @@ def test_networks(dtype: torch.dtype, path: str, shape: str) -> None:
     torchs_result = derivatives(torchs, inputs, cotangents)
     if dtype in (torch.float32, torch.float64):
         return assert_within_bound(result, torchs_result, exact)
-    # Of 16-bit results each error is a few roundings, and the largest of four elements is luck, in PyTorch's too: so the
-    # gradients are held to the bound as a whole, and so are the second gradients.
+    # Of 16-bit results each error is a few roundings, and the largest of four elements is luck, in PyTorch's too: so
+    # the gradients are held to the bound as a whole, and so are the second gradients.
     for group in (slice(0, 1), slice(1, 1 + len(inputs)), slice(1 + len(inputs), None)):
         ours_error, torchs_error = (
             max(largest_error(x, e) for x, e in zip(those[group], exact[group], strict=True))

@@ -23,9 +23,10 @@ struct Terms {
   int count;
 };
 
-// Two vectors a thread: both are loaded before either is used.
+// Elements a thread takes at a time: two vectors, both loaded before either is used. Of 16-bit logits one: two, with
+// their gradients in float, spill registers.
 template <class T>
-constexpr int step = vector_length<T> * vectors_in_flight;
+constexpr int step = vector_length<T> * (sizeof(T) == 2 ? 1 : vectors_in_flight);
 
 // The losses of one step's elements and, where asked for, their gradients. What lies past the end counts nothing.
 template <class T>
