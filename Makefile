@@ -1,7 +1,8 @@
 # The two commands of the README. Each makes the virtual environment, installs PyTorch and builds fastgan when needed.
 #   make train   train a GAN on real handwritten digits and say where the pictures are
 #   make test    run the tests
-# For developers: make lint, make format, make bench, make clean; make cuda-check builds with CUDA, without a GPU.
+# For developers: make lint, make format, make bench, make clean; make cuda-check builds with CUDA, without a GPU;
+#   make coverage says which branches of the CUDA sources and of csrc/core the checks of the kernels take
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -9,7 +10,7 @@ CUDA_VENV ?= .venv-cuda
 BIN := $(VENV)/bin
 SOURCES := pyproject.toml setup.py csrc/cuda/nvcc-flags.txt $(wildcard csrc/*/*.h csrc/*/*.cpp csrc/*/*.cu)
 
-.PHONY: train test lint format bench cuda-check clean
+.PHONY: train test lint format bench coverage cuda-check clean
 
 # One thread: layers this small are not worth sharing (21,000 samples/s; two threads that sleep while they wait 15,000, and
 # two that spin a tenth of that on a busy machine).
@@ -17,20 +18,28 @@ train: $(VENV)/installed
 	OMP_NUM_THREADS=1 $(BIN)/fastgan train digits
 
 test: $(VENV)/test-tools
-	OMP_WAIT_POLICY=passive FASTGAN_REQUIRE_BACKENDS=cpu $(BIN)/python -m pytest
+	OMP_WAIT_POLICY=passive FASTGAN_REQUIRE_BACKENDS=cpu,simt $(BIN)/python -m pytest
 
 lint: $(VENV)/dev-tools
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/clang-format --dry-run --Werror $$(git ls-files 'csrc/*.h' 'csrc/*.cpp' 'csrc/*.cu')
+	$(BIN)/clang-format --dry-run --Werror $$(git ls-files '*.h' '*.cpp' '*.cu')
 
 format: $(VENV)/dev-tools
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
-	$(BIN)/clang-format -i $$(git ls-files 'csrc/*.h' 'csrc/*.cpp' 'csrc/*.cu')
+	$(BIN)/clang-format -i $$(git ls-files '*.h' '*.cpp' '*.cu')
 
 bench: $(VENV)/installed
 	$(BIN)/python -m bench
+
+# On the host model. A branch counts once, however many instances of its template there are.
+coverage: $(VENV)/dev-tools
+	$(BIN)/python tests/simt/build.py coverage
+	find build/simt/coverage -name '*.gcda' -delete
+	FASTGAN_SIMT_ENGINE=fibers build/simt/coverage/kernel_checks
+	$(BIN)/gcovr --root . --filter 'csrc/(cuda|core)/' --merge-lines --exclude-throw-branches \
+		--exclude-unreachable-branches --txt-metric branch --fail-under-branch 90 build/simt/coverage
 
 # Plain `pip install torch` is the CUDA build; in an environment of its own, because the other is that of the CPU build.
 cuda-check: $(CUDA_VENV)/torch
@@ -63,5 +72,5 @@ $(VENV)/test-tools: $(VENV)/installed
 	touch $@
 
 $(VENV)/dev-tools: $(VENV)/torch
-	$(BIN)/python -m pip install --quiet ruff clang-format
+	$(BIN)/python -m pip install --quiet ruff clang-format gcovr ninja
 	touch $@

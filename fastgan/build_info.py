@@ -10,12 +10,25 @@ import torch
 from fastgan import backend
 
 
+# What the compiled kernels do not do, and what runs instead.
+FALLBACKS = {
+    "torch.func transforms, forward-mode AD": "plain PyTorch",
+    "mixed dtypes in the cross-entropy, outside autocast": "plain PyTorch",
+    "autocast inside torch.compile": "plain PyTorch",
+    "devices other than CPU and CUDA": "plain PyTorch",
+    "third and higher derivatives of layers": "PyTorch differentiates the layers' definition",
+    "CUDA: products above the crossover of csrc/cuda/crossover.h": "PyTorch's products (cuBLAS), with fused epilogues",
+    "CUDA: second derivatives of layers": "PyTorch's products (cuBLAS), with fused activations",
+}
+
+
 def info() -> dict[str, Any]:
     """What is installed, how it was built, and which backend serves which device.
 
     Returns:
         A dict with `fastgan`, `python`, `torch` (versions), `build` (facts of the compiled module, None without one),
-        `backend` (the one in force), `backends` (name to "available" or the reason why not), and `devices`.
+        `backend` (the one in force), `backends` (name to "available" or the reason why not), `devices`, and
+        `fallbacks` (what the compiled kernels do not do, to what runs instead).
     """
     from fastgan import __version__
 
@@ -33,5 +46,6 @@ def info() -> dict[str, Any]:
         "backend": backend.current_backend(),
         "backends": backends,
         "devices": devices,
+        "fallbacks": FALLBACKS,
         "rebuild": backend.REBUILD if backend.module is None else None,
     }

@@ -183,6 +183,9 @@ def doctor() -> None:
     print("devices:")
     for name, description in facts["devices"].items():
         print(f"  {name}: {description}")
+    print("where the compiled kernels do not run:")
+    for what, instead in facts["fallbacks"].items():
+        print(f"  {what}: {instead}")
     if facts["rebuild"]:
         print(facts["rebuild"])
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import importlib.util
+import os
 import shutil
 import sys
 from collections.abc import Iterator
@@ -22,6 +23,8 @@ import build
 @functools.cache
 def unavailable_reason() -> str | None:
     """Why the backend cannot run here, in a sentence; None where it can."""
+    if os.environ.get("FASTGAN_SKIP_SIMT"):
+        return "FASTGAN_SKIP_SIMT is set"
     if shutil.which("g++") is None:
         return "there is no g++ to build the host model with"
     if importlib.util.find_spec("ninja") is None:

@@ -7,6 +7,7 @@ Kinds: `module`, the Python module behind the backend `simt`; and the program of
 
 from __future__ import annotations
 
+import fcntl
 import subprocess
 import sys
 import sysconfig
@@ -21,7 +22,7 @@ FLAGS = {
     "plain": "-O2",
     "address": "-O1 -fsanitize=address,undefined -fno-sanitize-recover=undefined -fno-omit-frame-pointer",
     "thread": "-O1 -fsanitize=thread",
-    "coverage": "-O0 --coverage",
+    "coverage": "-O0 --coverage -DFASTGAN_INLINE=inline",
 }
 COMMON = "-std=c++20 -g1 -pthread -DFASTGAN_SIMT -Wno-attributes"
 
@@ -54,7 +55,7 @@ def ninja_file(kind: str) -> str:
         sources += [path for path in sorted((ROOT / "csrc" / "bindings").glob("*.cpp")) if path.name != "module.cpp"]
     else:
         link += f" {FLAGS[kind]}"
-        sources += sorted(HERE.glob("check*.cpp"))
+        sources += sorted(HERE.glob("check_*.cpp"))
         faults = [HERE / "faults.cpp"]
     lines = [
         f"builddir = {FOLDER / kind}",
@@ -89,7 +90,9 @@ def build(kind: str) -> Path:
     text = ninja_file(kind)
     if not file.exists() or file.read_text() != text:
         file.write_text(text)
-    done = subprocess.run([sys.executable, "-m", "ninja", "-f", str(file)], capture_output=True, text=True)
+    with open(file.with_name("lock"), "w") as lock:  # several test processes may want it at once
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        done = subprocess.run([sys.executable, "-m", "ninja", "-f", str(file)], capture_output=True, text=True)
     if done.returncode != 0:
         raise RuntimeError(f"{kind} does not build:\n{done.stdout[-4000:]}{done.stderr[-1000:]}")
     return target(kind)

@@ -8,6 +8,7 @@
 #include <string>
 #include <vector>
 
+#include "../../csrc/core/activation.h"
 #include "../../csrc/cuda/platform.h"
 
 namespace checks {
@@ -99,6 +100,22 @@ void for_each_type(const F& f) {
   f(fastgan::float16{});
 }
 
+// Of an activation in double, by the definitions of csrc/core/.
+inline double apply(fastgan::ActivationArguments a, double z) {
+  double value = 0;
+  fastgan::with_activation(a.activation, [&](auto act) { value = decltype(act)::value(z, a.negative_slope); });
+  return value;
+}
+inline double derivative(fastgan::ActivationArguments a, double saved, int order) {
+  double value = 0;
+  fastgan::with_activation(a.activation, [&](auto act) {
+    using A = decltype(act);
+    value = order == 1 ? A::d(saved, a.negative_slope) : A::dd(saved, a.negative_slope);
+  });
+  return value;
+}
+
+void check_core();
 void check_losses();
 void check_layers();
 void check_networks();

@@ -1,5 +1,5 @@
-// kernel_checks [--few] [losses | layers | networks | adam ...]: holds the kernels against plain loops; all of them by
-// default.
+// kernel_checks [--few] [core | losses | layers | networks | adam ...]: holds the kernels against plain loops; all of
+// them by default.
 #include "check.h"
 
 namespace checks {
@@ -11,7 +11,8 @@ int main(int count, char** names) {
   const struct {
     const char* name;
     void (*check)();
-  } all[] = {{"losses", checks::check_losses},
+  } all[] = {{"core", checks::check_core},
+             {"losses", checks::check_losses},
              {"layers", checks::check_layers},
              {"networks", checks::check_networks},
              {"adam", checks::check_adam}};

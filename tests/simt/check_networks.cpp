@@ -9,7 +9,8 @@ using fastgan::Activation;
 
 // The whole network against the layers in double; each layer's y and grad_z are read back as the kernels rounded them.
 template <class T>
-void check_network(int64_t batch, const std::vector<int>& sizes, bool tf32, int processors, int lowest, bool input) {
+void check_network(int64_t batch, const std::vector<int>& sizes, bool tf32, int processors, int lowest, bool input,
+                   fastgan::ActivationArguments hidden = {Activation::leaky_relu, 0.2}) {
   const Context context(processors);
   const int count = int(sizes.size()) - 1;
   const double relative = tf32 && sizeof(T) == 4 ? 3e-3 : 3 * tolerance<T>;
@@ -33,18 +34,18 @@ void check_network(int64_t batch, const std::vector<int>& sizes, bool tf32, int 
     grad_weights.emplace_back(sizes[l + 1] * sizes[l]);
     grad_biases.emplace_back(sizes[l + 1]);
   }
-  const fastgan::ActivationArguments leaky{Activation::leaky_relu, 0.2}, tanh{Activation::tanh, 0};
+  const fastgan::ActivationArguments tanh{Activation::tanh, 0};
   for (int l = 0; l < count; ++l) {
     auto& layer = network.layers[l];
     layer.in = sizes[l];
     layer.out = sizes[l + 1];
-    layer.activation = l + 1 < count ? leaky : tanh;
+    layer.activation = l + 1 < count ? hidden : tanh;
     layer.weight = weights[l].data();
     layer.bias = l == 1 ? nullptr : biases[l].data();
     layer.x = l == 0 ? x.data() : y[l - 1].data();
     layer.z = z[l].data();
     layer.y = y[l].data();
-    layer.saved = y[l].data();
+    layer.saved = saves_output(layer.activation.activation, 0.2) ? y[l].data() : z[l].data();
     layer.grad_z = grad_z[l].data();
     layer.grad_weight = l == 1 ? nullptr : grad_weights[l].data();
     layer.grad_bias = grad_biases[l].data();
@@ -60,7 +61,7 @@ void check_network(int64_t batch, const std::vector<int>& sizes, bool tf32, int 
         double sum = l == 1 ? 0 : biases[l][o];
         for (int i = 0; i < in; ++i) sum += from[b * in + i] * weights[l][o * in + i];
         expect_close(z[l][b * out + o], sum, in * 0.1, relative, about + ", z");
-        const double value = l + 1 < count ? (sum > 0 ? sum : 0.2 * sum) : std::tanh(sum);
+        const double value = apply(network.layers[l].activation, sum);
         expect_close(y[l][b * out + o], value, in * 0.1, relative, about + ", y");
       }
   }
@@ -71,8 +72,8 @@ void check_network(int64_t batch, const std::vector<int>& sizes, bool tf32, int 
         double g = l + 1 == count ? grad_output[b * out + o] : 0;
         for (int k = 0; l + 1 < count && k < sizes[l + 2]; ++k)
           g += grad_z[l + 1][b * sizes[l + 2] + k] * weights[l + 1][k * out + o];
-        const double value = y[l][b * out + o];
-        const double exact = g * (l + 1 == count ? 1 - value * value : value > 0 ? 1 : 0.2);
+        const auto& layer = network.layers[l];
+        const double exact = g * derivative(layer.activation, fastgan::load(layer.saved + b * out + o), 1);
         expect_close(grad_z[l][b * out + o], exact, 1 + out * 0.1, relative, about + ", grad_z");
       }
     for (int o = 0; o < out; ++o) {
@@ -107,6 +108,9 @@ void check_networks() {
       check_network<T>(34, {70, 40, 130}, tf32, 2, 1, false);
     }
   });
+  if (!few)
+    for (int a = 0; a < int(Activation::count); ++a)
+      check_network<float>(17, {3, 20, 5}, a % 2 == 1, 2, 0, a % 3 == 0, {Activation(a), 0.2});
   fastgan::cuda::NarrowNetwork<float> network = {};
   network.batch = 1;
   network.count = 2;

@@ -1,0 +1,229 @@
+"""What only a GPU can show: streams, graphs, no waiting for the device, sizes over 2^31, one launch a call.
+
+The functions named `sanitize` call every kernel once at small sizes: what bench/gpu.sh runs under compute-sanitizer.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from itertools import pairwise
+
+import pytest
+import torch
+from conftest import run_on, unavailable_reason
+from torch import Tensor
+
+import fastgan
+from fastgan import backend as fastgan_backend
+from fastgan.functional import binary_cross_entropy_with_logits, discriminator_loss, generator_loss, mlp
+
+REASON = None if torch.cuda.is_available() else "this test needs a CUDA GPU, and there is none"
+REASON = REASON or unavailable_reason("cuda")
+pytestmark = pytest.mark.skipif(REASON is not None, reason=REASON or "")
+
+PATHS = ("narrow", "tiled", "library")
+DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+
+
+@pytest.fixture(autouse=True)
+def on_the_gpu() -> Iterator[None]:
+    with run_on("cuda"):
+        yield
+    fastgan_backend.module.set_layer_path("automatic")
+
+
+def network(dtype: torch.dtype = torch.float32, batch: int = 33, sizes: tuple[int, ...] = (7, 65, 129, 2)):
+    """A function of nothing that computes a network's value and gradients on fixed tensors."""
+    weights = [torch.randn(o, i, dtype=dtype, requires_grad=True) for i, o in pairwise(sizes)]
+    biases = [torch.randn(o, dtype=dtype, requires_grad=True) for o in sizes[1:]]
+    x = torch.randn(batch, sizes[0], dtype=dtype)
+    names = ["leaky_relu"] * (len(sizes) - 2) + ["tanh"]
+
+    def run() -> list[Tensor]:
+        y = mlp(x, weights, biases, names)
+        return [y.detach(), *torch.autograd.grad(y, [*weights, *biases], torch.ones_like(y))]
+
+    return run
+
+
+def losses(dtype: torch.dtype = torch.float32, n: int = 5000) -> Callable[[], list[Tensor]]:
+    real, fake = (torch.randn(n, 1, dtype=dtype, requires_grad=True) for _ in range(2))
+    target = torch.rand(n, 1, dtype=dtype)
+
+    def run() -> list[Tensor]:
+        d, g = discriminator_loss(real, fake), generator_loss(fake)
+        b = binary_cross_entropy_with_logits(real, target, pos_weight=target[:1])
+        return [d.detach(), g.detach(), b.detach(), *torch.autograd.grad(d + g + b, (real, fake))]
+
+    return run
+
+
+def adam() -> Callable[[], list[Tensor]]:
+    params = [torch.randn(size) for size in (5, 4097)]
+    grads, averages, squares = ([torch.zeros_like(p) + fill for p in params] for fill in (0.5, 0.0, 0.0))
+    steps = [torch.zeros(()) for _ in params]
+
+    def run() -> list[Tensor]:
+        fastgan_backend.ops.adam_(
+            params, grads, averages, squares, [], steps, None, 0.01, 0.9, 0.999, 0.0, 1e-8, False, False, False
+        )
+        return [*params, *steps]
+
+    return run
+
+
+CALLS = {"losses": losses, "network": network, "adam": adam}
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_sanitize_losses(dtype: torch.dtype) -> None:
+    losses(dtype)()
+    generator_loss(torch.randn(33, dtype=dtype, requires_grad=True), reduction="none").sum().backward()
+    torch.cuda.synchronize()
+
+
+@pytest.mark.parametrize("precision", ["highest", "high"])
+@pytest.mark.parametrize("path", PATHS)
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_sanitize_layers(dtype: torch.dtype, path: str, precision: str) -> None:
+    torch.set_float32_matmul_precision(precision)
+    try:
+        fastgan_backend.module.set_layer_path(path)
+        network(dtype)()
+        network(dtype, 3, (1100, 20))()  # k is shared out among blocks
+        torch.cuda.synchronize()
+    finally:
+        torch.set_float32_matmul_precision("highest")
+
+
+def test_sanitize_adam() -> None:
+    adam()()
+    torch.cuda.synchronize()
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_graphs(name: str) -> None:
+    torch.manual_seed(1)
+    call = CALLS[name]()
+    torch.manual_seed(1)
+    twin = CALLS[name]()
+    side = torch.cuda.Stream()
+    with torch.cuda.stream(side):
+        call()
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        results = call()
+    for _ in range(3):
+        graph.replay()
+    # Adam's state moves on at each call but the one that was recorded alone.
+    for _ in range(4):
+        expected = twin()
+    for a, b in zip(results, expected, strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_two_streams_at_once(name: str) -> None:
+    expected = []
+    for seed in range(2):
+        torch.manual_seed(seed)
+        call = CALLS[name]()
+        for _ in range(20):
+            result = call()
+        expected.append([t.clone() for t in result])
+    found: dict[int, list[Tensor]] = {}
+    calls = []
+    for seed in range(2):
+        torch.manual_seed(seed)
+        calls.append(CALLS[name]())
+    torch.cuda.synchronize()
+
+    def work(seed: int) -> None:
+        with torch.cuda.stream(torch.cuda.Stream()), torch.device("cuda"):
+            for _ in range(20):
+                found[seed] = calls[seed]()
+            torch.cuda.current_stream().synchronize()
+
+    threads = [threading.Thread(target=work, args=(seed,)) for seed in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for seed in range(2):
+        for a, b in zip(found[seed], expected[seed], strict=True):
+            torch.testing.assert_close(a, b, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_nothing_waits_for_the_device(name: str) -> None:
+    call = CALLS[name]()
+    call()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        call()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+def kernels_of(call: Callable[[], object]) -> list[str]:
+    call()
+    torch.cuda.synchronize()
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
+        call()
+        torch.cuda.synchronize()
+    events = [e.name for e in profile.events() if e.device_type == torch.autograd.DeviceType.CUDA]
+    return [name for name in events if "emcpy" not in name]
+
+
+@pytest.mark.parametrize("n", [64, 1 << 20])
+def test_a_loss_is_one_launch(n: int) -> None:
+    real, fake = (torch.randn(n, 1, requires_grad=True) for _ in range(2))
+    names = kernels_of(lambda: discriminator_loss(real, fake))
+    assert len(names) == 1, names
+    assert "logits_loss_sum" in names[0]
+
+
+def test_a_narrow_network_is_one_launch_each_way() -> None:
+    fastgan_backend.module.set_layer_path("narrow")
+    call = network()
+    names = [name for name in kernels_of(call) if "fastgan" in name]
+    assert [("forward" in n, "backward" in n) for n in names] == [(True, False), (False, True)], names
+
+
+@pytest.mark.skipif(REASON is not None or torch.cuda.mem_get_info()[0] < 30e9, reason="needs 30 GB of free GPU memory")
+def test_more_than_two_to_the_31_elements() -> None:
+    n = (1 << 31) + 77
+    logits = torch.zeros(n, dtype=torch.bfloat16)
+    logits[-1] = 100.0
+    logits.requires_grad_()
+    loss = generator_loss(logits, kind="minimax", reduction="sum")
+    (gradient,) = torch.autograd.grad(loss, logits)
+    assert gradient[0].item() == -0.5
+    assert gradient[-1].item() == -1.0
+    torch.testing.assert_close(loss.item(), -((n - 1) * 0.6931471805599453 + 100), rtol=1e-2, atol=0)
+
+
+def test_memory_is_given_back() -> None:
+    call = network()
+    call()
+    torch.cuda.synchronize()
+    before = torch.cuda.memory_allocated()
+    for _ in range(5):
+        call()
+    assert torch.cuda.memory_allocated() == before
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
+def test_the_second_gpu() -> None:
+    with torch.device("cuda:1"):
+        results = [*losses()(), *network()(), *adam()()]
+    assert {t.device.index for t in results} == {1}
+    assert torch.cuda.current_device() == 0
+
+
+def test_info_names_the_gpu() -> None:
+    info = fastgan.info()
+    assert info["backends"]["cuda"] == "available"
+    assert info["build"]["cuda"]
