@@ -9,7 +9,6 @@ import torch
 
 from fastgan import backend
 
-
 # What the compiled kernels do not do, and what runs instead.
 FALLBACKS = {
     "torch.func transforms, forward-mode AD": "plain PyTorch",

@@ -56,7 +56,7 @@ def ninja_file(kind: str) -> str:
     else:
         link += f" {FLAGS[kind]}"
         sources += sorted(HERE.glob("check_*.cpp"))
-        faults = [HERE / "faults.cpp"]
+        faults = [HERE / "faults.cpp"] if kind != "coverage" else []
     lines = [
         f"builddir = {FOLDER / kind}",
         "rule compile",

@@ -102,9 +102,60 @@ void check_activations(int64_t rows, int64_t cols, ActivationArguments act) {
                                         nullptr);
 }
 
+// Sizes of zero, what is passed on as it is, and more tiles than there are counters.
+void check_edges() {
+  const Context context(1 << 20);  // so many processors that k would be shared out wherever it may be
+  const ActivationArguments identity{Activation::identity, 0}, relu{Activation::relu, 0};
+  using fastgan::cuda::LinearWeightGradient;
+  for (const auto& [batch, in, out] : {std::array<int64_t, 3>{0, 3, 2}, {3, 0, 2}, {3, 2, 0}}) {
+    check_products<float>(batch, in, out, relu, false, 4, 0);
+    check_products<fastgan::bfloat16>(batch, in, out, relu, false, 4, 0);
+  }
+  const int64_t rows = 64 * (Context::counter_count + 1);
+  const auto x = random<float>(rows * 1), weight = random<float>(1);
+  Buffer<float> y(rows);
+  fastgan::cuda::linear_forward(
+      context,
+      fastgan::cuda::LinearForward<float>{rows, 1, 1, x.data(), weight.data(), nullptr, identity, nullptr, y.data()},
+      false);
+  for (int64_t i = 0; i < rows; i += 999) expect(y[i] == float(x[i] * weight[0]), "a product of many tiles");
+  Buffer<float> grad_weight(rows);
+  fastgan::cuda::linear_weight_gradient(
+      context, LinearWeightGradient<float>{1, 1, rows, x.data(), weight.data(), grad_weight.data(), nullptr}, false);
+  for (int64_t i = 0; i < rows; i += 999) expect(grad_weight[i] == float(x[i] * weight[0]), "a weight gradient alone");
+
+  const int64_t cols = 32 * (Context::counter_count + 1);
+  Buffer<float> sums(cols), grad = random<float>(cols);
+  fastgan::cuda::act_backward<float>(context, identity, 1, cols, grad.data(), grad.data(), nullptr, sums.data());
+  for (int64_t i = 0; i < cols; i += 99) expect(sums[i] == grad[i], "the column sums of one row");
+  const auto before = grad;
+  fastgan::cuda::act_backward<float>(context, identity, 1, cols, grad.data(), grad.data(), grad.data(), nullptr);
+  fastgan::cuda::bias_act<float>(context, identity, 1, cols, grad.data(), nullptr, grad.data());
+  for (int64_t i = 0; i < cols; i += 99) expect(grad[i] == before[i], "an identity leaves what it is given");
+  for (float* none : {static_cast<float*>(nullptr)}) {
+    fastgan::cuda::bias_act<float>(context, relu, 0, 3, none, none, none);
+    fastgan::cuda::act_backward<float>(context, relu, 3, 0, none, none, none, sums.data());
+    fastgan::cuda::act_double_backward<float>(context, relu, 0, none, none, none, none, none);
+  }
+  fastgan::cuda::act_backward<float>(context, relu, 0, 3, grad.data(), grad.data(), grad.data(), sums.data());
+  for (int i = 0; i < 3; ++i) expect(sums[i] == 0, "the column sums of no rows are zero");
+  fastgan::cuda::linear_input_gradient(
+      context,
+      fastgan::cuda::LinearInputGradient<float>{1, 1, 1, x.data(), weight.data(), nullptr, identity, y.data(), nullptr},
+      false);
+  expect(y[0] == float(x[0] * weight[0]), "an input gradient where there is no layer before");
+  fastgan::cuda::linear_input_gradient(
+      context,
+      fastgan::cuda::LinearInputGradient<float>{1, 1, 1, x.data(), weight.data(), weight.data(), identity, nullptr,
+                                                y.data()},
+      false);
+  expect(y[0] == float(x[0] * weight[0]), "an input gradient through the layer before alone");
+}
+
 }  // namespace
 
 void check_layers() {
+  if (!few) check_edges();
   for_each_type([](auto type) {
     using T = decltype(type);
     int activation = 0;
