@@ -12,12 +12,20 @@ from typing import Any
 import torch
 
 import fastgan
-from bench import bce, cuda, linear, logits_loss, mlp, penalties, record, step
+from bench import adam, bce, cuda, linear, logits_loss, mlp, penalties, record, step
 from bench.table import print_table
 from bench.timing import measure
 from fastgan.backend import unavailable_reason
 
-OPS = {"bce": bce, "logits_loss": logits_loss, "linear": linear, "mlp": mlp, "penalties": penalties, "step": step}
+OPS = {
+    "bce": bce,
+    "logits_loss": logits_loss,
+    "linear": linear,
+    "mlp": mlp,
+    "adam": adam,
+    "penalties": penalties,
+    "step": step,
+}
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:

@@ -245,7 +245,7 @@ def test_the_benchmark_runs_without_the_compiled_module() -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--only", "adam"], "--only must name ops of bce, logits_loss, linear, mlp, penalties, step, not 'adam'"),
+        (["--only", "sgd"], "--only must name ops of bce, logits_loss, linear, mlp, adam, penalties, step, not 'sgd'"),
         (["--rounds", "0"], "--rounds must be at least 1, not 0"),
         (["--seconds", "0"], "--seconds must be over 0"),
         (["--json", "no/such/folder/x.json"], "there is no folder"),

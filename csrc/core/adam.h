@@ -23,35 +23,46 @@ struct AdamTensor {
   float* step;
 };
 
-// What is the same for every element of a tensor.
+// What is the same for every element of a tensor, in the type of arithmetic.
 template <class C>
 struct AdamStep {
-  C learning_rate, step_size, root_correction;
+  C sign;                 // of the gradient: -1 to maximize
+  C weight_decay;         // added to the gradient: of Adam
+  C kept;                 // of the parameter: of AdamW
+  C rate1, beta2, rate2;  // 1 - beta1; beta2 and 1 - beta2
+  C step_size, root_correction, eps;
 };
 
 // Of the update with number `step`, counted from one.
 template <class C>
 FASTGAN_INLINE AdamStep<C> adam_step(const AdamOptions& o, double learning_rate, double step) {
   const double correction1 = 1 - std::pow(o.beta1, step), correction2 = 1 - std::pow(o.beta2, step);
-  return {C(learning_rate), C(learning_rate / correction1), C(std::sqrt(correction2))};
+  const bool decoupled = o.decoupled_weight_decay;
+  return {C(o.maximize ? -1 : 1),
+          C(decoupled ? 0 : o.weight_decay),
+          C(decoupled ? 1 - learning_rate * o.weight_decay : 1),
+          C(1 - o.beta1),
+          C(o.beta2),
+          C(1 - o.beta2),
+          C(learning_rate / correction1),
+          C(std::sqrt(correction2)),
+          C(o.eps)};
 }
 
 FASTGAN_INLINE float sqrt_(float x) { return ::sqrtf(x); }
 FASTGAN_INLINE double sqrt_(double x) { return ::sqrt(x); }
 
+// Without branches, so that loops over it vectorise; `amsgrad` is constant where that matters.
 template <class C>
-FASTGAN_INLINE void adam_update(const AdamOptions& o, const AdamStep<C>& step, C grad, C& param, C& exp_avg,
-                                C& exp_avg_sq, C& max_exp_avg_sq) {
-  if (o.maximize) grad = -grad;
-  if (o.decoupled_weight_decay)
-    param *= C(1) - step.learning_rate * C(o.weight_decay);
-  else
-    grad += C(o.weight_decay) * param;
-  exp_avg += C(1 - o.beta1) * (grad - exp_avg);
-  exp_avg_sq = C(o.beta2) * exp_avg_sq + C(1 - o.beta2) * grad * grad;
-  if (o.amsgrad) max_exp_avg_sq = select(max_exp_avg_sq < exp_avg_sq, exp_avg_sq, max_exp_avg_sq);
-  const C second = o.amsgrad ? max_exp_avg_sq : exp_avg_sq;
-  param -= step.step_size * exp_avg / (sqrt_(second) / step.root_correction + C(o.eps));
+FASTGAN_INLINE void adam_update(const AdamStep<C>& s, bool amsgrad, C grad, C& param, C& exp_avg, C& exp_avg_sq,
+                                C& max_exp_avg_sq) {
+  // An infinite parameter would make a weight decay of zero NaN.
+  const C g = select(s.weight_decay == C(0), s.sign * grad, s.sign * grad + s.weight_decay * param);
+  exp_avg += s.rate1 * (g - exp_avg);
+  exp_avg_sq = s.beta2 * exp_avg_sq + s.rate2 * g * g;
+  if (amsgrad) max_exp_avg_sq = select(max_exp_avg_sq < exp_avg_sq, exp_avg_sq, max_exp_avg_sq);
+  const C second = amsgrad ? max_exp_avg_sq : exp_avg_sq;
+  param = param * s.kept - s.step_size * exp_avg / (sqrt_(second) / s.root_correction + s.eps);
 }
 
 }  // namespace fastgan

@@ -5,29 +5,38 @@
 
 namespace fastgan::cpu {
 
+namespace {
+
+template <bool amsgrad, class T>
+void update(const AdamTensor<T>& tensor, const AdamStep<compute_t<T>>& step) {
+  using C = compute_t<T>;
+  T *param = tensor.param, *exp_avg = tensor.exp_avg, *exp_avg_sq = tensor.exp_avg_sq, *most = tensor.max_exp_avg_sq;
+  const T* grad = tensor.grad;
+  for_ranges(tensor.n, [&](int64_t begin, int64_t end) {
+    const AdamStep<C> s = step;
+    simd_for(
+        begin, end, FASTGAN_BODY(i) {
+          C p = load(param + i), average = load(exp_avg + i), square = load(exp_avg_sq + i), largest = C(0);
+          if constexpr (amsgrad) largest = load(most + i);
+          adam_update(s, amsgrad, load(grad + i), p, average, square, largest);
+          store(param + i, p);
+          store(exp_avg + i, average);
+          store(exp_avg_sq + i, square);
+          if constexpr (amsgrad) store(most + i, largest);
+        });
+  });
+}
+
+}  // namespace
+
 template <class T>
 void adam(const Context&, const AdamTensor<T>* tensors, int count, const AdamOptions& o, double learning_rate,
           const float* learning_rate_tensor) {
-  using C = compute_t<T>;
   if (learning_rate_tensor != nullptr) learning_rate = *learning_rate_tensor;
   for (int k = 0; k < count; ++k) {
-    const AdamTensor<T> t = tensors[k];
-    const AdamStep<C> step = adam_step<C>(o, learning_rate, double{*t.step} + 1);
-    for_ranges(t.n, [&](int64_t begin, int64_t end) {
-      const AdamOptions options = o;
-      const AdamStep<C> s = step;
-      simd_for(
-          begin, end, FASTGAN_BODY(i) {
-            C param = load(t.param + i), average = load(t.exp_avg + i), square = load(t.exp_avg_sq + i);
-            C most = options.amsgrad ? load(t.max_exp_avg_sq + i) : C(0);
-            adam_update(options, s, load(t.grad + i), param, average, square, most);
-            store(t.param + i, param);
-            store(t.exp_avg + i, average);
-            store(t.exp_avg_sq + i, square);
-            if (options.amsgrad) store(t.max_exp_avg_sq + i, most);
-          });
-    });
-    *t.step += 1;
+    const auto step = adam_step<compute_t<T>>(o, learning_rate, double{*tensors[k].step} + 1);
+    o.amsgrad ? update<true>(tensors[k], step) : update<false>(tensors[k], step);
+    *tensors[k].step += 1;
   }
 }
 

@@ -56,7 +56,8 @@ __global__ void __launch_bounds__(threads)
     load_elements(t.exp_avg_sq, i, end, aligned, square);
     if (options.amsgrad) load_elements(t.max_exp_avg_sq, i, end, aligned, most);
 #pragma unroll
-    for (int k = 0; k < length; ++k) adam_update(options, step, grad[k], param[k], average[k], square[k], most[k]);
+    for (int k = 0; k < length; ++k)
+      adam_update(step, options.amsgrad, grad[k], param[k], average[k], square[k], most[k]);
     store_elements(t.param, i, end, aligned, param);
     store_elements(t.exp_avg, i, end, aligned, average);
     store_elements(t.exp_avg_sq, i, end, aligned, square);
