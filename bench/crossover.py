@@ -63,7 +63,7 @@ def header(values: dict[str, float], about: str) -> str:
     batch = int(values["narrow_batch"])
     lines.append(f"constexpr int narrow_batch = {batch};  // largest batch for the narrow network kernels")
     return (
-        "// Up to which size this project's product kernels run, and above which the library's: the largest m n k of a\n"
+        "// Up to which size this project's product kernels run, and above which the library's: largest m n k of a\n"
         f"// product. Written by `python -m bench.crossover --write`: {about}.\n"
         "#pragma once\n\nnamespace fastgan::cuda::crossover {\n\n"
         + "\n".join(lines)
