@@ -5,7 +5,9 @@ FASTGAN_BUILD chooses what is built:
                   CPU, else (no PyTorch or no C++ compiler in the build environment) nothing: it then runs on PyTorch
   cuda, cpu       that, or an error that says what is missing
   none            nothing
-TORCH_CUDA_ARCH_LIST, CUDA_HOME, MAX_JOBS and CXX are respected, as torch.utils.cpp_extension documents them.
+TORCH_CUDA_ARCH_LIST, CUDA_HOME, MAX_JOBS and CXX are respected, as torch.utils.cpp_extension documents them. Without
+TORCH_CUDA_ARCH_LIST the kernels are compiled for the GPUs of this machine or, where it has none, for every generation
+from compute capability 8.0 on.
 """
 
 from __future__ import annotations
@@ -23,6 +25,9 @@ from setuptools import setup
 
 ROOT = Path(__file__).parent
 MODES = ("auto", "cuda", "cpu", "none")
+# The kernels need cp.async and bfloat16 on tensor cores. Code for x.0 runs on every later x.y.
+OLDEST = (8, 0)
+EVERY_GENERATION = "8.0;9.0;10.0;12.0+PTX"
 
 
 def say(sentence: str) -> None:
@@ -54,6 +59,23 @@ def cuda_missing() -> str | None:
         return f"{nvcc} does not say its version"
     if release[1] != torch.version.cuda.split(".")[0]:
         return f"nvcc is CUDA {release[1]}.{release[2]}, PyTorch was built with CUDA {torch.version.cuda}"
+    return architecture_missing()
+
+
+def architecture_missing() -> str | None:
+    """Why the kernels cannot be compiled for what is asked for, or for the GPUs here; None where they can."""
+    import torch
+
+    needed = f"fastgan's kernels need {OLDEST[0]}.{OLDEST[1]} or later"
+    listed = os.environ.get("TORCH_CUDA_ARCH_LIST", "")
+    for major, minor in re.findall(r"(\d+)\.(\d+)", listed):
+        if (int(major), int(minor)) < OLDEST:
+            return f"TORCH_CUDA_ARCH_LIST names compute capability {major}.{minor}, and {needed}"
+    if not listed.strip():
+        for i in range(torch.cuda.device_count()):
+            if torch.cuda.get_device_capability(i) < OLDEST:
+                major, minor = torch.cuda.get_device_capability(i)
+                return f"{torch.cuda.get_device_name(i)} has compute capability {major}.{minor}, and {needed}"
     return None
 
 
@@ -144,7 +166,17 @@ def build_command():
     return Build
 
 
+def choose_architectures() -> None:
+    """Set TORCH_CUDA_ARCH_LIST where it is not set and no GPU tells."""
+    import torch
+
+    if not os.environ.get("TORCH_CUDA_ARCH_LIST", "").strip() and torch.cuda.device_count() == 0:
+        os.environ["TORCH_CUDA_ARCH_LIST"] = EVERY_GENERATION
+
+
 mode = choose_mode()
+if mode == "cuda":
+    choose_architectures()
 if mode == "none":
     setup()
 else:
