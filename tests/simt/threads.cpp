@@ -9,37 +9,38 @@ namespace simt {
 
 namespace {
 
-// Where each thread of a launch waits, for the sentence of a deadlock.
+// Where each thread of a round of blocks waits, for the sentence of a deadlock. Relaxed atomics and no lock: that would
+// order threads which nothing in the kernel orders, and hide their races from ThreadSanitizer.
 struct Waits {
-  std::mutex mutex;
-  std::vector<Meeting*> meetings;
-  int ended = 0;
+  explicit Waits(size_t threads) : meetings(threads) {}
+
+  std::string describe() const {
+    std::vector<Meeting*> waiting;
+    for (const auto& meeting : meetings)
+      if (Meeting* at = meeting.load(std::memory_order_relaxed)) waiting.push_back(at);
+    return describe_wait(waiting, ended.load(std::memory_order_relaxed));
+  }
+
+  std::vector<std::atomic<Meeting*>> meetings;
+  std::atomic<int> ended{0};
 };
 
 Waits* waits = nullptr;  // one launch at a time runs on this engine
+thread_local size_t place = 0;
 std::mutex one_launch;
 
 }  // namespace
 
 void wait_in_thread(Meeting& meeting, uint64_t round, std::unique_lock<std::mutex>& lock) {
   Launch& launch = *current->block->launch;
-  {
-    const std::lock_guard guard(waits->mutex);
-    waits->meetings.push_back(&meeting);
-  }
+  waits->meetings[place].store(&meeting, std::memory_order_relaxed);
   // The last to come to a meeting is still running: so where none is, none will come.
-  const bool deadlock = launch.running.fetch_sub(1, std::memory_order_relaxed) == 1;
-  if (deadlock) {
-    launch.running.fetch_add(1, std::memory_order_relaxed);
-    const std::lock_guard guard(waits->mutex);
-    fault(describe_wait(waits->meetings, waits->ended));
-  }
+  if (launch.running.fetch_sub(1, std::memory_order_relaxed) == 1) fault(waits->describe());
   while (meeting.round.load(std::memory_order_relaxed) == round) {
     if (launch.abandoned.load(std::memory_order_relaxed)) throw Abandoned{};
     meeting.changed.wait_for(lock, std::chrono::milliseconds(20));
   }
-  const std::lock_guard guard(waits->mutex);
-  std::erase(waits->meetings, &meeting);
+  waits->meetings[place].store(nullptr, std::memory_order_relaxed);
 }
 
 void run_threads(Launch& launch) {
@@ -47,8 +48,6 @@ void run_threads(Launch& launch) {
   const int threads = launch.thread_count();
   const int64_t count = launch.block_count();
   const int64_t at_once = launch.cooperative ? count : std::min<int64_t>(count, std::max<int64_t>(2, 256 / threads));
-  Waits of_launch;
-  waits = &of_launch;
   std::mutex error_mutex;
   std::exception_ptr error;
   std::vector<std::unique_ptr<Block>> blocks;
@@ -57,8 +56,8 @@ void run_threads(Launch& launch) {
   for (int64_t first = 0; first < count && !error; first += at_once) {
     const int64_t now = std::min(at_once, count - first);
     launch.running = int(now * threads);
-    of_launch.meetings.clear();
-    of_launch.ended = 0;
+    Waits of_round(now * threads);
+    waits = &of_round;
     for (int64_t b = 0; b < now; ++b) blocks[b]->prepare(launch);
     std::vector<std::thread> workers;
     for (int64_t b = 0; b < now; ++b)
@@ -69,6 +68,7 @@ void run_threads(Launch& launch) {
           launch.place(thread, *blocks[b], first + b, t);
           thread.copies = &copies;
           current = &thread;
+          place = b * threads + t;
           const auto fail = [&](std::exception_ptr caught) {
             const std::lock_guard lock(error_mutex);
             if (!error) error = caught;
@@ -77,17 +77,11 @@ void run_threads(Launch& launch) {
           try {
             launch.kernel();
             thread_ends();
-            std::vector<Meeting*> left;
-            {
-              const std::lock_guard lock(of_launch.mutex);
-              ++of_launch.ended;
-              left = of_launch.meetings;
-            }
-            if (launch.running.fetch_sub(1, std::memory_order_relaxed) == 1 && !left.empty()) {
-              const std::lock_guard lock(of_launch.mutex);
-              if (!launch.abandoned.load(std::memory_order_relaxed))
-                fault(describe_wait(of_launch.meetings, of_launch.ended));
-            }
+            of_round.ended.fetch_add(1, std::memory_order_relaxed);
+            // What orders the ends of threads orders nothing that a kernel does.
+            if (launch.running.fetch_sub(1, std::memory_order_acq_rel) == 1 &&
+                of_round.ended.load(std::memory_order_relaxed) < now * threads)
+              fault(of_round.describe());
           } catch (const Abandoned&) {
           } catch (...) {
             fail(std::current_exception());
