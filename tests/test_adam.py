@@ -105,6 +105,10 @@ def test_learning_rate_in_a_tensor() -> None:
     check(torch.float32, SIZES, lr=torch.tensor(0.02))
 
 
+def test_no_tensors() -> None:
+    Ours([], 0.1, False).step([])
+
+
 def test_memory_that_is_not_aligned() -> None:
     param, twin = torch.randn(33)[1:], None
     twin = param.clone()

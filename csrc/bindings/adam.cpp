@@ -81,6 +81,13 @@ void adam_meta(TensorList params, TensorList grads, TensorList exp_avgs, TensorL
   check(params, lists, state_steps, lr_tensor);
 }
 
+// Where no device has a kernel: nothing to update, or tensors elsewhere.
+void adam_elsewhere(TensorList params, TensorList, TensorList, TensorList, TensorList, TensorList,
+                    const std::optional<Tensor>&, double, double, double, double, double, bool, bool, bool) {
+  TORCH_CHECK(params.empty(), "adam_: params must be on a device that fastgan was built for, not on ",
+              params[0].device());
+}
+
 }  // namespace
 
 TORCH_LIBRARY_FRAGMENT(FASTGAN_LIBRARY, m) {
@@ -93,6 +100,8 @@ TORCH_LIBRARY_FRAGMENT(FASTGAN_LIBRARY, m) {
 FASTGAN_KERNELS(register_kernels)
 
 TORCH_LIBRARY_IMPL(FASTGAN_LIBRARY, Meta, m) { m.impl("adam_", adam_meta); }
+
+TORCH_LIBRARY_IMPL(FASTGAN_LIBRARY, CompositeExplicitAutograd, m) { m.impl("adam_", adam_elsewhere); }
 
 TORCH_LIBRARY_IMPL(FASTGAN_LIBRARY, Autograd, m) { m.impl("adam_", torch::autograd::autogradNotImplementedFallback()); }
 
