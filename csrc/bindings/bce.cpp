@@ -98,10 +98,11 @@ std::tuple<Tensor, Tensor> backward_kernel(const Tensor& grad_output, const Tens
   const Reduction reduction = reduction_of(reduction_number);
   check(input, target, weight, pos_weight);
   const Tensor go = grad_output.contiguous();
-  TORCH_CHECK(
-      go.numel() == (reduction == Reduction::none ? input.numel() : 1) && go.scalar_type() == input.scalar_type(),
-      "bce_with_logits_backward: grad_output of shape ", go.sizes(), " and dtype ", go.scalar_type(),
-      " does not fit input of shape ", input.sizes(), " and dtype ", input.scalar_type());
+  TORCH_CHECK(go.numel() == (reduction == Reduction::none ? input.numel() : 1) &&
+                  go.scalar_type() == input.scalar_type() && go.device() == input.device(),
+              "bce_with_logits_backward: grad_output of shape ", go.sizes(), ", ", go.scalar_type(), " on ",
+              go.device(), " does not fit input of shape ", input.sizes(), ", ", input.scalar_type(), " on ",
+              input.device());
   Tensor grad_input, grad_target;
   const Scope here(input);
   with_dtype(input.scalar_type(), "bce_with_logits_backward", [&](auto tag) {

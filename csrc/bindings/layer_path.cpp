@@ -35,6 +35,8 @@ bool allow_tf32() {
 #if TORCH_VERSION_MAJOR > 2 || TORCH_VERSION_MINOR >= 10
   return at::globalContext().float32Precision(at::Float32Backend::CUDA, at::Float32Op::MATMUL) ==
          at::Float32Precision::TF32;
+#elif TORCH_VERSION_MINOR == 9
+  return at::globalContext().float32Precision("cuda", "matmul") == "tf32";
 #else
   return at::globalContext().allowTF32CuBLAS();
 #endif

@@ -96,10 +96,11 @@ std::vector<Tensor> backward_kernel(const Tensor& grad_output, TensorList gradie
   const Scope here(go);
   for (const Tensor& given : gradients) {
     const Tensor gradient = given.contiguous();
-    TORCH_CHECK(go.numel() == (none ? gradient.numel() : 1) &&
+    TORCH_CHECK(go.numel() == (none ? gradient.numel() : 1) && gradient.device() == go.device() &&
                     gradient.scalar_type() == c10::typeMetaToScalarType(gradient_options(go).dtype()),
-                "logits_loss_backward: grad_output of shape ", go.sizes(), " and dtype ", go.scalar_type(),
-                " does not fit gradients of shape ", gradient.sizes(), " and dtype ", gradient.scalar_type());
+                "logits_loss_backward: grad_output of shape ", go.sizes(), ", ", go.scalar_type(), " on ", go.device(),
+                " does not fit gradients of shape ", gradient.sizes(), ", ", gradient.scalar_type(), " on ",
+                gradient.device());
     out.push_back(at::empty(gradient.sizes(), go.options()));
     with_dtype(go.scalar_type(), "logits_loss_backward", [&](auto tag) {
       using T = typename decltype(tag)::type;

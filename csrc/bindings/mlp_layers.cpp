@@ -54,11 +54,12 @@ Tensor mlp_kernel(const Tensor& input, TensorList weights, const Biases& biases,
   const Scope here(input);
   const Layers layers(activations, slopes);
   check_biases(input, weights, biases, layers);
+  if constexpr (Scope::has_narrow) {
+    if (const auto whole = narrow_forward(here, as_matrix(input, row_count(input)), weights, biases, layers, false))
+      return with_leading_dimensions(whole->back().y, input);
+  }
   Tensor y;
-  if (const auto whole = narrow_forward(here, as_matrix(input, row_count(input)), weights, biases, layers, false))
-    y = whole->back().y;
-  else
-    run_layers(here, input, weights, biases, layers, false, [&](size_t, const LayerOutput& out) { y = out.y; });
+  run_layers(here, input, weights, biases, layers, false, [&](size_t, const LayerOutput& out) { y = out.y; });
   return with_leading_dimensions(y, input);
 }
 
@@ -73,10 +74,11 @@ std::vector<Tensor> mlp_forward_kernel(const Tensor& input, TensorList weights, 
     outputs.push_back(with_leading_dimensions(out.y, input));
     if (out.z.defined()) pre_activations.push_back(with_leading_dimensions(out.z, input));
   };
-  if (const auto whole = narrow_forward(here, as_matrix(input, row_count(input)), weights, biases, layers, true))
-    for (size_t l = 0; l < layers.count(); ++l) collect(l, (*whole)[l]);
-  else
-    run_layers(here, input, weights, biases, layers, true, collect);
+  std::optional<std::vector<LayerOutput>> whole;
+  if constexpr (Scope::has_narrow)
+    whole = narrow_forward(here, as_matrix(input, row_count(input)), weights, biases, layers, true);
+  if (!whole) run_layers(here, input, weights, biases, layers, true, collect);
+  for (size_t l = 0; whole && l < layers.count(); ++l) collect(l, (*whole)[l]);
   outputs.insert(outputs.end(), pre_activations.begin(), pre_activations.end());
   return outputs;
 }
@@ -104,15 +106,17 @@ std::vector<Tensor> mlp_backward_kernel(const Tensor& grad_output, const Tensor&
   Tensor grad_input;
   std::vector<Tensor> grad_weights(count), grad_biases(count), grad_z(count), grad_y(count);
   const auto layer_input = [&](size_t l) { return as_matrix(l == 0 ? input : outputs[l - 1], rows); };
-  const auto as_rows = [&](const std::vector<Tensor>& list) {
-    std::vector<Tensor> matrices;
-    for (const Tensor& x : list) matrices.push_back(as_matrix(x, rows));
-    return matrices;
-  };
-  const bool whole =
-      !keep_intermediates && narrow_backward(here, as_matrix(grad_output, rows), as_matrix(input, rows), weights,
-                                             as_rows(outputs.slice(0, count).vec()), as_rows(saved), layers, need,
-                                             kept.lowest, grad_input, grad_weights, grad_biases);
+  bool whole = false;
+  if constexpr (Scope::has_narrow) {
+    const auto as_rows = [&](TensorList list) {
+      std::vector<Tensor> matrices;
+      for (const Tensor& x : list) matrices.push_back(as_matrix(x, rows));
+      return matrices;
+    };
+    whole = !keep_intermediates && narrow_backward(here, as_matrix(grad_output, rows), as_matrix(input, rows), weights,
+                                                   as_rows(outputs.slice(0, count)), as_rows(saved), layers, need,
+                                                   kept.lowest, grad_input, grad_weights, grad_biases);
+  }
   // g is grad_y of layer l; where the layer after has done it already, next_z is its grad_z.
   Tensor g = as_matrix(grad_output, rows), next_z;
   for (size_t l = count; !whole && l-- > kept.lowest;) {
@@ -210,7 +214,8 @@ std::vector<Tensor> mlp_double_backward_kernel(TensorList cotangents, at::IntArr
       accumulate_product(h_bar[l], grad_z, weight_bars[l]);
     }
     if (bias_bars[l].defined())
-      grad_z_bar = grad_z_bar.defined() ? grad_z_bar.add_(bias_bars[l]) : bias_bars[l].expand_as(grad_z).contiguous();
+      grad_z_bar = grad_z_bar.defined() ? grad_z_bar.add_(bias_bars[l])
+                                        : bias_bars[l].expand_as(grad_z).clone(at::MemoryFormat::Contiguous);
     if (!grad_z_bar.defined()) continue;
     const LayerSecondGradient second =
         activation_double_backward(here, grad_z_bar, grad_y, as_matrix(saved[l], rows), layers[l]);

@@ -7,18 +7,6 @@
 
 namespace fastgan::bindings {
 
-// On the CPU there is none.
-template <class Scope>
-std::optional<std::vector<LayerOutput>> narrow_forward(const Scope&, const Tensor&, TensorList, const Biases&,
-                                                       const Layers&, bool) {
-  return std::nullopt;
-}
-template <class Scope>
-bool narrow_backward(const Scope&, const Tensor&, const Tensor&, TensorList, TensorList, TensorList, const Layers&,
-                     const Flags&, size_t, Tensor&, std::vector<Tensor>&, std::vector<Tensor>&) {
-  return false;
-}
-
 #if defined(FASTGAN_SIMT) || defined(FASTGAN_WITH_CUDA)
 
 // All layers' outputs (with `keep` y of each, and z of those that need it; else the last y alone), or nothing where the

@@ -15,6 +15,7 @@
 #include "../cuda/platform.h"
 #elif defined(FASTGAN_WITH_CUDA)
 #include <ATen/cuda/CUDAContext.h>
+#include <c10/cuda/CUDAGraphsC10Utils.h>
 #include <c10/cuda/CUDAGuard.h>
 
 #include <map>
@@ -31,6 +32,8 @@ class CpuScope : public cpu::Context {
  public:
   // Whether the bias gradient comes with the weight gradient rather than with the activation's derivative.
   static constexpr bool bias_with_weight = false;
+  // Whether there are kernels for a whole narrow network (mlp_narrow.h).
+  static constexpr bool has_narrow = false;
 
   explicit CpuScope(const Tensor&) {}
 };
@@ -42,6 +45,7 @@ class CpuScope : public cpu::Context {
 class CudaScope : public cuda::Context {
  public:
   static constexpr bool bias_with_weight = true;
+  static constexpr bool has_narrow = true;
 
   explicit CudaScope(const Tensor& like);
 
@@ -81,21 +85,26 @@ inline CudaScope::CudaScope(const Tensor& like) : guard_(like.device()), options
 }
 
 // Work on one stream runs in order, so a stream's kernels can take turns at its counters. A captured graph may be
-// replayed on any stream, beside others: it has counters of its own, set to zero in the graph.
+// replayed on any stream, beside others: it has counters of its own, set to zero in the graph. Those of a stream live
+// as long as the process, so they do not come from torch's allocator: its pool of the moment may be that of a graph.
 inline unsigned* CudaScope::counters() const {
-  const auto zeros = [&] { return at::zeros({counter_count}, options_.dtype(at::kInt)); };
   cudaStreamCaptureStatus capturing = cudaStreamCaptureStatusNone;
   C10_CUDA_CHECK(cudaStreamIsCapturing(stream, &capturing));
   if (capturing != cudaStreamCaptureStatusNone) {
-    memory_.push_back(zeros());
+    memory_.push_back(at::zeros({counter_count}, options_.dtype(at::kInt)));
     return static_cast<unsigned*>(memory_.back().mutable_data_ptr());
   }
   static std::mutex mutex;
-  static auto& of_stream = *new std::map<std::pair<int, cudaStream_t>, Tensor>;  // outlives the CUDA runtime's end
+  static auto& of_stream = *new std::map<std::pair<int, cudaStream_t>, unsigned*>;
   const std::lock_guard lock(mutex);
-  Tensor& tensor = of_stream[{options_.device().index(), stream}];
-  if (!tensor.defined()) tensor = zeros();
-  return static_cast<unsigned*>(tensor.mutable_data_ptr());
+  unsigned*& counters = of_stream[{options_.device().index(), stream}];
+  if (counters == nullptr) {
+    // Another thread may be capturing meanwhile.
+    const c10::cuda::CUDAStreamCaptureModeGuard relaxed(cudaStreamCaptureModeRelaxed);
+    C10_CUDA_CHECK(cudaMalloc(reinterpret_cast<void**>(&counters), counter_count * sizeof(unsigned)));
+    C10_CUDA_CHECK(cudaMemsetAsync(counters, 0, counter_count * sizeof(unsigned), stream));
+  }
+  return counters;
 }
 
 #endif
