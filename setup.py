@@ -28,6 +28,7 @@ MODES = ("auto", "cuda", "cpu", "none")
 # The kernels need cp.async and bfloat16 on tensor cores. Code for x.0 runs on every later x.y.
 OLDEST = (8, 0)
 EVERY_GENERATION = "8.0;9.0;10.0;12.0+PTX"
+EVERY_GENERATION_BEFORE_12_8 = "8.0;9.0+PTX"  # what an older nvcc knows
 
 
 def say(sentence: str) -> None:
@@ -52,14 +53,22 @@ def cuda_missing() -> str | None:
     nvcc = Path(cpp_extension.CUDA_HOME) / "bin" / "nvcc"
     if not nvcc.exists():
         return f"CUDA_HOME is {cpp_extension.CUDA_HOME}, which has no bin/nvcc"
-    release = re.search(
-        r"release (\d+)\.(\d+)", subprocess.run([nvcc, "--version"], capture_output=True, text=True).stdout
-    )
+    release = nvcc_release()
     if release is None:
         return f"{nvcc} does not say its version"
-    if release[1] != torch.version.cuda.split(".")[0]:
-        return f"nvcc is CUDA {release[1]}.{release[2]}, PyTorch was built with CUDA {torch.version.cuda}"
+    if str(release[0]) != torch.version.cuda.split(".")[0]:
+        return f"nvcc is CUDA {release[0]}.{release[1]}, PyTorch was built with CUDA {torch.version.cuda}"
     return architecture_missing()
+
+
+def nvcc_release() -> tuple[int, int] | None:
+    """The toolkit's release, such as (13, 0); None where nvcc does not say."""
+    from torch.utils import cpp_extension
+
+    nvcc = Path(cpp_extension.CUDA_HOME) / "bin" / "nvcc"
+    said = subprocess.run([nvcc, "--version"], capture_output=True, text=True).stdout
+    release = re.search(r"release (\d+)\.(\d+)", said)
+    return (int(release[1]), int(release[2])) if release else None
 
 
 def architecture_missing() -> str | None:
@@ -171,7 +180,8 @@ def choose_architectures() -> None:
     import torch
 
     if not os.environ.get("TORCH_CUDA_ARCH_LIST", "").strip() and torch.cuda.device_count() == 0:
-        os.environ["TORCH_CUDA_ARCH_LIST"] = EVERY_GENERATION
+        new = (nvcc_release() or (0, 0)) >= (12, 8)
+        os.environ["TORCH_CUDA_ARCH_LIST"] = EVERY_GENERATION if new else EVERY_GENERATION_BEFORE_12_8
 
 
 mode = choose_mode()

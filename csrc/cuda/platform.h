@@ -62,8 +62,9 @@ int64_t resident_blocks(const Context& context, const char*, void (*)(Parameters
 inline void check(cudaError_t error, const char* name) {
   if (error == cudaSuccess) return;
   cudaGetLastError();  // else the next call would report it again
-  std::string sentence =
-      std::string("fastgan: the CUDA kernel ") + name + " could not be launched: " + cudaGetErrorString(error) + ".";
+  std::string sentence = std::string("fastgan: the CUDA kernel ") + name +
+                         " could not be launched: " + cudaGetErrorString(error) +
+                         " (work launched before it may be the cause).";
   if (error == cudaErrorNoKernelImageForDevice || error == cudaErrorInvalidDeviceFunction)
     sentence +=
         " This fastgan has no code for this GPU's architecture; rebuild it with TORCH_CUDA_ARCH_LIST unset, or "
