@@ -46,27 +46,28 @@ def run_on(name: str) -> Iterator[None]:
         yield
 
 
+@contextlib.contextmanager
+def run_on_or_skip(name: str) -> Iterator[str]:
+    """As run_on; where the backend cannot run, the test is skipped, or fails if the backend is required."""
+    if reason := unavailable_reason(name):
+        if name in REQUIRED:
+            pytest.fail(f"backend {name} is required, but {reason}")
+        pytest.skip(reason)
+    with run_on(name):
+        yield name
+
+
 @pytest.fixture(params=BACKENDS)
 def backend(request: pytest.FixtureRequest) -> Iterator[str]:
     """Runs the test once on every backend."""
-    reason = unavailable_reason(request.param)
-    if reason:
-        if request.param in REQUIRED:
-            pytest.fail(f"backend {request.param} is required, but {reason}")
-        pytest.skip(reason)
-    with run_on(request.param):
-        yield request.param
+    with run_on_or_skip(request.param) as name:
+        yield name
 
 
 @pytest.fixture
 def compiled() -> Iterator[None]:
     """For tests of what only the compiled ops have."""
-    reason = unavailable_reason("cpu")
-    if reason:
-        if "cpu" in REQUIRED:
-            pytest.fail(f"backend cpu is required, but {reason}")
-        pytest.skip(reason)
-    with fastgan.use_backend("cpu"):
+    with run_on_or_skip("cpu"):
         yield
 
 

@@ -43,16 +43,13 @@ def module() -> ModuleType:
 
 
 @contextlib.contextmanager
-def use_simt(path: str = "automatic") -> Iterator[None]:
+def use_simt() -> Iterator[None]:
     """In a `with` block, fastgan.functional's compiled ops are those of the host model."""
     compiled = module()
     before = backend.module, backend.ops, backend._device_types, backend._name
-    path_before = compiled.layer_path()
-    compiled.set_layer_path(path)
     backend.module, backend.ops = compiled, torch.ops.fastgan_simt
     backend._device_types, backend._name = frozenset(compiled.device_types()), "cpu"
     try:
         yield
     finally:
         backend.module, backend.ops, backend._device_types, backend._name = before
-        compiled.set_layer_path(path_before)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator
 
 import pytest
 import torch
 from conformance import DTYPES, largest_error
+from conftest import BACKENDS, run_on_or_skip
 from torch import Tensor
 
 import fastgan
@@ -15,10 +17,10 @@ from fastgan import backend as fastgan_backend
 SIZES = ((), (0,), (1,), (7, 3), (257,), (70, 130))
 
 
-@pytest.fixture(autouse=True)
-def compiled_backend(backend: str) -> None:
-    if backend == "reference":
-        pytest.skip("adam_ is an op of the compiled backends alone")
+@pytest.fixture(params=[name for name in BACKENDS if name != "reference"], autouse=True)
+def compiled_backend(request: pytest.FixtureRequest) -> Iterator[None]:
+    with run_on_or_skip(request.param):
+        yield
 
 
 class Ours:

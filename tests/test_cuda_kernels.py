@@ -10,7 +10,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from conformance import DTYPES, assert_within_bound, derivatives, largest_error
-from conftest import BACKENDS, REQUIRED, run_on, unavailable_reason
+from conftest import BACKENDS, run_on_or_skip
 from torch import Tensor
 
 import fastgan
@@ -32,12 +32,8 @@ SHAPES = {
 
 @pytest.fixture(params=[name for name in BACKENDS if name in ("simt", "cuda")], autouse=True)
 def device_backend(request: pytest.FixtureRequest) -> Iterator[str]:
-    if reason := unavailable_reason(request.param):
-        if request.param in REQUIRED:
-            pytest.fail(reason)
-        pytest.skip(reason)
-    with run_on(request.param):
-        yield request.param
+    with run_on_or_skip(request.param) as name:
+        yield name
 
 
 @contextlib.contextmanager

@@ -79,7 +79,9 @@ CALLS = {"losses": losses, "network": network, "adam": adam}
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_sanitize_losses(dtype: torch.dtype) -> None:
     losses(dtype)()
-    generator_loss(torch.randn(33, dtype=dtype, requires_grad=True), reduction="none").sum().backward()
+    logits = torch.randn(33, dtype=dtype, requires_grad=True)
+    generator_loss(logits, reduction="none").sum().backward()
+    binary_cross_entropy_with_logits(logits, torch.rand(33, dtype=dtype), reduction="none").sum().backward()
     torch.cuda.synchronize()
 
 
@@ -92,6 +94,9 @@ def test_sanitize_layers(dtype: torch.dtype, path: str, precision: str) -> None:
         fastgan_backend.module.set_layer_path(path)
         network(dtype)()
         network(dtype, 3, (1100, 20))()  # k is shared out among blocks
+        x, weight = (torch.randn(n, 5, dtype=dtype, requires_grad=True) for n in (3, 4))
+        (gradient,) = torch.autograd.grad(mlp(x, [weight], None, ["tanh"]).sum(), x, create_graph=True)
+        gradient.sum().backward()  # the second derivative
         torch.cuda.synchronize()
     finally:
         torch.set_float32_matmul_precision("highest")

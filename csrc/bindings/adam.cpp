@@ -14,8 +14,11 @@ namespace fastgan::bindings {
 
 namespace {
 
-void check(TensorList params, const std::vector<std::pair<const char*, TensorList>>& lists, TensorList state_steps,
-           const std::optional<Tensor>& lr_tensor) {
+void check(TensorList params, TensorList grads, TensorList exp_avgs, TensorList exp_avg_sqs, TensorList max_exp_avg_sqs,
+           TensorList state_steps, const std::optional<Tensor>& lr_tensor, bool amsgrad) {
+  std::vector<std::pair<const char*, TensorList>> lists = {
+      {"params", params}, {"grads", grads}, {"exp_avgs", exp_avgs}, {"exp_avg_sqs", exp_avg_sqs}};
+  if (amsgrad) lists.push_back({"max_exp_avg_sqs", max_exp_avg_sqs});
   for (const auto& [name, list] : lists) {
     TORCH_CHECK(list.size() == params.size(), "adam_: ", name, " must have ", params.size(),
                 " tensors, as params, not ", list.size());
@@ -45,10 +48,7 @@ void adam_kernel(TensorList params, TensorList grads, TensorList exp_avgs, Tenso
                  TensorList max_exp_avg_sqs, TensorList state_steps, const std::optional<Tensor>& lr_tensor, double lr,
                  double beta1, double beta2, double weight_decay, double eps, bool amsgrad, bool maximize,
                  bool decoupled_weight_decay) {
-  std::vector<std::pair<const char*, TensorList>> lists = {
-      {"params", params}, {"grads", grads}, {"exp_avgs", exp_avgs}, {"exp_avg_sqs", exp_avg_sqs}};
-  if (amsgrad) lists.push_back({"max_exp_avg_sqs", max_exp_avg_sqs});
-  check(params, lists, state_steps, lr_tensor);
+  check(params, grads, exp_avgs, exp_avg_sqs, max_exp_avg_sqs, state_steps, lr_tensor, amsgrad);
   if (params.empty()) return;
   const Scope here(params[0]);
   const AdamOptions options{beta1, beta2, weight_decay, eps, amsgrad, maximize, decoupled_weight_decay};
@@ -75,10 +75,7 @@ void register_kernels(torch::Library& m) {
 void adam_meta(TensorList params, TensorList grads, TensorList exp_avgs, TensorList exp_avg_sqs,
                TensorList max_exp_avg_sqs, TensorList state_steps, const std::optional<Tensor>& lr_tensor, double,
                double, double, double, double, bool amsgrad, bool, bool) {
-  std::vector<std::pair<const char*, TensorList>> lists = {
-      {"params", params}, {"grads", grads}, {"exp_avgs", exp_avgs}, {"exp_avg_sqs", exp_avg_sqs}};
-  if (amsgrad) lists.push_back({"max_exp_avg_sqs", max_exp_avg_sqs});
-  check(params, lists, state_steps, lr_tensor);
+  check(params, grads, exp_avgs, exp_avg_sqs, max_exp_avg_sqs, state_steps, lr_tensor, amsgrad);
 }
 
 // Where no device has a kernel: nothing to update, or tensors elsewhere.
