@@ -1,0 +1,82 @@
+// One step of alternating training (Goodfellow et al. 2014, algorithm 1) over two networks, as the engine of each
+// device takes it: layers, their parameters with the optimizer's state, and the inputs. T is float or double.
+#pragma once
+
+#include "activation.h"
+#include "adam.h"
+
+namespace fastgan {
+
+// A parameter, contiguous, and what one update needs. A null value: the layer has no such parameter.
+template <class T>
+struct Trained {
+  T* value = nullptr;
+  T* exp_avg = nullptr;  // null where the parameter is frozen
+  T* exp_avg_sq = nullptr;
+  T* max_exp_avg_sq = nullptr;  // null but with amsgrad
+  T* average = nullptr;         // its exponential moving average, or null
+  const AdamStep<T>* step = nullptr;  // where the kernels run: of the update that is due
+
+  bool is_updated() const { return exp_avg != nullptr; }
+};
+
+enum class LayerKind : int { linear, batch_norm, dropout, identity };
+
+// y = activation(z), and z is what the kind says of the layer's input.
+template <class T>
+struct StepLayer {
+  LayerKind kind = LayerKind::identity;
+  int64_t in = 0, out = 0;  // widths, the same but for linear
+  ActivationArguments activation{Activation::identity, 0};
+  Trained<T> weight, bias;  // linear: (out, in) and (out); batch_norm: (out) and (out)
+
+  // batch_norm (Ioffe and Szegedy 2015): the statistics of the batch, or the running ones as they are
+  bool batch_statistics = false;
+  T* running_mean = nullptr;  // (out), or null
+  T* running_var = nullptr;
+  double momentum = 0;  // of a batch in the running statistics; ignored where that is cumulative
+  int64_t* batches = nullptr;
+  bool cumulative = false;  // the mean over all batches: momentum 1 / batches
+  double eps = 0;
+
+  // dropout: zeros and ones, (batch, out), of the first and the second half of the batch; null where all is kept
+  const T* mask[2] = {nullptr, nullptr};
+  double keep_scale = 1;  // 1 / (1 - p)
+};
+
+template <class T>
+struct StepNetwork {
+  int count = 0;
+  StepLayer<T>* layers = nullptr;
+
+  int64_t in() const { return layers[0].in; }
+  int64_t out() const { return layers[count - 1].out; }
+};
+
+// A matrix (batch, width) of any strides, in elements.
+template <class T>
+struct StridedRows {
+  const T* data = nullptr;
+  int64_t width = 0, row_stride = 0, col_stride = 0;
+};
+
+template <class T>
+struct StepProblem {
+  StepNetwork<T> generator, discriminator;
+  int64_t batch = 0, classes = 0;  // the last `classes` inputs of both networks are a one-hot label
+  double real_target = 1, fake_target = 0;
+  bool minimax = false;
+  double average_rate = 0;  // 1 - decay of the moving average
+
+  // Of one D step or G step:
+  StridedRows<T> real, noise;
+  const int64_t* labels = nullptr;  // (batch), or null without classes
+};
+
+// What a step reports.
+template <class T>
+struct StepSums {
+  T d_loss, g_loss, real_score, fake_score;
+};
+
+}  // namespace fastgan
