@@ -106,13 +106,15 @@ _ACTIVATION_MODULES: dict[type[nn.Module], Callable[[Any], tuple[str, float] | N
 _PLAIN_TENSORS = (Tensor, nn.Parameter)
 
 
-def _has_hooks(module: nn.Module) -> bool:
+def has_hooks(module: nn.Module) -> bool:
+    """Whether a module has hooks of its own."""
     return bool(
         module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
     )
 
 
-def _has_global_hooks() -> bool:
+def has_global_hooks() -> bool:
+    """Whether there are hooks of all modules."""
     return bool(
         torch_module._global_forward_hooks
         or torch_module._global_forward_pre_hooks
@@ -130,13 +132,13 @@ def _computes_linear(kind: type[nn.Module]) -> bool:
 
 
 def _is_fusable_linear(module: nn.Module) -> bool:
-    return _computes_linear(type(module)) and "forward" not in module.__dict__ and not _has_hooks(module)
+    return _computes_linear(type(module)) and "forward" not in module.__dict__ and not has_hooks(module)
 
 
 def fused_activation(module: nn.Module) -> tuple[str, float] | None:
     """The activation (name, negative slope) that a module computes, or None where the fused layers have no such one."""
     rule = _ACTIVATION_MODULES.get(type(module))
-    if rule is None or "forward" in module.__dict__ or _has_hooks(module):
+    if rule is None or "forward" in module.__dict__ or has_hooks(module):
         return None
     return rule(module)
 
@@ -205,7 +207,7 @@ class _Fused:
 
     def forward(self, input: Any) -> Any:
         """Run the modules in turn, each run of Linear + activation fused; shapes as the modules have them."""
-        if not isinstance(input, Tensor) or _has_global_hooks():
+        if not isinstance(input, Tensor) or has_global_hooks():
             return nn.Sequential.forward(self, input)  # type: ignore[arg-type]
         return _run_fused(self, input)  # type: ignore[arg-type]
 
@@ -371,6 +373,17 @@ def _check_module(module: Any) -> None:
         raise TypeError(f"module must be a torch.nn.Module, not {type(module).__name__}")
 
 
+def is_sequential(module: nn.Module) -> bool:
+    """Whether calling a module calls its children in turn, and nothing else."""
+    kind = type(module)
+    return (
+        isinstance(module, nn.Sequential)
+        and kind.forward in (nn.Sequential.forward, _Fused.forward)
+        and kind.__call__ is nn.Module.__call__
+        and "forward" not in module.__dict__
+    )
+
+
 def is_fully_fused(module: nn.Module) -> bool:
     """Whether a module is one run of fused layers, with nothing in it that looks across the batch or keeps state.
 
@@ -381,7 +394,7 @@ def is_fully_fused(module: nn.Module) -> bool:
         return False
     if kind.forward is not _Fused.forward or kind.__call__ is not nn.Module.__call__ or "forward" in module.__dict__:
         return False
-    if _has_hooks(module) or _has_global_hooks():
+    if has_hooks(module) or has_global_hooks():
         return False
     children = list(module.children())
     return bool(children) and all(

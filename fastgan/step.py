@@ -11,9 +11,12 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from fastgan import checks, functional
+from fastgan.engine import CannotPlan, Plan
 from fastgan.nn import is_fully_fused
 
 PRECISIONS = ("fp32", "bf16")
+# Steps between two attempts at a plan where there was none: a hook may have been removed, a module replaced.
+_PLAN_AGAIN = 100
 
 
 class StepStats(NamedTuple):
@@ -39,7 +42,11 @@ class TrainStep:
     sample z, the generator's loss through the just-updated D, backward, update G alone. The losses are those of
     `fastgan.functional.discriminator_loss` and `generator_loss`.
 
-    `plan` says in one line which path runs and, when it is not the fastest, why.
+    Where both networks are Sequentials of Linear, BatchNorm1d, Dropout and activations (`fastgan.nn.MLP` is one) and
+    both optimizers Adam or AdamW, the whole step is one native call on memory set aside once, which updates the
+    parameters and the optimizers' state in place. Gradients are not kept: `Parameter.grad` is None afterwards. Anything
+    else runs composed, of fused ops under autograd. `plan` says in one line which path runs and, when it is not the
+    fastest, why.
     """
 
     def __init__(
@@ -60,6 +67,7 @@ class TrainStep:
         ema: nn.Module | None = None,
         ema_decay: float = 0.999,
         precision: str = "fp32",
+        engine: bool = True,
     ) -> None:
         """Bind the step to two modules and their optimizers.
 
@@ -79,6 +87,7 @@ class TrainStep:
             ema: a copy of the generator that follows it as an exponential moving average, updated in place.
             ema_decay: its decay a step, in [0, 1).
             precision: `fp32` (the parameters' own dtype), or `bf16` for autocast with full-precision parameters.
+            engine: whether the step may run as one native call; False composes it of the fused ops.
 
         Raises:
             TypeError, ValueError: an argument is of the wrong kind or out of range; the message names it.
@@ -111,16 +120,44 @@ class TrainStep:
         self.num_classes = num_classes
         self.ema, self.ema_decay = ema, float(ema_decay)
         self.precision = precision
+        self.engine = bool(engine)
         self.steps_done = 0
+        self._plan: Plan | None = None
+        self._no_plan, self._plan_again = "", 0
+        self._current_plan()
+
+    def __getstate__(self) -> dict[str, object]:
+        return {**vars(self), "_plan": None, "_plan_again": 0}  # a copy or a pickle plans anew
 
     @property
     def plan(self) -> str:
         """Which path runs, and why it is not a faster one."""
+        self._plan_again = 0
+        plan = self._current_plan()
+        if plan is not None:
+            return plan.text
         halves = "one batch" if is_fully_fused(self.discriminator) else "two batches (D is not one fused MLP)"
         return (
             f"composed: fused ops under autograd, real and fake through D as {halves}, {self.precision}; "
-            "the single-call engine is not part of this version"
+            f"not one call, because {self._no_plan}"
         )
+
+    def _current_plan(self) -> Plan | None:
+        """The plan for the networks and optimizers as they are, or None."""
+        if self._plan is not None and self._plan.is_current():
+            return self._plan
+        if self._plan is None and self.steps_done < self._plan_again:
+            return None
+        self._plan = None
+        self._plan_again = self.steps_done + _PLAN_AGAIN
+        if not self.engine:
+            self._no_plan = "engine is False"
+            return None
+        try:
+            self._plan = Plan(self)
+        except CannotPlan as reason:
+            self._no_plan = str(reason)
+        return self._plan
 
     def step(self, real: Tensor, labels: Tensor | None = None, noise: Tensor | None = None) -> StepStats:
         """Run one step: `d_steps` updates of D, then one of G.
@@ -138,7 +175,43 @@ class TrainStep:
         Raises:
             ValueError, TypeError, RuntimeError: a shape, dtype, label or device does not fit; nothing was updated.
         """
-        real, noise, conditions = self._check_inputs(real, labels, noise)
+        real, labels, noise = self._check_inputs(real, labels, noise)
+        plan = self._current_plan()
+        if plan is not None and plan.accepts(real, noise):
+            result = plan.run(self, real, labels, noise)
+            if result is None:  # a parameter has another shape, or may no longer be updated
+                self._plan, self._plan_again = None, 0
+                return self.step(real, labels, noise)
+            self.steps_done += 1
+            return StepStats(*result.unbind())
+        return self._composed_step(real, labels, noise)
+
+    def profile(self, real: Tensor, labels: Tensor | None = None, noise: Tensor | None = None) -> dict[str, float]:
+        """Run one step and say where its time went.
+
+        Args:
+            real, labels, noise: as `step` takes them.
+
+        Returns:
+            The seconds of each phase, by name.
+
+        Raises:
+            RuntimeError: the step is not one native call; see `plan`.
+            ValueError, TypeError: as `step`.
+        """
+        inputs = self._check_inputs(real, labels, noise)
+        plan = self._current_plan()
+        if plan is None or not plan.accepts(inputs[0], inputs[2]):
+            raise RuntimeError(f"only a step that is one native call has a profile, but the plan is {self.plan}")
+        seconds = plan.profile(self, *inputs)
+        self.steps_done += 1
+        return seconds
+
+    def _composed_step(self, real: Tensor, labels: Tensor | None, noise: Tensor | None) -> StepStats:
+        conditions = None if labels is None else F.one_hot(labels, self.num_classes).to(real.dtype)
+        if noise is None:
+            rows = self.d_steps + (0 if self.reuse_fake else 1)
+            noise = torch.randn(rows, real.shape[1], self._latent_size(), device=real.device, dtype=real.dtype)
         penalize = self.r1_gamma > 0 and self.steps_done % self.r1_every == 0
         for i in range(self.d_steps):
             condition = conditions[i] if conditions is not None else None
@@ -202,10 +275,10 @@ class TrainStep:
 
     def _check_inputs(
         self, real: Tensor, labels: Tensor | None, noise: Tensor | None
-    ) -> tuple[Tensor, Tensor, Tensor | None]:
-        """The inputs with a leading dimension of one entry a D step, and one-hot conditions (None without classes)."""
+    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """Real data and labels with a leading dimension of one entry a D step; noise as given."""
         for name, optimizer in (("g_optimizer", self.g_optimizer), ("d_optimizer", self.d_optimizer)):
-            if not _trainable(optimizer):
+            if not any(p.requires_grad for group in optimizer.param_groups for p in group["params"]):
                 raise ValueError(f"{name} must hold a parameter that requires grad, but all of its are frozen")
         checks.floating("real", real)
         if real.dim() == 2:
@@ -218,17 +291,14 @@ class TrainStep:
         batch = real.shape[1]
         if batch == 0:
             raise ValueError("real must hold at least one sample, but its batch is empty")
-        conditions = self._check_labels(labels, real)
-        rows = self.d_steps + (0 if self.reuse_fake else 1)
-        if noise is None:  # drawn after every check: a refused call leaves the random state as it was
-            latent = self._latent_size()
-            noise = torch.randn(rows, batch, latent, device=real.device, dtype=real.dtype)
-        else:
+        labels = self._check_labels(labels, real)
+        if noise is not None:  # it is drawn after every check: a refused call leaves the random state as it was
+            rows = self.d_steps + (0 if self.reuse_fake else 1)
             checks.floating("noise", noise)
             checks.same_device("noise", noise, "real", real)
             if noise.dim() != 3 or noise.shape[:2] != (rows, batch):
                 raise ValueError(f"noise must have shape ({rows}, {batch}, latent), not {tuple(noise.shape)}")
-        return real, noise, conditions
+        return real, labels, noise
 
     def _check_labels(self, labels: Tensor | None, real: Tensor) -> Tensor | None:
         if self.num_classes == 0:
@@ -253,7 +323,7 @@ class TrainStep:
             raise ValueError(
                 f"labels must be in [0, {self.num_classes}), but they span [{labels.min()}, {labels.max()}]"
             )
-        return F.one_hot(labels, self.num_classes).to(real.dtype)
+        return labels
 
     def _latent_size(self) -> int:
         for module in self.generator.modules():

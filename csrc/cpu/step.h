@@ -6,18 +6,32 @@
 
 namespace fastgan::cpu {
 
+// What the time of a step goes to.
+enum class StepPhase : int {
+  inputs,
+  generator_forward,
+  discriminator_forward,
+  discriminator_backward,
+  discriminator_update,
+  generator_backward,
+  generator_update,
+  count
+};
+
 // Bytes of workspace that the step of such a problem needs, aligned to 64; it must be all zeros before the first use.
 template <class T>
 size_t step_workspace(const Context&, const StepProblem<T>& problem);
 
-// G(z), D's loss on real and fake, its gradients, and the update of D alone. Adds no noise of its own: masks and noise
-// are in the problem. Writes d_loss, real_score and fake_score.
+// G(z), D's loss on real and fake, its gradients, and the update of D alone. Writes d_loss, real_score and fake_score,
+// and adds to seconds[phase] where that is not null.
 template <class T>
-void discriminator_step(const Context&, const StepProblem<T>& problem, void* workspace, StepSums<T>* sums);
+void discriminator_step(const Context&, const StepProblem<T>& problem, void* workspace, StepSums<T>* sums,
+                        double* seconds = nullptr);
 
 // G's loss through D, its gradients, and the update of G alone (and its moving average). Fresh: G(z) of the problem's
 // noise, else the fake of the last discriminator_step. Writes g_loss.
 template <class T>
-void generator_step(const Context&, const StepProblem<T>& problem, void* workspace, bool fresh, StepSums<T>* sums);
+void generator_step(const Context&, const StepProblem<T>& problem, void* workspace, bool fresh, StepSums<T>* sums,
+                    double* seconds = nullptr);
 
 }  // namespace fastgan::cpu

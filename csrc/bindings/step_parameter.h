@@ -1,0 +1,105 @@
+// A parameter that the whole-step engine updates, with its optimizer's state: the user's tensors, written in place.
+#pragma once
+
+#include <torch/csrc/autograd/variable.h>
+
+#include <utility>
+#include <vector>
+
+#include "../core/step.h"
+#include "common.h"
+
+namespace fastgan::bindings {
+
+template <class T>
+T* pointer(const Tensor& tensor) {
+  return tensor.defined() ? mutable_data<T>(tensor) : nullptr;
+}
+
+inline void bump_version(const Tensor& tensor) {
+  if (tensor.defined() && !tensor.is_inference()) tensor.unsafeGetTensorImpl()->bump_version();
+}
+
+// Numbers of a group in the list that a step is given.
+constexpr int64_t numbers_of_a_group = 8;
+
+inline AdamOptions adam_options(const double* numbers) {
+  return {numbers[1], numbers[2], numbers[4], numbers[3], numbers[5] != 0, numbers[6] != 0, numbers[7] != 0};
+}
+
+struct Parameter {
+  Parameter() = default;
+  // State: step, exp_avg, exp_avg_sq and, with amsgrad, max_exp_avg_sq. Group -1: frozen, no state.
+  Parameter(Tensor value, Tensor average, int64_t group, const std::vector<Tensor>& state)
+      : value(std::move(value)), average(std::move(average)), group(group), sizes(this->value.sizes().vec()) {
+    if (group < 0) return;
+    TORCH_CHECK(state.size() >= 3, "a parameter's state must hold step, exp_avg and exp_avg_sq");
+    step = state[0], exp_avg = state[1], exp_avg_sq = state[2];
+    if (state.size() > 3) max_exp_avg_sq = state[3];
+  }
+
+  // Whether the tensors are still such as the plan was made for.
+  bool is_current(const Tensor& real) const {
+    const auto fits = [&](const Tensor& t) {
+      return !t.defined() || (t.sizes() == at::IntArrayRef(sizes) && t.is_contiguous() &&
+                              t.scalar_type() == real.scalar_type() && t.device() == real.device());
+    };
+    if (!fits(value) || !fits(average) || !fits(exp_avg) || !fits(exp_avg_sq) || !fits(max_exp_avg_sq)) return false;
+    if (group < 0) return true;
+    if (!value.requires_grad()) return false;
+    const auto* meta = torch::autograd::impl::get_autograd_meta(value);
+    return meta == nullptr || (meta->hooks_.empty() && meta->post_acc_grad_hooks_ == nullptr);
+  }
+
+  double steps_done() const {
+    return step.scalar_type() == at::kDouble ? *data<double>(step) : double{*data<float>(step)};
+  }
+
+  // The coming update, which is counted in `step`.
+  void prepare(const std::vector<double>& hyperparameters) {
+    if (group < 0) return;
+    const double* numbers = hyperparameters.data() + group * numbers_of_a_group;
+    const double count = steps_done() + 1;
+    if (step.scalar_type() == at::kDouble)
+      *mutable_data<double>(step) = count;
+    else
+      *mutable_data<float>(step) = float(count);
+    float_step = adam_step<float>(adam_options(numbers), numbers[0], count);
+    double_step = adam_step<double>(adam_options(numbers), numbers[0], count);
+  }
+
+  template <class T>
+  Trained<T> trained() const {
+    Trained<T> to;
+    to.value = pointer<T>(value);
+    if (group < 0) return to;
+    to.exp_avg = pointer<T>(exp_avg), to.exp_avg_sq = pointer<T>(exp_avg_sq);
+    to.max_exp_avg_sq = pointer<T>(max_exp_avg_sq);
+    to.average = pointer<T>(average);
+    to.step = adam(T());
+    return to;
+  }
+
+  // Autograd must know that the tensors have changed, and gradients of before are gone, as after zero_grad.
+  void after_update(double average_rate) {
+    if (group >= 0) {
+      for (const Tensor& tensor : {value, exp_avg, exp_avg_sq, max_exp_avg_sq, step, average}) bump_version(tensor);
+      if (value.grad().defined()) value.mutable_grad() = Tensor();
+    } else if (average.defined()) {
+      average.lerp_(value.detach(), average_rate);
+    }
+  }
+
+  Tensor value, average, step, exp_avg, exp_avg_sq, max_exp_avg_sq;
+  int64_t group = -1;
+  std::vector<int64_t> sizes;
+
+ private:
+  const AdamStep<float>* adam(float) const { return &float_step; }
+  const AdamStep<double>* adam(double) const { return &double_step; }
+
+  AdamStep<float> float_step{};
+  AdamStep<double> double_step{};
+};
+
+}  // namespace fastgan::bindings

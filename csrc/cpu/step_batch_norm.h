@@ -1,0 +1,140 @@
+// Batch normalisation (Ioffe and Szegedy 2015, arXiv:1502.03167, algorithm 1) on panels, each half of a pass with its
+// own statistics. Included once for each instruction set, inside its namespace, after step_layers.h.
+//
+// Each worker sums its panels; the sums of all panels are added in order, so the result does not depend on the number of
+// threads.
+
+// Mean and 1 / standard deviation of each feature, from each panel's mean and sum of squared differences from it, put
+// together two by two (Chan, Golub and LeVeque 1983).
+template <class T>
+void batch_moments(const Pass& pass, const StepLayer<T>& layer, const LayerBuffers<T>& buffers, int64_t batch) {
+  const Worker& worker = pass.worker;
+  const int64_t width = layer.out;
+  for (int64_t j = 0; j < pass.count(); ++j) {
+    const int64_t p = pass.index(j), n = samples_in(pass.in_half(p), batch);
+    const T* x = buffers.x.at(p);
+    T* sums = buffers.sums + p * 2 * width;
+    for (int64_t c = worker.from(width); c < worker.to(width); ++c) {
+      T total = 0, squares = 0;
+      for (int64_t i = 0; i < n; ++i) total += x[c * panel + i];
+      const T mean = total / T(n);
+      for (int64_t i = 0; i < n; ++i) squares += (x[c * panel + i] - mean) * (x[c * panel + i] - mean);
+      sums[c] = mean;
+      sums[width + c] = squares;
+    }
+  }
+  worker.team.barrier.wait();
+  const int64_t panels = worker.team.panels, threads = worker.team.threads;
+  const int64_t thread = worker.part * worker.team.panel_groups + worker.group;
+  double momentum = layer.momentum;
+  for (int half = pass.first_half; half < pass.first_half + pass.halves; ++half) {
+    if (layer.batches != nullptr && layer.cumulative)
+      momentum = 1.0 / double(*layer.batches + 1 + half - pass.first_half);
+    T* moments = buffers.moments + half * 2 * width;
+    for (int64_t c = width * thread / threads; c < width * (thread + 1) / threads; ++c) {
+      double mean = 0, squares = 0;
+      for (int64_t p = 0; p < panels; ++p) {
+        const T* sums = buffers.sums + (half * panels + p) * 2 * width;
+        const double before = double(p) * panel, n = double(samples_in(p, batch)), difference = sums[c] - mean;
+        mean += difference * n / (before + n);
+        squares += sums[width + c] + difference * difference * before * n / (before + n);
+      }
+      moments[c] = T(mean);
+      moments[width + c] = T(1 / std::sqrt(squares / double(batch) + layer.eps));
+      if (layer.running_mean == nullptr) continue;
+      layer.running_mean[c] += T(momentum * (mean - layer.running_mean[c]));
+      layer.running_var[c] += T(momentum * (squares / double(batch - 1) - layer.running_var[c]));
+    }
+  }
+  worker.team.barrier.wait();
+  if (thread == 0 && layer.batches != nullptr) *layer.batches += pass.halves;
+}
+
+template <class T>
+void running_moments(const Pass& pass, const StepLayer<T>& layer, const LayerBuffers<T>& buffers) {
+  const Worker& worker = pass.worker;
+  const int64_t width = layer.out, threads = worker.team.threads;
+  const int64_t thread = worker.part * worker.team.panel_groups + worker.group;
+  for (int half = pass.first_half; half < pass.first_half + pass.halves; ++half) {
+    T* moments = buffers.moments + half * 2 * width;
+    for (int64_t c = width * thread / threads; c < width * (thread + 1) / threads; ++c) {
+      moments[c] = layer.running_mean[c];
+      moments[width + c] = T(1 / std::sqrt(double(layer.running_var[c]) + layer.eps));
+    }
+  }
+  worker.team.barrier.wait();
+}
+
+template <class T>
+void batch_norm_forward(const Pass& pass, const StepLayer<T>& layer, const LayerBuffers<T>& buffers, int64_t batch) {
+  layer.batch_statistics ? batch_moments(pass, layer, buffers, batch) : running_moments(pass, layer, buffers);
+  const int64_t width = layer.out;
+  elementwise_forward(pass, layer, buffers, [&](int64_t p, int64_t from, int64_t to, T* z) {
+    const T* x = buffers.x.at(p);
+    const T* moments = buffers.moments + pass.half(p) * 2 * width;
+    for (int64_t c = from; c < to; ++c) {
+      const T weight = layer.weight.value == nullptr ? T(1) : layer.weight.value[c];
+      const T bias = layer.bias.value == nullptr ? T(0) : layer.bias.value[c];
+      const T scale = moments[width + c] * weight, shift = bias - moments[c] * scale;
+      for (int64_t i = c * panel; i < (c + 1) * panel; ++i) z[i] = x[i] * scale + shift;
+    }
+  });
+}
+
+// Leaves the sums of grad_z and of grad_z times the normalised input, over each half, in the sums of its first panel:
+// they are the gradients by bias and weight.
+template <class T>
+void batch_norm_sums(const Pass& pass, const StepLayer<T>& layer, const LayerBuffers<T>& buffers) {
+  const Worker& worker = pass.worker;
+  const int64_t width = layer.out;
+  for (int64_t j = 0; j < pass.count(); ++j) {
+    const int64_t p = pass.index(j);
+    const T *x = buffers.x.at(p), *g = buffers.grad_z.at(p);
+    const T* moments = buffers.moments + pass.half(p) * 2 * width;
+    T* sums = buffers.sums + p * 2 * width;
+    for (int64_t c = worker.from(width); c < worker.to(width); ++c) {
+      T total = 0, product = 0;
+      for (int64_t i = c * panel; i < (c + 1) * panel; ++i) {
+        total += g[i];
+        product += g[i] * ((x[i] - moments[c]) * moments[width + c]);
+      }
+      sums[c] = total;
+      sums[width + c] = product;
+    }
+  }
+  worker.team.barrier.wait();
+  const int64_t panels = worker.team.panels, threads = worker.team.threads;
+  const int64_t thread = worker.part * worker.team.panel_groups + worker.group;
+  for (int half = pass.first_half; half < pass.first_half + pass.halves; ++half) {
+    T* first = buffers.sums + half * panels * 2 * width;
+    for (int64_t c = 2 * width * thread / threads; c < 2 * width * (thread + 1) / threads; ++c) {
+      double total = 0;
+      for (int64_t p = 0; p < panels; ++p) total += first[p * 2 * width + c];
+      first[c] = T(total);
+    }
+  }
+  worker.team.barrier.wait();
+}
+
+// After batch_norm_sums.
+template <class T>
+void batch_norm_backward(const Pass& pass, const StepLayer<T>& layer, const LayerBuffers<T>& buffers, int64_t batch,
+                         const GradientTarget<T>& target) {
+  const int64_t width = layer.out, panels = pass.worker.team.panels;
+  elementwise_backward(pass, target, [&](int64_t p, int64_t from, int64_t to, T* grad) {
+    const T *x = buffers.x.at(p), *g = buffers.grad_z.at(p);
+    const T* moments = buffers.moments + pass.half(p) * 2 * width;
+    const T* sums = buffers.sums + pass.half(p) * panels * 2 * width;
+    const int64_t n = samples_in(pass.in_half(p), batch);
+    for (int64_t c = from; c < to; ++c) {
+      const T scale = moments[width + c] * (layer.weight.value == nullptr ? T(1) : layer.weight.value[c]);
+      const T mean = layer.batch_statistics ? sums[c] / T(batch) : T(0);
+      const T slope = layer.batch_statistics ? sums[width + c] / T(batch) : T(0);
+      for (int64_t i = 0; i < panel; ++i) {
+        const int64_t at = c * panel + i;
+        const T normal = (x[at] - moments[c]) * moments[width + c];
+        grad[at] = i < n ? scale * (g[at] - mean - normal * slope) : T(0);
+      }
+    }
+  });
+}

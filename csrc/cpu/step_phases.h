@@ -1,0 +1,222 @@
+// The two halves of a step, as each worker runs them. Included once for each instruction set, inside its namespace, last.
+
+// A batch into panels: rows of any strides.
+template <class T>
+void load_rows(const Worker& worker, const StridedRows<T>& rows, int64_t batch, const Panels<T>& to) {
+  const int64_t begin = worker.from(rows.width), end = worker.to(rows.width);
+  for (int64_t p = worker.begin; p < worker.end; ++p) {
+    const int64_t n = samples_in(p, batch);
+    T* out = to.at(p);
+    const T* in = rows.data + p * panel * rows.row_stride;
+    if (rows.col_stride == 1) {
+      transpose(n, end - begin, in + begin, rows.row_stride, out + begin * panel, panel);
+      continue;
+    }
+    for (int64_t c = begin; c < end; ++c)
+      for (int64_t r = 0; r < n; ++r) out[c * panel + r] = in[r * rows.row_stride + c * rows.col_stride];
+  }
+}
+
+// The labels in one-hot form, the features after the first `width`.
+template <class T>
+void load_labels(const Worker& worker, const StepProblem<T>& problem, int64_t width, const Panels<T>& to,
+                 int64_t first_panel) {
+  if (problem.classes == 0 || worker.part != 0) return;
+  for (int64_t p = worker.begin; p < worker.end; ++p) {
+    T* out = to.at(first_panel + p) + width * panel;
+    std::memset(out, 0, problem.classes * panel * sizeof(T));
+    for (int64_t r = 0; r < samples_in(p, problem.batch); ++r) out[problem.labels[p * panel + r] * panel + r] = T(1);
+  }
+}
+
+// The lowest layer that has something to update: no gradient is wanted below it.
+template <class T>
+int lowest_updated(const StepNetwork<T>& network) {
+  for (int l = 0; l < network.count; ++l)
+    if (network.layers[l].weight.is_updated() || network.layers[l].bias.is_updated()) return l;
+  return network.count;
+}
+
+template <class T>
+void forward(const Pass& pass, const StepNetwork<T>& network, const NetworkBuffers<T>& buffers, int64_t batch) {
+  for (int l = 0; l < network.count; ++l) {
+    const StepLayer<T>& layer = network.layers[l];
+    switch (layer.kind) {
+      case LayerKind::linear:
+        linear_forward(pass, layer, buffers.layers[l]);
+        break;
+      case LayerKind::batch_norm:
+        batch_norm_forward(pass, layer, buffers.layers[l], batch);
+        break;
+      case LayerKind::dropout:
+      case LayerKind::identity:
+        dropout_forward(pass, layer, buffers.layers[l], batch);
+        break;
+    }
+    pass.worker.layer_done();
+  }
+}
+
+// x with the samples as rows, for the weight gradients of the layers from `lowest` on.
+template <class T>
+void turn_inputs(const Pass& pass, const StepNetwork<T>& network, const NetworkBuffers<T>& buffers, int lowest) {
+  const Worker& worker = pass.worker;
+  const int64_t panels = pass.halves * worker.team.panels, first = pass.first_half * worker.team.panels;
+  for (int l = lowest; l < network.count; ++l) {
+    const StepLayer<T>& layer = network.layers[l];
+    if (layer.kind != LayerKind::linear || layer.in <= thin_width || !layer.weight.is_updated()) continue;
+    const int64_t blocks = (layer.in + panel - 1) / panel;
+    for (int64_t j = 0; j < pass.count(); ++j) {
+      const int64_t p = pass.index(j);
+      for (int64_t block = worker.from(blocks); block < worker.to(blocks); ++block)
+        transpose(std::min(panel, layer.in - block * panel), panel, buffers.layers[l].x.at(p) + block * panel * panel,
+                  panel, buffers.layers[l].x_rows + (block * panels + p - first) * panel * panel, panel);
+    }
+  }
+}
+
+// From the last layer's grad_z down to that of layer `lowest`, and, where `beyond` is given, through layer 0 to it.
+template <class T>
+void backward(const Pass& pass, const StepNetwork<T>& network, const NetworkBuffers<T>& buffers, int lowest,
+              int64_t batch, const GradientTarget<T>* beyond) {
+  for (int l = network.count - 1; l >= lowest; --l) {
+    const StepLayer<T>& layer = network.layers[l];
+    const LayerBuffers<T>& own = buffers.layers[l];
+    if (layer.kind == LayerKind::batch_norm) batch_norm_sums(pass, layer, own);
+    if (l == 0 && beyond == nullptr) return;
+    if (l == lowest && l > 0) return;
+    const GradientTarget<T> target =
+        l == 0 ? *beyond
+               : GradientTarget<T>{buffers.layers[l - 1].grad_z, buffers.layers[l - 1].saved,
+                                   network.layers[l - 1].activation, network.layers[l - 1].out};
+    switch (layer.kind) {
+      case LayerKind::linear:
+        linear_backward(pass, layer, own, target);
+        break;
+      case LayerKind::batch_norm:
+        batch_norm_backward(pass, layer, own, batch, target);
+        break;
+      case LayerKind::dropout:
+      case LayerKind::identity:
+        dropout_backward(pass, layer, own, target);
+        break;
+    }
+    pass.worker.layer_done();
+  }
+}
+
+// The loss of a panel's logits against their target, and its gradient by z of the last layer. With weight 1 or -1.
+template <class T>
+void panel_loss(const StepLayer<T>& last, const LayerBuffers<T>& buffers, int64_t p, int64_t n, int64_t batch, T target,
+                T sign, double* sums) {
+  const T* logits = buffers.y.at(p);
+  T *grad = buffers.grad_z.at(p), losses[panel], scores[panel];
+  const T scale = sign / T(batch);
+#pragma omp simd
+  for (int64_t i = 0; i < panel; ++i) {
+    const LossAndGradient<T> l = logits_loss(logits[i], target);
+    losses[i] = l.loss;
+    scores[i] = sigmoid_(logits[i]);
+    grad[i] = i < n ? scale * l.gradient : T(0);
+  }
+  sums[0] = sums[1] = 0;
+  for (int64_t i = 0; i < n; ++i) {
+    sums[0] += double(sign) * double(losses[i]);
+    sums[1] += double(scores[i]);
+  }
+  gate(last.activation, panel, buffers.saved.at(p), grad);
+  for (int64_t i = n; i < panel; ++i) grad[i] = 0;
+}
+
+// The targets of the first and of the second half.
+template <class T>
+void loss(const Pass& pass, const StepNetwork<T>& network, const StepBuffers<T>& buffers, int64_t batch, double first,
+          double second, double sign) {
+  const int last = network.count - 1;
+  for (int64_t j = 0; pass.worker.part == 0 && j < pass.count(); ++j) {
+    const int64_t p = pass.index(j);
+    panel_loss(network.layers[last], buffers.discriminator.layers[last], p, samples_in(pass.in_half(p), batch), batch,
+               T(pass.half(p) == 0 ? first : second), T(sign), buffers.sums + 2 * p);
+  }
+  pass.worker.layer_done();
+}
+
+// Marks the time at which a phase ended; null where nobody asks.
+struct Clock {
+  double* seconds;
+  std::chrono::steady_clock::time_point last = std::chrono::steady_clock::now();
+
+  void ended(StepPhase phase) {
+    if (seconds == nullptr) return;
+    const auto now = std::chrono::steady_clock::now();
+    seconds[int(phase)] += std::chrono::duration<double>(now - last).count();
+    last = now;
+  }
+};
+
+template <class T>
+void work_on_discriminator(const StepProblem<T>& problem, const StepBuffers<T>& buffers, Team& team, int thread,
+                           double* seconds) {
+  const Worker worker(team, thread);
+  const StepNetwork<T>&generator = problem.generator, &discriminator = problem.discriminator;
+  const Pass fakes{worker, 0, 1}, both{worker, 0, 2};
+  Clock clock{thread == 0 ? seconds : nullptr};
+  load_rows(worker, problem.noise, problem.batch, buffers.generator.input);
+  load_rows(worker, problem.real, problem.batch, buffers.discriminator.input);
+  load_labels(worker, problem, problem.noise.width, buffers.generator.input, 0);
+  for (const int64_t half : {int64_t{0}, team.panels})
+    load_labels(worker, problem, problem.real.width, buffers.discriminator.input, half);
+  worker.layer_done();
+  clock.ended(StepPhase::inputs);
+  forward(fakes, generator, buffers.generator, problem.batch);
+  clock.ended(StepPhase::generator_forward);
+  forward(both, discriminator, buffers.discriminator, problem.batch);
+  clock.ended(StepPhase::discriminator_forward);
+  loss(both, discriminator, buffers, problem.batch, problem.real_target, problem.fake_target, 1);
+  const int lowest = lowest_updated(discriminator);
+  backward(both, discriminator, buffers.discriminator, lowest, problem.batch,
+           static_cast<const GradientTarget<T>*>(nullptr));
+  turn_inputs(both, discriminator, buffers.discriminator, lowest);
+  team.barrier.wait();
+  clock.ended(StepPhase::discriminator_backward);
+  update_network(team, discriminator, buffers.discriminator, 0, 2, T(0));
+  clock.ended(StepPhase::discriminator_update);
+}
+
+template <class T>
+void work_on_generator(const StepProblem<T>& problem, const StepBuffers<T>& buffers, bool fresh, Team& team, int thread,
+                       double* seconds) {
+  const Worker worker(team, thread);
+  const StepNetwork<T>&generator = problem.generator, &discriminator = problem.discriminator;
+  const Pass first{worker, 0, 1}, second{worker, 1, 1};
+  Clock clock{thread == 0 ? seconds : nullptr};
+  if (fresh) {
+    load_rows(worker, problem.noise, problem.batch, buffers.generator.input);
+    load_labels(worker, problem, problem.noise.width, buffers.generator.input, 0);
+    worker.layer_done();
+    clock.ended(StepPhase::inputs);
+    forward(first, generator, buffers.generator, problem.batch);
+    clock.ended(StepPhase::generator_forward);
+  }
+  forward(second, discriminator, buffers.discriminator, problem.batch);
+  clock.ended(StepPhase::discriminator_forward);
+  const double target = problem.minimax ? 0 : 1;
+  loss(second, discriminator, buffers, problem.batch, target, target, problem.minimax ? -1 : 1);
+  // The fakes are the second half of the discriminator's input, but the first and only one of the generator's output.
+  const int last = generator.count - 1;
+  const LayerBuffers<T>& output = buffers.generator.layers[last];
+  const auto in_second_half = [&](Panels<T> panels) {
+    return Panels<T>{panels.data - team.panels * panels.stride, panels.stride};
+  };
+  const GradientTarget<T> fake{in_second_half(output.grad_z), in_second_half(output.saved),
+                               generator.layers[last].activation, generator.layers[last].out};
+  backward(second, discriminator, buffers.discriminator, 0, problem.batch, &fake);
+  clock.ended(StepPhase::discriminator_backward);
+  const int lowest = lowest_updated(generator);
+  backward(first, generator, buffers.generator, lowest, problem.batch, static_cast<const GradientTarget<T>*>(nullptr));
+  turn_inputs(first, generator, buffers.generator, lowest);
+  team.barrier.wait();
+  clock.ended(StepPhase::generator_backward);
+  update_network(team, generator, buffers.generator, 0, 1, T(problem.average_rate));
+  clock.ended(StepPhase::generator_update);
+}

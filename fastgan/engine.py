@@ -1,0 +1,367 @@
+"""Plans of the whole-step engine: what `TrainStep` runs as one native call, and why where it cannot.
+
+A plan reads the two networks and their optimizers once. It watches what it has read: where a module, a Parameter, the
+optimizers' state or an option of theirs has been replaced since, the plan is out of date and made anew.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Adam, AdamW, Optimizer
+from torch.optim import optimizer as optimizer_module
+
+from fastgan import backend, reference
+from fastgan.nn import fused_activation, has_global_hooks, has_hooks, is_sequential
+
+if TYPE_CHECKING:
+    from fastgan.step import TrainStep
+
+_DTYPES = (torch.float32, torch.float64)
+_ACTIVATIONS = {name: number for number, name in enumerate(reference.ACTIVATIONS)}
+_LINEAR, _BATCH_NORM, _DROPOUT, _IDENTITY = range(4)  # LayerKind of csrc/core/step.h
+# Options of TrainStep that a plan is made of.
+_OPTIONS = (
+    "generator",
+    "discriminator",
+    "g_optimizer",
+    "d_optimizer",
+    "loss",
+    "real_target",
+    "fake_target",
+    "d_steps",
+    "reuse_fake",
+    "r1_gamma",
+    "num_classes",
+    "ema",
+    "ema_decay",
+    "precision",
+)
+PHASES = (  # StepPhase of csrc/cpu/step.h
+    "inputs",
+    "generator forward",
+    "discriminator forward",
+    "discriminator backward",
+    "discriminator update",
+    "generator backward",
+    "generator update",
+)
+
+
+class CannotPlan(Exception):
+    """The engine cannot run this; the message says why, as the end of a sentence."""
+
+
+class Plan:
+    """A step as one native call.
+
+    Attributes:
+        text: what it runs, in a few words.
+    """
+
+    def __init__(self, step: TrainStep) -> None:
+        """Read the step's networks and optimizers.
+
+        Raises:
+            CannotPlan: with the reason.
+        """
+        self._watched: list[tuple[dict[str, Any], str, Any]] = [
+            (vars(step), name, getattr(step, name)) for name in _OPTIONS
+        ]
+        self._lengths: list[tuple[Any, int]] = []
+        self._hooks: list[Any] = [*_optimizer_hooks(step)]
+        _check_step(step)
+        self._groups = _groups(step)
+        for optimizer in (step.g_optimizer, step.d_optimizer):
+            self._watch(vars(optimizer), "param_groups")
+            self._lengths.append((optimizer.param_groups, len(optimizer.param_groups)))
+        for group, _ in self._groups:
+            self._watch(group, "params", "amsgrad", "differentiable")
+            self._lengths.append((group["params"], len(group["params"])))
+        layers = [self._read(step.generator, "generator"), self._read(step.discriminator, "discriminator")]
+        self.dtype, self.device = _common_kind(layers)
+        self._check_widths(step, layers)
+        self._losses = [step.real_target, step.fake_target, float(step.loss == "minimax"), 1.0 - step.ema_decay]
+        self._layers = layers
+        self._run: Any = None
+        self.text = f"whole step in one call on {self.device.type}, {str(self.dtype).removeprefix('torch.')}"
+
+    def is_current(self) -> bool:
+        """Whether everything that the plan has read is still in its place."""
+        for holder, name, value in self._watched:
+            if holder.get(name) is not value:
+                return False
+        for sized, length in self._lengths:
+            if len(sized) != length:
+                return False
+        return not any(self._hooks) and not has_global_hooks()
+
+    def accepts(self, real: Tensor, noise: Tensor | None) -> bool:
+        """Whether the engine takes these inputs; with others, the composed path says what is wrong with them."""
+        return (
+            real.dtype == self.dtype
+            and real.device == self.device
+            and (noise is None or (noise.dtype == self.dtype and noise.shape[2] == self._latent))
+            and real.shape[2] == self._data
+            and not (self._needs_two and real.shape[1] < 2)
+            and not torch.is_autocast_enabled(self.device.type)
+            and not torch.is_inference_mode_enabled()
+        )
+
+    def run(self, step: TrainStep, real: Tensor, labels: Tensor | None, noise: Tensor | None) -> Tensor | None:
+        """The four statistics of a step (one tensor), or None, and nothing done, where a tensor's shape has changed.
+
+        Args:
+            step: of which this is a plan.
+            real: (d_steps, batch, data).
+            labels: (d_steps, batch) of int64, or None.
+            noise: (rows, batch, latent), or None to draw it.
+        """
+        if self._run is None:
+            self._bind(step)
+        numbers: list[float] = []
+        for group, decoupled in self._groups:
+            beta1, beta2 = group["betas"]
+            numbers += (
+                float(group["lr"]),
+                float(beta1),
+                float(beta2),
+                group["eps"],
+                group["weight_decay"],
+                float(group["amsgrad"]),
+                float(group["maximize"]),
+                decoupled,
+            )
+        result = self._run(real, noise, labels, numbers, self._losses)
+        if result is not None:
+            # What torch.optim.lr_scheduler looks for.
+            step.g_optimizer._opt_called = step.d_optimizer._opt_called = True  # type: ignore[attr-defined]
+        return result
+
+    def profile(self, step: TrainStep, *inputs: Any) -> dict[str, float]:
+        """Run one step; the seconds of each phase."""
+        if self._run is None:
+            self._bind(step)
+        self._engine.set_timed(True)
+        try:
+            if self.run(step, *inputs) is None:
+                raise RuntimeError("the plan is out of date: a parameter's shape has changed")
+            return dict(zip(PHASES, self._engine.seconds(), strict=True))
+        finally:
+            self._engine.set_timed(False)
+
+    def _read(self, module: nn.Module, name: str) -> list[_Layer]:
+        """The layers of a network, each with the activation that follows it."""
+        layers: list[_Layer] = []
+        for path, child in self._leaves(module, name):
+            activation = fused_activation(child)
+            if activation is not None:
+                self._watch(vars(child), "negative_slope", "alpha", "beta", "threshold", "approximate")
+                if activation[0] == "identity":
+                    continue
+                if not layers or layers[-1].activation != ("identity", 0.0):
+                    layers.append(_Layer(_IDENTITY, path, None))
+                layers[-1].activation = activation
+                continue
+            if type(child) is nn.Linear:
+                layers.append(_Layer(_LINEAR, path, child))
+            elif type(child) is nn.BatchNorm1d:
+                layers.append(_Layer(_BATCH_NORM, path, child))
+                self._watch(vars(child), "training", "momentum", "eps", "track_running_stats")
+            elif type(child) is nn.Dropout:
+                layers.append(_Layer(_DROPOUT, path, child))
+                self._watch(vars(child), "training", "p")
+            else:
+                raise CannotPlan(f"{path} is a {type(child).__name__}")
+            self._watch(child._parameters, *child._parameters)
+            self._watch(child._buffers, *child._buffers)
+        if not any(layer.kind == _LINEAR for layer in layers):
+            raise CannotPlan(f"the {name} has no Linear layer")
+        _set_widths(layers, name)
+        return layers
+
+    def _leaves(self, module: nn.Module, path: str) -> Iterator[tuple[str, nn.Module]]:
+        if has_hooks(module):
+            raise CannotPlan(f"{path} has hooks")
+        if "forward" in vars(module):
+            raise CannotPlan(f"{path} has a forward of its own")
+        self._hooks += [module._forward_hooks, module._forward_pre_hooks, module._backward_hooks]
+        self._hooks += [module._backward_pre_hooks]
+        if not is_sequential(module):
+            yield path, module
+            return
+        self._watch(module._modules, *module._modules)
+        self._lengths.append((module._modules, len(module._modules)))
+        for name, child in module._modules.items():
+            yield from self._leaves(child, f"{path}[{name}]")
+
+    def _watch(self, holder: dict[str, Any], *names: str) -> None:
+        self._watched += [(holder, name, holder[name]) for name in names if name in holder]
+
+    def _check_widths(self, step: TrainStep, layers: list[list[_Layer]]) -> None:
+        generator, discriminator = layers
+        self._latent = generator[0].width_in - step.num_classes
+        self._data = generator[-1].width_out
+        self._needs_two = any(layer.uses_batch_statistics() for network in layers for layer in network)
+        if discriminator[-1].width_out != 1:
+            raise CannotPlan(f"the discriminator has {discriminator[-1].width_out} outputs")
+        if discriminator[0].width_in - step.num_classes != self._data:
+            raise CannotPlan("the generator's output does not fit the discriminator's input")
+        if self._latent < 1:
+            raise CannotPlan("the generator has no input beside the label")
+
+    def _bind(self, step: TrainStep) -> None:
+        """Hand the tensors to the engine; the optimizers' state is made where there is none yet, as they would."""
+        engine = backend.classes.StepEngine(self._latent, step.num_classes, step.d_steps, step.reuse_fake)
+        groups = {id(p): i for i, (group, _) in enumerate(self._groups) for p in group["params"]}
+        averages = (
+            {}
+            if step.ema is None
+            else dict(zip(map(id, step.generator.parameters()), step.ema.parameters(), strict=True))
+        )
+        for network, layers in enumerate(self._layers):
+            optimizer = step.d_optimizer if network else step.g_optimizer
+            for layer in layers:
+                name, slope = layer.activation
+                engine.add_layer(network, layer.kind, layer.width_in, layer.width_out, _ACTIVATIONS[name], slope)
+                module: Any = layer.module
+                if layer.kind == _BATCH_NORM:
+                    buffers = module.running_mean, module.running_var, module.num_batches_tracked
+                    engine.set_batch_norm(network, *buffers, layer.uses_batch_statistics(), module.momentum, module.eps)
+                if layer.kind == _DROPOUT and module.training:
+                    engine.set_dropout(network, module.p)
+                for is_bias, parameter in layer.parameters():
+                    group = groups.get(id(parameter), -1) if parameter.requires_grad else -1
+                    state = [] if group < 0 else self._state(optimizer, self._groups[group][0], parameter)
+                    engine.add_parameter(network, is_bias, parameter, averages.get(id(parameter)), group, state)
+        if step.ema is not None:
+            for average, buffer in zip(step.ema.buffers(), step.generator.buffers(), strict=True):
+                engine.add_copied_buffer(average, buffer)
+        for optimizer in (step.g_optimizer, step.d_optimizer):
+            self._watch(vars(optimizer), "state")
+            self._lengths.append((optimizer.state, len(optimizer.state)))
+        self._engine, self._run = engine, engine.step
+
+    def _state(self, optimizer: Optimizer, group: dict[str, Any], parameter: Tensor) -> list[Tensor]:
+        state = optimizer.state[parameter]
+        if not state:  # as torch.optim.Adam begins
+            dtype = (
+                torch.float64 if torch.get_default_dtype() == torch.float64 and not group["fused"] else torch.float32
+            )
+            state["step"] = torch.zeros((), dtype=dtype)
+            names = ("exp_avg", "exp_avg_sq", *(("max_exp_avg_sq",) if group["amsgrad"] else ()))
+            state.update({name: torch.zeros_like(parameter, memory_format=torch.preserve_format) for name in names})
+        names = ["step", "exp_avg", "exp_avg_sq", *(["max_exp_avg_sq"] if group["amsgrad"] else [])]
+        self._watch(state, *names)
+        return [state[name] for name in names]
+
+
+class _Layer:
+    """A layer and the activation after it."""
+
+    def __init__(self, kind: int, path: str, module: nn.Module | None) -> None:
+        self.kind, self.path, self.module = kind, path, module
+        self.activation = ("identity", 0.0)
+        self.width_in = self.width_out = 0
+
+    def parameters(self) -> list[tuple[bool, nn.Parameter]]:
+        """(whether it is the bias, the Parameter)."""
+        if self.module is None:
+            return []
+        return [(name == "bias", p) for name, p in self.module._parameters.items() if p is not None]
+
+    def uses_batch_statistics(self) -> bool:
+        """Of a batch_norm: whether it looks at the batch."""
+        module: Any = self.module
+        return self.kind == _BATCH_NORM and (module.training or module.running_mean is None)
+
+
+def _set_widths(layers: list[_Layer], name: str) -> None:
+    """The widths of the layers that have none of their own are those of their neighbours."""
+    for layer in layers:
+        module: Any = layer.module
+        if layer.kind == _LINEAR:
+            layer.width_in, layer.width_out = module.in_features, module.out_features
+        elif layer.kind == _BATCH_NORM:
+            layer.width_in = layer.width_out = module.num_features
+    first = next(i for i, layer in enumerate(layers) if layer.width_in)
+    for i in range(first - 1, -1, -1):
+        layers[i].width_in = layers[i].width_out = layers[i + 1].width_in
+    for before, layer in zip(layers, layers[1:], strict=False):
+        if not layer.width_in:
+            layer.width_in = layer.width_out = before.width_out
+        if layer.width_in != before.width_out:
+            raise CannotPlan(f"{layer.path} does not fit the layer before it")
+
+
+def _optimizer_hooks(step: TrainStep) -> Iterator[Any]:
+    yield optimizer_module._global_optimizer_pre_hooks
+    yield optimizer_module._global_optimizer_post_hooks
+    for optimizer in (step.g_optimizer, step.d_optimizer):
+        yield optimizer._optimizer_step_pre_hooks
+        yield optimizer._optimizer_step_post_hooks
+
+
+def _check_step(step: TrainStep) -> None:
+    if backend.current_backend() == "reference":
+        raise CannotPlan("the backend is the reference")
+    if backend.module is None:
+        raise CannotPlan(backend.missing_reason)
+    if step.r1_gamma > 0:
+        raise CannotPlan("r1_gamma is over 0")
+    if step.precision != "fp32":
+        raise CannotPlan(f"precision is {step.precision}")
+    if any(_optimizer_hooks(step)) or has_global_hooks():
+        raise CannotPlan("an optimizer or all modules have hooks")
+    for name in ("g_optimizer", "d_optimizer"):
+        optimizer = getattr(step, name)
+        if type(optimizer) not in (Adam, AdamW):
+            raise CannotPlan(f"{name} is {type(optimizer).__name__}, not Adam or AdamW")
+        # A learning-rate scheduler replaces it by one that counts its calls.
+        own = vars(optimizer).get("step")
+        if own is not None and not hasattr(own, "_wrapped_by_lr_sched"):
+            raise CannotPlan(f"{name} has a step of its own")
+
+
+def _groups(step: TrainStep) -> list[tuple[dict[str, Any], float]]:
+    """The parameter groups of both optimizers, and whether their weight decay is decoupled (1 or 0)."""
+    found = []
+    for name in ("g_optimizer", "d_optimizer"):
+        optimizer = getattr(step, name)
+        for group in optimizer.param_groups:
+            if group["differentiable"]:
+                raise CannotPlan(f"{name} is differentiable")
+            found.append((group, float(type(optimizer) is AdamW or bool(group.get("decoupled_weight_decay")))))
+    return found
+
+
+def _common_kind(layers: list[list[_Layer]]) -> tuple[torch.dtype, torch.device]:
+    """The dtype and device of all parameters and buffers."""
+    seen: set[int] = set()
+    kinds: set[tuple[torch.dtype, torch.device]] = set()
+    for network in layers:
+        for layer in network:
+            for _, parameter in layer.parameters():
+                if id(parameter) in seen:
+                    raise CannotPlan(f"{layer.path} shares a parameter with another layer")
+                seen.add(id(parameter))
+                if type(parameter) is not nn.Parameter or parameter.layout is not torch.strided:
+                    raise CannotPlan(f"{layer.path} has a parameter of another kind than nn.Parameter")
+                if not parameter.is_contiguous():
+                    raise CannotPlan(f"{layer.path} has a parameter that is not contiguous")
+                kinds.add((parameter.dtype, parameter.device))
+            for name in ("running_mean", "running_var"):
+                buffer = getattr(layer.module, name, None)
+                if buffer is not None:
+                    kinds.add((buffer.dtype, buffer.device))
+    if len(kinds) != 1:
+        raise CannotPlan("the parameters and buffers differ in dtype or device")
+    dtype, device = kinds.pop()
+    if dtype not in _DTYPES:
+        raise CannotPlan(f"the parameters are {str(dtype).removeprefix('torch.')}")
+    if device.type != "cpu":
+        raise CannotPlan(f"the parameters are on {device.type}")
+    return dtype, device
