@@ -73,7 +73,6 @@ def _is_cut_short(file: Path) -> bool:
 
 module, missing_reason = _load()
 ops = torch.ops.fastgan
-classes = torch.classes.fastgan
 _device_types = frozenset(module.device_types()) if module else frozenset()
 _dtypes = frozenset((torch.float32, torch.float64, torch.bfloat16, torch.float16))
 

@@ -6,6 +6,7 @@ optimizers' state or an option of theirs has been replaced since, the plan is ou
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +16,8 @@ from torch.optim import Adam, AdamW, Optimizer
 from torch.optim import optimizer as optimizer_module
 
 from fastgan import backend, reference
-from fastgan.nn import fused_activation, has_global_hooks, has_hooks, is_sequential
+from fastgan.nn import fused_activation, global_hooks, has_hooks, is_sequential
+from fastgan.statistics import StepStats
 
 if TYPE_CHECKING:
     from fastgan.step import TrainStep
@@ -68,87 +70,61 @@ class Plan:
         Raises:
             CannotPlan: with the reason.
         """
-        self._watched: list[tuple[dict[str, Any], str, Any]] = [
-            (vars(step), name, getattr(step, name)) for name in _OPTIONS
-        ]
-        self._lengths: list[tuple[Any, int]] = []
-        self._hooks: list[Any] = [*_optimizer_hooks(step)]
         _check_step(step)
+        self._watched: list[tuple[dict[str, Any], str]] = []
+        self._sized: list[Any] = list(_hooks(step))
+        self._watch(vars(step), *_OPTIONS)
         self._groups = _groups(step)
         for optimizer in (step.g_optimizer, step.d_optimizer):
             self._watch(vars(optimizer), "param_groups")
-            self._lengths.append((optimizer.param_groups, len(optimizer.param_groups)))
+            self._sized.append(optimizer.param_groups)
         for group, _ in self._groups:
             self._watch(group, "params", "amsgrad", "differentiable")
-            self._lengths.append((group["params"], len(group["params"])))
-        layers = [self._read(step.generator, "generator"), self._read(step.discriminator, "discriminator")]
-        self.dtype, self.device = _common_kind(layers)
-        self._check_widths(step, layers)
-        self._losses = [step.real_target, step.fake_target, float(step.loss == "minimax"), 1.0 - step.ema_decay]
-        self._layers = layers
-        self._run: Any = None
-        self.text = f"whole step in one call on {self.device.type}, {str(self.dtype).removeprefix('torch.')}"
+            self._sized.append(group["params"])
+        self._layers = [self._read(step.generator, "generator"), self._read(step.discriminator, "discriminator")]
+        dtype, device = _common_kind(self._layers)
+        latent, data = _check_widths(step, self._layers)
+        self._arguments = {
+            "latent": latent,
+            "data": data,
+            "classes": step.num_classes,
+            "d_steps": step.d_steps,
+            "reuse_fake": step.reuse_fake,
+            "real_target": step.real_target,
+            "fake_target": step.fake_target,
+            "minimax": step.loss == "minimax",
+            "average_rate": 1.0 - step.ema_decay,
+            "least_batch": 2
+            if any(layer.uses_batch_statistics() for network in self._layers for layer in network)
+            else 1,
+        }
+        self._engine: Any = None
+        self.text = f"the whole step in one call, {str(dtype).removeprefix('torch.')} on {device.type}"
+
+    def run(self, step: TrainStep, real: Tensor, labels: Tensor | None, noise: Tensor | None) -> StepStats | None:
+        """The statistics of a step; or None, and nothing is done, where the plan is out of date, or the inputs are not
+        such as the engine takes."""
+        if self._engine is None:
+            self._bind(step)
+        statistics = self._run(real, labels, noise)
+        if statistics is None:
+            return None
+        # What torch.optim.lr_scheduler looks for.
+        step.g_optimizer._opt_called = step.d_optimizer._opt_called = True  # type: ignore[attr-defined]
+        return StepStats(*statistics)
 
     def is_current(self) -> bool:
-        """Whether everything that the plan has read is still in its place."""
-        for holder, name, value in self._watched:
-            if holder.get(name) is not value:
-                return False
-        for sized, length in self._lengths:
-            if len(sized) != length:
-                return False
-        return not any(self._hooks) and not has_global_hooks()
+        """Whether everything that the plan was made of is still in its place."""
+        return self._engine is None or self._engine.is_current()
 
-    def accepts(self, real: Tensor, noise: Tensor | None) -> bool:
-        """Whether the engine takes these inputs; with others, the composed path says what is wrong with them."""
-        return (
-            real.dtype == self.dtype
-            and real.device == self.device
-            and (noise is None or (noise.dtype == self.dtype and noise.shape[2] == self._latent))
-            and real.shape[2] == self._data
-            and not (self._needs_two and real.shape[1] < 2)
-            and not torch.is_autocast_enabled(self.device.type)
-            and not torch.is_inference_mode_enabled()
-        )
-
-    def run(self, step: TrainStep, real: Tensor, labels: Tensor | None, noise: Tensor | None) -> Tensor | None:
-        """The four statistics of a step (one tensor), or None, and nothing done, where a tensor's shape has changed.
-
-        Args:
-            step: of which this is a plan.
-            real: (d_steps, batch, data).
-            labels: (d_steps, batch) of int64, or None.
-            noise: (rows, batch, latent), or None to draw it.
-        """
-        if self._run is None:
-            self._bind(step)
-        numbers: list[float] = []
-        for group, decoupled in self._groups:
-            beta1, beta2 = group["betas"]
-            numbers += (
-                float(group["lr"]),
-                float(beta1),
-                float(beta2),
-                group["eps"],
-                group["weight_decay"],
-                float(group["amsgrad"]),
-                float(group["maximize"]),
-                decoupled,
-            )
-        result = self._run(real, noise, labels, numbers, self._losses)
-        if result is not None:
-            # What torch.optim.lr_scheduler looks for.
-            step.g_optimizer._opt_called = step.d_optimizer._opt_called = True  # type: ignore[attr-defined]
-        return result
-
-    def profile(self, step: TrainStep, *inputs: Any) -> dict[str, float]:
-        """Run one step; the seconds of each phase."""
-        if self._run is None:
+    def profile(self, step: TrainStep, *inputs: Any) -> dict[str, float] | None:
+        """Run one step; the seconds of each phase, or None as `run`."""
+        if self._engine is None:
             self._bind(step)
         self._engine.set_timed(True)
         try:
             if self.run(step, *inputs) is None:
-                raise RuntimeError("the plan is out of date: a parameter's shape has changed")
+                return None
             return dict(zip(PHASES, self._engine.seconds(), strict=True))
         finally:
             self._engine.set_timed(False)
@@ -188,34 +164,22 @@ class Plan:
             raise CannotPlan(f"{path} has hooks")
         if "forward" in vars(module):
             raise CannotPlan(f"{path} has a forward of its own")
-        self._hooks += [module._forward_hooks, module._forward_pre_hooks, module._backward_hooks]
-        self._hooks += [module._backward_pre_hooks]
+        self._sized += [module._forward_hooks, module._forward_pre_hooks]
+        self._sized += [module._backward_hooks, module._backward_pre_hooks]
         if not is_sequential(module):
             yield path, module
             return
         self._watch(module._modules, *module._modules)
-        self._lengths.append((module._modules, len(module._modules)))
+        self._sized.append(module._modules)
         for name, child in module._modules.items():
             yield from self._leaves(child, f"{path}[{name}]")
 
     def _watch(self, holder: dict[str, Any], *names: str) -> None:
-        self._watched += [(holder, name, holder[name]) for name in names if name in holder]
-
-    def _check_widths(self, step: TrainStep, layers: list[list[_Layer]]) -> None:
-        generator, discriminator = layers
-        self._latent = generator[0].width_in - step.num_classes
-        self._data = generator[-1].width_out
-        self._needs_two = any(layer.uses_batch_statistics() for network in layers for layer in network)
-        if discriminator[-1].width_out != 1:
-            raise CannotPlan(f"the discriminator has {discriminator[-1].width_out} outputs")
-        if discriminator[0].width_in - step.num_classes != self._data:
-            raise CannotPlan("the generator's output does not fit the discriminator's input")
-        if self._latent < 1:
-            raise CannotPlan("the generator has no input beside the label")
+        self._watched += [(holder, name) for name in names if name in holder]
 
     def _bind(self, step: TrainStep) -> None:
         """Hand the tensors to the engine; the optimizers' state is made where there is none yet, as they would."""
-        engine = backend.classes.StepEngine(self._latent, step.num_classes, step.d_steps, step.reuse_fake)
+        engine = backend.module.StepEngine(**self._arguments)  # type: ignore[union-attr]
         groups = {id(p): i for i, (group, _) in enumerate(self._groups) for p in group["params"]}
         averages = (
             {}
@@ -242,7 +206,13 @@ class Plan:
                 engine.add_copied_buffer(average, buffer)
         for optimizer in (step.g_optimizer, step.d_optimizer):
             self._watch(vars(optimizer), "state")
-            self._lengths.append((optimizer.state, len(optimizer.state)))
+            self._sized.append(optimizer.state)
+        for holder, name in self._watched:
+            engine.watch_value(holder, name, holder[name])
+        for sized in self._sized:
+            engine.watch_length(sized)
+        for group, decoupled in self._groups:
+            engine.add_group(group, decoupled)
         self._engine, self._run = engine, engine.step
 
     def _state(self, optimizer: Optimizer, group: dict[str, Any], parameter: Tensor) -> list[Tensor]:
@@ -290,14 +260,29 @@ def _set_widths(layers: list[_Layer], name: str) -> None:
     first = next(i for i, layer in enumerate(layers) if layer.width_in)
     for i in range(first - 1, -1, -1):
         layers[i].width_in = layers[i].width_out = layers[i + 1].width_in
-    for before, layer in zip(layers, layers[1:], strict=False):
+    for before, layer in itertools.pairwise(layers):
         if not layer.width_in:
             layer.width_in = layer.width_out = before.width_out
         if layer.width_in != before.width_out:
             raise CannotPlan(f"{layer.path} does not fit the layer before it")
 
 
-def _optimizer_hooks(step: TrainStep) -> Iterator[Any]:
+def _check_widths(step: TrainStep, layers: list[list[_Layer]]) -> tuple[int, int]:
+    """The widths of the noise and of the data."""
+    generator, discriminator = layers
+    latent, data = generator[0].width_in - step.num_classes, generator[-1].width_out
+    if discriminator[-1].width_out != 1:
+        raise CannotPlan(f"the discriminator has {discriminator[-1].width_out} outputs")
+    if discriminator[0].width_in - step.num_classes != data:
+        raise CannotPlan("the generator's output does not fit the discriminator's input")
+    if latent < 1:
+        raise CannotPlan("the generator has no input beside the label")
+    return latent, data
+
+
+def _hooks(step: TrainStep) -> Iterator[Any]:
+    """The hooks of all modules and of the optimizers, which must be empty."""
+    yield from global_hooks()
     yield optimizer_module._global_optimizer_pre_hooks
     yield optimizer_module._global_optimizer_post_hooks
     for optimizer in (step.g_optimizer, step.d_optimizer):
@@ -314,7 +299,7 @@ def _check_step(step: TrainStep) -> None:
         raise CannotPlan("r1_gamma is over 0")
     if step.precision != "fp32":
         raise CannotPlan(f"precision is {step.precision}")
-    if any(_optimizer_hooks(step)) or has_global_hooks():
+    if any(_hooks(step)):
         raise CannotPlan("an optimizer or all modules have hooks")
     for name in ("g_optimizer", "d_optimizer"):
         optimizer = getattr(step, name)
@@ -326,15 +311,15 @@ def _check_step(step: TrainStep) -> None:
             raise CannotPlan(f"{name} has a step of its own")
 
 
-def _groups(step: TrainStep) -> list[tuple[dict[str, Any], float]]:
-    """The parameter groups of both optimizers, and whether their weight decay is decoupled (1 or 0)."""
+def _groups(step: TrainStep) -> list[tuple[dict[str, Any], bool]]:
+    """The parameter groups of both optimizers, and whether their weight decay is decoupled."""
     found = []
     for name in ("g_optimizer", "d_optimizer"):
         optimizer = getattr(step, name)
         for group in optimizer.param_groups:
             if group["differentiable"]:
                 raise CannotPlan(f"{name} is differentiable")
-            found.append((group, float(type(optimizer) is AdamW or bool(group.get("decoupled_weight_decay")))))
+            found.append((group, type(optimizer) is AdamW or bool(group.get("decoupled_weight_decay"))))
     return found
 
 

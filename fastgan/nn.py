@@ -113,13 +113,13 @@ def has_hooks(module: nn.Module) -> bool:
     )
 
 
-def has_global_hooks() -> bool:
-    """Whether there are hooks of all modules."""
-    return bool(
-        torch_module._global_forward_hooks
-        or torch_module._global_forward_pre_hooks
-        or torch_module._global_backward_hooks
-        or torch_module._global_backward_pre_hooks
+def global_hooks() -> tuple[dict[int, Any], ...]:
+    """The hooks of all modules, of each kind."""
+    return (
+        torch_module._global_forward_hooks,
+        torch_module._global_forward_pre_hooks,
+        torch_module._global_backward_hooks,
+        torch_module._global_backward_pre_hooks,
     )
 
 
@@ -207,7 +207,7 @@ class _Fused:
 
     def forward(self, input: Any) -> Any:
         """Run the modules in turn, each run of Linear + activation fused; shapes as the modules have them."""
-        if not isinstance(input, Tensor) or has_global_hooks():
+        if not isinstance(input, Tensor) or any(global_hooks()):
             return nn.Sequential.forward(self, input)  # type: ignore[arg-type]
         return _run_fused(self, input)  # type: ignore[arg-type]
 
@@ -394,7 +394,7 @@ def is_fully_fused(module: nn.Module) -> bool:
         return False
     if kind.forward is not _Fused.forward or kind.__call__ is not nn.Module.__call__ or "forward" in module.__dict__:
         return False
-    if has_hooks(module) or has_global_hooks():
+    if has_hooks(module) or any(global_hooks()):
         return False
     children = list(module.children())
     return bool(children) and all(

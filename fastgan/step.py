@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -13,26 +12,11 @@ from torch.optim import Optimizer
 from fastgan import checks, functional
 from fastgan.engine import CannotPlan, Plan
 from fastgan.nn import is_fully_fused
+from fastgan.statistics import StepStats
 
 PRECISIONS = ("fp32", "bf16")
 # Steps between two attempts at a plan where there was none: a hook may have been removed, a module replaced.
 _PLAN_AGAIN = 100
-
-
-class StepStats(NamedTuple):
-    """Statistics of one step: 0-d tensors on the device, so that reading them is what synchronises.
-
-    Attributes:
-        d_loss: the discriminator's loss in the last D step, without the R1 term.
-        g_loss: the generator's loss in the G step.
-        real_score: batch mean of sigma(D(x)) in the last D step.
-        fake_score: batch mean of sigma(D(G(z))) in the last D step.
-    """
-
-    d_loss: Tensor
-    g_loss: Tensor
-    real_score: Tensor
-    fake_score: Tensor
 
 
 class TrainStep:
@@ -175,16 +159,19 @@ class TrainStep:
         Raises:
             ValueError, TypeError, RuntimeError: a shape, dtype, label or device does not fit; nothing was updated.
         """
+        if self._plan is not None:
+            statistics = self._plan.run(self, real, labels, noise)
+            if statistics is not None:
+                self.steps_done += 1
+                return statistics
+        # The plan is out of date, or there is something about the inputs.
         real, labels, noise = self._check_inputs(real, labels, noise)
         plan = self._current_plan()
-        if plan is not None and plan.accepts(real, noise):
-            result = plan.run(self, real, labels, noise)
-            if result is None:  # a parameter has another shape, or may no longer be updated
-                self._plan, self._plan_again = None, 0
-                return self.step(real, labels, noise)
-            self.steps_done += 1
-            return StepStats(*result.unbind())
-        return self._composed_step(real, labels, noise)
+        statistics = None if plan is None else plan.run(self, real, labels, noise)
+        if statistics is None:
+            statistics = self._composed_step(real, labels, noise)
+        self.steps_done += 1
+        return statistics
 
     def profile(self, real: Tensor, labels: Tensor | None = None, noise: Tensor | None = None) -> dict[str, float]:
         """Run one step and say where its time went.
@@ -201,9 +188,9 @@ class TrainStep:
         """
         inputs = self._check_inputs(real, labels, noise)
         plan = self._current_plan()
-        if plan is None or not plan.accepts(inputs[0], inputs[2]):
+        seconds = None if plan is None else plan.profile(self, *inputs)
+        if seconds is None:
             raise RuntimeError(f"only a step that is one native call has a profile, but the plan is {self.plan}")
-        seconds = plan.profile(self, *inputs)
         self.steps_done += 1
         return seconds
 
@@ -225,7 +212,6 @@ class TrainStep:
         g_loss = self._update_generator(fake, condition)
         if self.ema is not None:
             self._update_ema(self.ema)
-        self.steps_done += 1
         with torch.no_grad():
             return StepStats(
                 d_loss.detach(),

@@ -46,10 +46,10 @@ def module() -> ModuleType:
 def use_simt() -> Iterator[None]:
     """In a `with` block, fastgan.functional's compiled ops are those of the host model."""
     compiled = module()
-    before = backend.module, backend.ops, backend.classes, backend._device_types, backend._name
-    backend.module, backend.ops, backend.classes = compiled, torch.ops.fastgan_simt, torch.classes.fastgan_simt
+    before = backend.module, backend.ops, backend._device_types, backend._name
+    backend.module, backend.ops = compiled, torch.ops.fastgan_simt
     backend._device_types, backend._name = frozenset(compiled.device_types()), "cpu"
     try:
         yield
     finally:
-        backend.module, backend.ops, backend.classes, backend._device_types, backend._name = before
+        backend.module, backend.ops, backend._device_types, backend._name = before

@@ -8,6 +8,7 @@
 
 #include "../cpu/simd.h"
 #include "layer_path.h"
+#include "step.h"
 #ifdef FASTGAN_WITH_CUDA
 #include "../cuda/device.h"
 #endif
@@ -62,4 +63,6 @@ PYBIND11_MODULE(_C, m) {
   m.def("set_layer_path", fastgan::bindings::set_layer_path, py::arg("name"),
         "Choose them: automatic, narrow (a whole network a launch, where it fits), tiled (a product a launch) or "
         "library (torch's products).");
+
+  fastgan::bindings::register_step_engine(m);
 }

@@ -1,14 +1,17 @@
-// torch.classes.fastgan.StepEngine: a whole training step over the user's parameters and optimizer state, in place.
+// StepEngine: a whole training step over the user's parameters and optimizer state, in place.
 //
-// Python describes the networks once (fastgan/engine.py) and binds the tensors; a step then reads their addresses,
-// draws noise and masks as torch would, and calls the kernels of csrc/*/step.h. Nothing is allocated but the result.
+// Python describes the networks once (fastgan/engine.py) and binds the tensors; a step then reads their addresses and
+// the optimizers' numbers, draws noise and masks as torch would, and calls the kernels of csrc/*/step.h. Nothing is
+// allocated but the four statistics.
+#include "step.h"
+
 #include <ATen/autocast_mode.h>
-#include <torch/csrc/autograd/variable.h>
-#include <torch/custom_class.h>
+#include <torch/csrc/autograd/python_variable.h>
 
 #include "common.h"
 #include "scopes.h"
 #include "step_parameter.h"
+#include "watch.h"
 
 #ifndef FASTGAN_SIMT
 #include "../cpu/step.h"
@@ -40,12 +43,31 @@ struct Network {
       if (layer.bias.value.defined()) f(layer.bias);
     }
   }
+  template <class F>
+  void for_parameters(const F& f) const {
+    const_cast<Network*>(this)->for_parameters([&](const Parameter& parameter) { f(parameter); });
+  }
 };
 
-class StepEngine : public torch::CustomClassHolder {
+namespace py = pybind11;
+
+Tensor tensor_of(const py::object& object) { return THPVariable_Unpack(object.ptr()); }
+Tensor tensor_or_none(const py::object& object) { return object.is_none() ? Tensor() : tensor_of(object); }
+
+class StepEngine {
  public:
-  StepEngine(int64_t latent, int64_t classes, int64_t d_steps, bool reuse_fake)
-      : latent_(latent), classes_(classes), d_steps_(d_steps), reuse_fake_(reuse_fake) {}
+  StepEngine(int64_t latent, int64_t data, int64_t classes, int64_t d_steps, bool reuse_fake, double real_target,
+             double fake_target, bool minimax, double average_rate, int64_t least_batch)
+      : latent_(latent),
+        data_(data),
+        classes_(classes),
+        d_steps_(d_steps),
+        reuse_fake_(reuse_fake),
+        real_target_(real_target),
+        fake_target_(fake_target),
+        minimax_(minimax),
+        average_rate_(average_rate),
+        least_batch_(least_batch) {}
 
   // Network 0 is the generator, 1 the discriminator.
   void add_layer(int64_t network, int64_t kind, int64_t in, int64_t out, int64_t activation, double negative_slope) {
@@ -57,13 +79,11 @@ class StepEngine : public torch::CustomClassHolder {
     networks_[network].layers.push_back(std::move(layer));
   }
 
-  void set_batch_norm(int64_t network, std::optional<Tensor> mean, std::optional<Tensor> var,
-                      std::optional<Tensor> batches, bool batch_statistics, std::optional<double> momentum,
-                      double eps) {
+  void set_batch_norm(int64_t network, const py::object& mean, const py::object& var, const py::object& batches,
+                      bool batch_statistics, std::optional<double> momentum, double eps) {
     Layer& layer = networks_[network].layers.back();
-    layer.running_mean = mean.value_or(Tensor());
-    layer.running_var = var.value_or(Tensor());
-    layer.batches = batches.value_or(Tensor());
+    layer.running_mean = tensor_or_none(mean), layer.running_var = tensor_or_none(var);
+    layer.batches = tensor_or_none(batches);
     layer.batch_statistics = batch_statistics;
     layer.cumulative = !momentum;
     layer.momentum = momentum.value_or(0);
@@ -73,43 +93,75 @@ class StepEngine : public torch::CustomClassHolder {
   void set_dropout(int64_t network, double p) { networks_[network].layers.back().drop = p; }
 
   // Of the last layer added: its weight, then its bias. Group -1: frozen.
-  void add_parameter(int64_t network, bool is_bias, Tensor value, std::optional<Tensor> average, int64_t group,
-                     std::vector<Tensor> state) {
+  void add_parameter(int64_t network, bool is_bias, const py::object& value, const py::object& average, int64_t group,
+                     const std::vector<py::object>& state) {
     Layer& layer = networks_[network].layers.back();
-    (is_bias ? layer.bias : layer.weight) = Parameter(std::move(value), average.value_or(Tensor()), group, state);
+    std::vector<Tensor> tensors;
+    for (const py::object& object : state) tensors.push_back(tensor_of(object));
+    (is_bias ? layer.bias : layer.weight) = Parameter(tensor_of(value), tensor_or_none(average), group, tensors);
   }
 
   // A buffer of the generator that its moving average takes over as it is.
-  void add_copied_buffer(Tensor average, Tensor buffer) { copied_.emplace_back(std::move(average), std::move(buffer)); }
+  void add_copied_buffer(const py::object& average, const py::object& buffer) {
+    copied_.emplace_back(tensor_of(average), tensor_of(buffer));
+  }
 
-  // Whether the tensors are still such as the plan was made for; where not, it must be made anew.
-  bool is_current(const Tensor& real) {
-    bool current = true;
-    for (Network& network : networks_)
-      network.for_parameters([&](Parameter& parameter) { current = current && parameter.is_current(real); });
+  void watch_value(py::dict holder, py::str name, py::object value) {
+    watch_.value(std::move(holder), std::move(name), std::move(value));
+  }
+  void watch_length(py::object sized) { watch_.length(std::move(sized)); }
+  void add_group(py::dict group, bool decoupled) { watch_.group(std::move(group), decoupled); }
+
+  // Whether everything that the plan was made of is still in its place.
+  bool is_current() const {
+    bool current = watch_.is_current();
+    for (const Network& network : networks_)
+      network.for_parameters([&](const Parameter& parameter) { current = current && parameter.is_current(first()); });
     return current;
   }
 
-  // One step. hyperparameters: of each group lr, beta1, beta2, eps, weight_decay, amsgrad, maximize, decoupled. real is
-  // (d_steps, batch, data), labels (d_steps, batch). Returns d_loss, g_loss, real_score, fake_score; or nothing, and
-  // nothing done, where the plan is out of date.
-  std::optional<Tensor> step(const Tensor& real, const std::optional<Tensor>& noise,
-                             const std::optional<Tensor>& labels, const std::vector<double>& hyperparameters,
-                             const std::vector<double>& losses) {
+  // One step. real is (batch, data) or (d_steps, batch, data), labels, where there are classes, (batch) or (d_steps,
+  // batch), noise (rows, batch, latent) or None to draw it. Returns d_loss, g_loss, real_score, fake_score; or None, and
+  // nothing is done, where the plan is out of date or the inputs are not such.
+  py::object step(const py::object& real_object, const py::object& labels_object, const py::object& noise_object) {
+    if (!THPVariable_Check(real_object.ptr())) return py::none();
+    const bool has_labels = !labels_object.is_none(), has_noise = !noise_object.is_none();
+    if (has_labels && !THPVariable_Check(labels_object.ptr())) return py::none();
+    if (has_noise && !THPVariable_Check(noise_object.ptr())) return py::none();
+    if (!is_current()) return py::none();
     const at::NoGradGuard no_grad;
-    const WithoutAutocast without_autocast;
-    if (!is_current(real)) return std::nullopt;
-    at::internal::lazy_init_num_threads();
-    const int64_t batch = real.size(1);
-    Tensor drawn = noise.value_or(Tensor());
-    if (!drawn.defined()) drawn = draw_noise(real, batch);
-    Tensor result = at::empty({4}, real.options());
-    if (real.scalar_type() == at::kDouble)
-      run<double>(real, drawn, labels, hyperparameters, losses, result);
-    else
-      run<float>(real, drawn, labels, hyperparameters, losses, result);
-    after_update(losses[3]);
-    return result;
+    Tensor real = tensor_of(real_object), labels, noise;
+    if (!expand(real, 3, first().scalar_type())) return py::none();
+    if (real.size(2) != data_ || real.size(1) < least_batch_) return py::none();
+    if (has_labels != (classes_ > 0)) return py::none();
+    if (has_labels) {
+      labels = tensor_of(labels_object);
+      if (!expand(labels, 2, at::kLong) || labels.size(1) != real.size(1) || !are_labels(labels)) return py::none();
+    }
+    if (has_noise) {
+      noise = tensor_of(noise_object);
+      const int64_t rows = d_steps_ + (reuse_fake_ ? 0 : 1);
+      if (noise.dim() != 3 || noise.size(0) != rows || noise.size(1) != real.size(1) || noise.size(2) != latent_ ||
+          noise.scalar_type() != real.scalar_type() || noise.device() != real.device())
+        return py::none();
+    }
+    if (at::autocast::is_autocast_enabled(real.device().type()) || c10::InferenceMode::is_enabled()) return py::none();
+    watch_.hyperparameters(hyperparameters_);
+    Tensor result;
+    {
+      const py::gil_scoped_release without_gil;
+      at::internal::lazy_init_num_threads();
+      if (!noise.defined()) noise = draw_noise(real);
+      result = at::empty({4}, real.options());
+      if (real.scalar_type() == at::kDouble)
+        run<double>(real, noise, labels, result);
+      else
+        run<float>(real, noise, labels, result);
+      after_update();
+    }
+    py::tuple statistics(4);
+    for (int64_t i = 0; i < 4; ++i) statistics[i] = py::reinterpret_steal<py::object>(THPVariable_Wrap(result.select(0, i)));
+    return statistics;
   }
 
   // Of the last step, with seconds of each phase, in the order of csrc/cpu/step.h; to be asked for before it.
@@ -117,10 +169,36 @@ class StepEngine : public torch::CustomClassHolder {
   std::vector<double> seconds() const { return std::vector<double>(seconds_, seconds_ + int(cpu::StepPhase::count)); }
 
  private:
-  Tensor draw_noise(const Tensor& real, int64_t batch) {
+  // A tensor of the plan's dtype and device.
+  const Tensor& first() const {
+    for (const Layer& layer : networks_[0].layers)
+      if (layer.weight.value.defined()) return layer.weight.value;
+    TORCH_INTERNAL_ASSERT(false, "the generator has no parameter");
+  }
+
+  // One entry a D step in front, where there is one for all; or false.
+  bool expand(Tensor& tensor, int64_t dimensions, at::ScalarType dtype) const {
+    if (tensor.scalar_type() != dtype || tensor.device() != first().device() || tensor.layout() != at::kStrided)
+      return false;
+    if (tensor.dim() == dimensions - 1) tensor = tensor.unsqueeze(0);
+    if (tensor.dim() != dimensions || tensor.numel() == 0) return false;
+    return tensor.size(0) == d_steps_ || tensor.size(0) == 1;
+  }
+
+  bool are_labels(const Tensor& labels) const {
+    if (labels.stride(1) != 1) return false;
+    for (int64_t i = 0; i < labels.size(0); ++i) {
+      const int64_t* label = data<int64_t>(labels) + i * labels.stride(0);
+      for (int64_t k = 0; k < labels.size(1); ++k)
+        if (label[k] < 0 || label[k] >= classes_) return false;
+    }
+    return true;
+  }
+
+  Tensor draw_noise(const Tensor& real) {
     const int64_t rows = d_steps_ + (reuse_fake_ ? 0 : 1);
-    if (!noise_.defined() || noise_.size(1) != batch || noise_.scalar_type() != real.scalar_type())
-      noise_ = at::empty({rows, batch, latent_}, real.options());
+    if (!noise_.defined() || noise_.size(1) != real.size(1))
+      noise_ = at::empty({rows, real.size(1), latent_}, real.options());
     return noise_.normal_();
   }
 
@@ -159,14 +237,13 @@ class StepEngine : public torch::CustomClassHolder {
   }
 
   template <class T>
-  void run(const Tensor& real, const Tensor& noise, const std::optional<Tensor>& labels,
-           const std::vector<double>& hyperparameters, const std::vector<double>& losses, const Tensor& result) {
+  void run(const Tensor& real, const Tensor& noise, const Tensor& labels, const Tensor& result) {
     const cpu::Context here;
     StepProblem<T> problem;
     std::vector<StepLayer<T>>* layers = layers_of(T());
     problem.batch = real.size(1), problem.classes = classes_;
-    problem.real_target = losses[0], problem.fake_target = losses[1];
-    problem.minimax = losses[2] != 0, problem.average_rate = losses[3];
+    problem.real_target = real_target_, problem.fake_target = fake_target_;
+    problem.minimax = minimax_, problem.average_rate = average_rate_;
     StepSums<T> sums{};
     double* seconds = timed_ ? seconds_ : nullptr;
     std::fill_n(seconds_, int(cpu::StepPhase::count), 0.0);
@@ -176,14 +253,14 @@ class StepEngine : public torch::CustomClassHolder {
         return StridedRows<T>{data<T>(t) + k * t.stride(0), t.size(2), t.stride(1), t.stride(2)};
       };
       problem.real = rows(real), problem.noise = rows(noise);
-      const int64_t k = std::min(i, d_steps_ - 1);
-      problem.labels = classes_ > 0 ? data<int64_t>(*labels) + k * labels->stride(0) : nullptr;
+      const int64_t k = classes_ > 0 ? std::min(i, labels.size(0) - 1) : 0;
+      problem.labels = classes_ > 0 ? data<int64_t>(labels) + k * labels.stride(0) : nullptr;
     };
     for (int64_t i = 0; i < d_steps_; ++i) {
       draw_masks(0, 0, real, problem.batch);
       draw_masks(1, 0, real, problem.batch);
       draw_masks(1, 1, real, problem.batch);
-      prepare(1, hyperparameters);
+      prepare(1);
       fill(problem, layers);
       take_inputs(i);
       reserve(here, problem, real);
@@ -191,7 +268,7 @@ class StepEngine : public torch::CustomClassHolder {
     }
     if (!reuse_fake_) draw_masks(0, 0, real, problem.batch);
     draw_masks(1, 0, real, problem.batch);
-    prepare(0, hyperparameters);
+    prepare(0);
     fill(problem, layers);
     take_inputs(d_steps_);
     generator_step(here, problem, workspace_.mutable_data_ptr(), !reuse_fake_, &sums, seconds);
@@ -200,8 +277,12 @@ class StepEngine : public torch::CustomClassHolder {
   }
 
   // The steps of Adam that are due, of each parameter of a network.
-  void prepare(int network, const std::vector<double>& hyperparameters) {
-    networks_[network].for_parameters([&](Parameter& parameter) { parameter.prepare(hyperparameters); });
+  void prepare(int network) {
+    const Parameter* before = nullptr;
+    networks_[network].for_parameters([&](Parameter& parameter) {
+      parameter.prepare(hyperparameters_, before);
+      before = &parameter;
+    });
   }
 
   template <class T>
@@ -213,9 +294,9 @@ class StepEngine : public torch::CustomClassHolder {
   }
 
   // Autograd must know that the tensors have changed, and gradients of before are gone, as after zero_grad.
-  void after_update(double average_rate) {
+  void after_update() {
     for (Network& network : networks_) {
-      network.for_parameters([&](Parameter& parameter) { parameter.after_update(average_rate); });
+      network.for_parameters([&](Parameter& parameter) { parameter.after_update(average_rate_); });
       for (Layer& layer : network.layers)
         if (layer.batch_statistics)
           for (const Tensor& buffer : {layer.running_mean, layer.running_var, layer.batches}) bump_version(buffer);
@@ -226,8 +307,14 @@ class StepEngine : public torch::CustomClassHolder {
   std::vector<StepLayer<float>>* layers_of(float) { return float_layers_; }
   std::vector<StepLayer<double>>* layers_of(double) { return double_layers_; }
 
-  const int64_t latent_, classes_, d_steps_;
+  const int64_t latent_, data_, classes_, d_steps_;
   const bool reuse_fake_;
+  const double real_target_, fake_target_;
+  const bool minimax_;
+  const double average_rate_;
+  const int64_t least_batch_;
+  Watch watch_;
+  std::vector<double> hyperparameters_;
   Network networks_[2];
   std::vector<std::pair<Tensor, Tensor>> copied_;
   Tensor workspace_, noise_;
@@ -241,14 +328,21 @@ class StepEngine : public torch::CustomClassHolder {
 
 }  // namespace
 
-TORCH_LIBRARY_FRAGMENT(FASTGAN_LIBRARY, m) {
-  m.class_<StepEngine>("StepEngine")
-      .def(torch::init<int64_t, int64_t, int64_t, bool>())
+void register_step_engine(py::module_& m) {
+  py::class_<StepEngine>(m, "StepEngine", "A whole training step; see fastgan/engine.py, which makes it.")
+      .def(py::init<int64_t, int64_t, int64_t, int64_t, bool, double, double, bool, double, int64_t>(),
+           py::arg("latent"), py::arg("data"), py::arg("classes"), py::arg("d_steps"), py::arg("reuse_fake"),
+           py::arg("real_target"), py::arg("fake_target"), py::arg("minimax"), py::arg("average_rate"),
+           py::arg("least_batch"))
       .def("add_layer", &StepEngine::add_layer)
       .def("set_batch_norm", &StepEngine::set_batch_norm)
       .def("set_dropout", &StepEngine::set_dropout)
       .def("add_parameter", &StepEngine::add_parameter)
       .def("add_copied_buffer", &StepEngine::add_copied_buffer)
+      .def("watch_value", &StepEngine::watch_value)
+      .def("watch_length", &StepEngine::watch_length)
+      .def("add_group", &StepEngine::add_group)
+      .def("is_current", &StepEngine::is_current)
       .def("step", &StepEngine::step)
       .def("set_timed", &StepEngine::set_timed)
       .def("seconds", &StepEngine::seconds);

@@ -55,15 +55,19 @@ struct Parameter {
     return step.scalar_type() == at::kDouble ? *data<double>(step) : double{*data<float>(step)};
   }
 
-  // The coming update, which is counted in `step`.
-  void prepare(const std::vector<double>& hyperparameters) {
+  // The coming update, which is counted in `step`. Most parameters have the numbers of the one before.
+  void prepare(const std::vector<double>& hyperparameters, const Parameter* before) {
     if (group < 0) return;
     const double* numbers = hyperparameters.data() + group * numbers_of_a_group;
-    const double count = steps_done() + 1;
+    count = steps_done() + 1;
     if (step.scalar_type() == at::kDouble)
       *mutable_data<double>(step) = count;
     else
       *mutable_data<float>(step) = float(count);
+    if (before != nullptr && before->group == group && before->count == count) {
+      float_step = before->float_step, double_step = before->double_step;
+      return;
+    }
     float_step = adam_step<float>(adam_options(numbers), numbers[0], count);
     double_step = adam_step<double>(adam_options(numbers), numbers[0], count);
   }
@@ -92,6 +96,7 @@ struct Parameter {
 
   Tensor value, average, step, exp_avg, exp_avg_sq, max_exp_avg_sq;
   int64_t group = -1;
+  double count = 0;  // of updates, the due one included
   std::vector<int64_t> sizes;
 
  private:

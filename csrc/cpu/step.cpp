@@ -9,6 +9,9 @@
 #ifdef _OPENMP
 #include <omp.h>
 #endif
+#ifdef FASTGAN_X86
+#include <immintrin.h>
+#endif
 
 namespace fastgan::cpu {
 
@@ -129,18 +132,36 @@ int groups_for(int threads, int64_t panels) {
   return 1;
 }
 
+// For the length of a scope, subnormal numbers are zeros. The moments of units that get no gradient fade into them and
+// stay there (with beta1 = 0.9 from step 900 on), where each operation costs 150 cycles: a step of `ring` took 17 %
+// longer. What is lost is below 1e-37.
+class WithoutSubnormals {
+#ifdef FASTGAN_X86
+ public:
+  WithoutSubnormals() : before_(_mm_getcsr()) { _mm_setcsr(before_ | 0x8040); }
+  ~WithoutSubnormals() { _mm_setcsr(before_); }
+
+ private:
+  const unsigned before_;
+#endif
+};
+
 template <class T, class F>
 void run(const StepProblem<T>& problem, const F& work) {
   const int threads = threads_for(problem);
   const int64_t panels = panel_count(problem.batch);
   if (threads == 1) {
     Team team(1, panels, 1);
+    const WithoutSubnormals without_subnormals;
     return work(team, 0);
   }
 #ifdef _OPENMP
   Team team(threads, panels, groups_for(threads, panels));
 #pragma omp parallel num_threads(threads)
-  work(team, omp_get_thread_num());
+  {
+    const WithoutSubnormals without_subnormals;
+    work(team, omp_get_thread_num());
+  }
 #endif
 }
 
