@@ -71,16 +71,16 @@ class Plan:
             CannotPlan: with the reason.
         """
         _check_step(step)
-        self._watched: list[tuple[dict[str, Any], str]] = []
-        self._sized: list[Any] = list(_hooks(step))
+        self._watched: list[tuple[dict[str, Any], str, Any]] = []
+        self._sized: list[tuple[Any, int]] = [(hooks, 0) for hooks in _hooks(step)]
         self._watch(vars(step), *_OPTIONS)
         self._groups = _groups(step)
         for optimizer in (step.g_optimizer, step.d_optimizer):
             self._watch(vars(optimizer), "param_groups")
-            self._sized.append(optimizer.param_groups)
+            self._watch_length(optimizer.param_groups)
         for group, _ in self._groups:
             self._watch(group, "params", "amsgrad", "differentiable")
-            self._sized.append(group["params"])
+            self._watch_length(group["params"])
         self._layers = [self._read(step.generator, "generator"), self._read(step.discriminator, "discriminator")]
         dtype, device = _common_kind(self._layers)
         latent, data = _check_widths(step, self._layers)
@@ -99,12 +99,14 @@ class Plan:
             else 1,
         }
         self._engine: Any = None
-        self.text = f"the whole step in one call, {str(dtype).removeprefix('torch.')} on {device.type}"
+        self.text = f"the whole step as one native call on {device.type}, real and fake through D as one batch, fp32"
 
     def run(self, step: TrainStep, real: Tensor, labels: Tensor | None, noise: Tensor | None) -> StepStats | None:
         """The statistics of a step; or None, and nothing is done, where the plan is out of date, or the inputs are not
         such as the engine takes."""
         if self._engine is None:
+            if not self.is_current():
+                return None
             self._bind(step)
         statistics = self._run(real, labels, noise)
         if statistics is None:
@@ -115,12 +117,18 @@ class Plan:
 
     def is_current(self) -> bool:
         """Whether everything that the plan was made of is still in its place."""
-        return self._engine is None or self._engine.is_current()
+        if self._engine is not None:
+            return self._engine.is_current()
+        return all(holder.get(name) is value for holder, name, value in self._watched) and all(
+            len(sized) == length for sized, length in self._sized
+        )
 
     def profile(self, step: TrainStep, *inputs: Any) -> dict[str, float] | None:
         """Run one step; the seconds of each phase, or None as `run`."""
-        if self._engine is None:
+        if self._engine is None and self.is_current():
             self._bind(step)
+        if self._engine is None:
+            return None
         self._engine.set_timed(True)
         try:
             if self.run(step, *inputs) is None:
@@ -164,18 +172,26 @@ class Plan:
             raise CannotPlan(f"{path} has hooks")
         if "forward" in vars(module):
             raise CannotPlan(f"{path} has a forward of its own")
-        self._sized += [module._forward_hooks, module._forward_pre_hooks]
-        self._sized += [module._backward_hooks, module._backward_pre_hooks]
+        for hooks in (
+            module._forward_hooks,
+            module._forward_pre_hooks,
+            module._backward_hooks,
+            module._backward_pre_hooks,
+        ):
+            self._watch_length(hooks)
         if not is_sequential(module):
             yield path, module
             return
         self._watch(module._modules, *module._modules)
-        self._sized.append(module._modules)
+        self._watch_length(module._modules)
         for name, child in module._modules.items():
             yield from self._leaves(child, f"{path}[{name}]")
 
     def _watch(self, holder: dict[str, Any], *names: str) -> None:
-        self._watched += [(holder, name) for name in names if name in holder]
+        self._watched += [(holder, name, holder[name]) for name in names if name in holder]
+
+    def _watch_length(self, sized: Any) -> None:
+        self._sized.append((sized, len(sized)))
 
     def _bind(self, step: TrainStep) -> None:
         """Hand the tensors to the engine; the optimizers' state is made where there is none yet, as they would."""
@@ -206,11 +222,11 @@ class Plan:
                 engine.add_copied_buffer(average, buffer)
         for optimizer in (step.g_optimizer, step.d_optimizer):
             self._watch(vars(optimizer), "state")
-            self._sized.append(optimizer.state)
-        for holder, name in self._watched:
-            engine.watch_value(holder, name, holder[name])
+            self._watch_length(optimizer.state)
+        for watched in self._watched:
+            engine.watch_value(*watched)
         for sized in self._sized:
-            engine.watch_length(sized)
+            engine.watch_length(*sized)
         for group, decoupled in self._groups:
             engine.add_group(group, decoupled)
         self._engine, self._run = engine, engine.step

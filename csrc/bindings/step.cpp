@@ -109,7 +109,7 @@ class StepEngine {
   void watch_value(py::dict holder, py::str name, py::object value) {
     watch_.value(std::move(holder), std::move(name), std::move(value));
   }
-  void watch_length(py::object sized) { watch_.length(std::move(sized)); }
+  void watch_length(py::object sized, Py_ssize_t length) { watch_.length(std::move(sized), length); }
   void add_group(py::dict group, bool decoupled) { watch_.group(std::move(group), decoupled); }
 
   // Whether everything that the plan was made of is still in its place.

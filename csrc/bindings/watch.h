@@ -16,10 +16,7 @@ class Watch {
     values_.push_back({std::move(holder), pybind11::reinterpret_steal<pybind11::object>(key), std::move(value)});
   }
   // A dict or list must keep its length.
-  void length(pybind11::object sized) {
-    const Py_ssize_t length = PyObject_Length(sized.ptr());
-    lengths_.push_back({std::move(sized), length});
-  }
+  void length(pybind11::object sized, Py_ssize_t length) { lengths_.push_back({std::move(sized), length}); }
   // One of the optimizers' param_groups; its numbers are read at each step.
   void group(pybind11::dict group, bool decoupled) { groups_.push_back({std::move(group), decoupled}); }
 
