@@ -41,6 +41,7 @@ _OPTIONS = (
     "ema",
     "ema_decay",
     "precision",
+    "engine",
 )
 PHASES = (  # StepPhase of csrc/cpu/step.h
     "inputs",
@@ -353,6 +354,8 @@ def _common_kind(layers: list[list[_Layer]]) -> tuple[torch.dtype, torch.device]
                     raise CannotPlan(f"{layer.path} has a parameter of another kind than nn.Parameter")
                 if not parameter.is_contiguous():
                     raise CannotPlan(f"{layer.path} has a parameter that is not contiguous")
+                if parameter._backward_hooks or parameter._post_accumulate_grad_hooks:
+                    raise CannotPlan(f"{layer.path} has a parameter with hooks")
                 kinds.add((parameter.dtype, parameter.device))
             for name in ("running_mean", "running_var"):
                 buffer = getattr(layer.module, name, None)

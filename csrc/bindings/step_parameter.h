@@ -31,7 +31,7 @@ struct Parameter {
   Parameter() = default;
   // State: step, exp_avg, exp_avg_sq and, with amsgrad, max_exp_avg_sq. Group -1: frozen, no state.
   Parameter(Tensor value, Tensor average, int64_t group, const std::vector<Tensor>& state)
-      : value(std::move(value)), average(std::move(average)), group(group), sizes(this->value.sizes().vec()) {
+      : value(std::move(value)), average(std::move(average)), group(group), required_grad(this->value.requires_grad()), sizes(this->value.sizes().vec()) {
     if (group < 0) return;
     TORCH_CHECK(state.size() >= 3, "a parameter's state must hold step, exp_avg and exp_avg_sq");
     step = state[0], exp_avg = state[1], exp_avg_sq = state[2];
@@ -45,8 +45,7 @@ struct Parameter {
                               t.scalar_type() == real.scalar_type() && t.device() == real.device());
     };
     if (!fits(value) || !fits(average) || !fits(exp_avg) || !fits(exp_avg_sq) || !fits(max_exp_avg_sq)) return false;
-    if (group < 0) return true;
-    if (!value.requires_grad()) return false;
+    if (value.requires_grad() != required_grad) return false;
     const auto* meta = torch::autograd::impl::get_autograd_meta(value);
     return meta == nullptr || (meta->hooks_.empty() && meta->post_acc_grad_hooks_ == nullptr);
   }
@@ -97,6 +96,7 @@ struct Parameter {
   Tensor value, average, step, exp_avg, exp_avg_sq, max_exp_avg_sq;
   int64_t group = -1;
   double count = 0;  // of updates, the due one included
+  bool required_grad = false;  // when the plan was made
   std::vector<int64_t> sizes;
 
  private:

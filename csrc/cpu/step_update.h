@@ -1,13 +1,13 @@
 // Weight gradients with Adam applied to each tile as it is finished: no gradient is ever stored. Included once for each
 // instruction set, inside its namespace, after step_layers.h.
 
-// One update of rows x n elements from `at` on, `stride` apart; their gradients are rows of 32.
+// One update of rows x n elements from `at` on, `stride` apart; their gradients are rows of 32, of which the rest does not matter.
 template <class T>
 void update(const Trained<T>& parameter, int64_t at, int64_t stride, int rows, int64_t n, const T* grad,
             T average_rate) {
-  const auto from = [&](T* data, int64_t m) { return data == nullptr ? nullptr : data + at + m * stride; };
 #if defined(FASTGAN_ISA_AVX512)
   if constexpr (sizeof(T) == 4) {
+    const auto from = [&](float* data, int64_t m) { return data + at + m * stride; };
     const AdamFloats adam(*parameter.step, average_rate);
     for (int64_t i = 0; i < n; i += 16) {
       const __mmask16 mask = n - i < 16 ? __mmask16((1u << (n - i)) - 1) : __mmask16(0xffff);
@@ -20,24 +20,31 @@ void update(const Trained<T>& parameter, int64_t at, int64_t stride, int rows, i
     return;
   }
 #endif
+  // By way of whole vectors at known places: the compiler would do the odd elements at the ends of a row otherwise, and
+  // round them otherwise, so that the result would depend on where the row begins.
   const AdamStep<T> s = *parameter.step;
+  alignas(64) T param[panel], exp_avg[panel], exp_avg_sq[panel], most[panel], average[panel];
   for (int m = 0; m < rows; ++m, grad += panel) {
-    T *param = from(parameter.value, m), *exp_avg = from(parameter.exp_avg, m);
-    T *exp_avg_sq = from(parameter.exp_avg_sq, m), *most = from(parameter.max_exp_avg_sq, m);
-    T* average = from(parameter.average, m);
-    if (most == nullptr) {
+    const auto read = [&](T* to, T* data) {
+      std::memset(to, 0, panel * sizeof(T));
+      if (data != nullptr) std::memcpy(to, data + at + m * stride, n * sizeof(T));
+    };
+    const auto write = [&](const T* from, T* data) {
+      if (data != nullptr) std::memcpy(data + at + m * stride, from, n * sizeof(T));
+    };
+    read(param, parameter.value), read(exp_avg, parameter.exp_avg), read(exp_avg_sq, parameter.exp_avg_sq);
+    read(most, parameter.max_exp_avg_sq), read(average, parameter.average);
+    if (parameter.max_exp_avg_sq == nullptr) {
 #pragma omp simd
-      for (int64_t i = 0; i < n; ++i) {
-        T unused = 0;
-        adam_update(s, false, grad[i], param[i], exp_avg[i], exp_avg_sq[i], unused);
-      }
+      for (int64_t i = 0; i < panel; ++i) adam_update(s, false, grad[i], param[i], exp_avg[i], exp_avg_sq[i], most[i]);
     } else {
 #pragma omp simd
-      for (int64_t i = 0; i < n; ++i) adam_update(s, true, grad[i], param[i], exp_avg[i], exp_avg_sq[i], most[i]);
+      for (int64_t i = 0; i < panel; ++i) adam_update(s, true, grad[i], param[i], exp_avg[i], exp_avg_sq[i], most[i]);
     }
-    if (average == nullptr) continue;
 #pragma omp simd
-    for (int64_t i = 0; i < n; ++i) average[i] += average_rate * (param[i] - average[i]);
+    for (int64_t i = 0; i < panel; ++i) average[i] += average_rate * (param[i] - average[i]);
+    write(param, parameter.value), write(exp_avg, parameter.exp_avg), write(exp_avg_sq, parameter.exp_avg_sq);
+    write(most, parameter.max_exp_avg_sq), write(average, parameter.average);
   }
 }
 
@@ -85,7 +92,7 @@ void thin_gradient(const LayerBuffers<T>& buffers, int64_t first, int64_t last, 
 template <class T>
 void linear_update(const StepLayer<T>& layer, const LayerBuffers<T>& buffers, const UpdateCut& cut, int64_t item,
                    int64_t first, int64_t last, T average_rate) {
-  alignas(64) T tile[tile_rows * panel];
+  alignas(64) T tile[tile_rows * panel] = {};
   const int64_t stripes = (cut.tiles.count + cut.tiles_per_item - 1) / cut.tiles_per_item;
   const int64_t group = item / stripes, stripe = item % stripes, samples = (last - first) * panel;
   const int64_t begin = stripe * cut.tiles_per_item, end = std::min(cut.tiles.count, begin + cut.tiles_per_item);
@@ -128,7 +135,7 @@ void linear_update(const StepLayer<T>& layer, const LayerBuffers<T>& buffers, co
 template <class T>
 void batch_norm_update(const StepLayer<T>& layer, const LayerBuffers<T>& buffers, int first_half, int halves,
                        int64_t panels, T average_rate) {
-  T grad[panel];
+  T grad[panel] = {};
   const int64_t width = layer.out;
   for (int64_t c = 0; c < width; c += panel) {
     const int64_t n = std::min(panel, width - c);
