@@ -162,6 +162,10 @@ class Plan:
             else:
                 raise CannotPlan(f"{path} is a {type(child).__name__}")
             self._watch(child._parameters, *child._parameters)
+            for parameter in child._parameters.values():
+                for hooks in (getattr(parameter, n, None) for n in ("_backward_hooks", "_post_accumulate_grad_hooks")):
+                    if hooks is not None:
+                        self._watch_length(hooks)
             self._watch(child._buffers, *child._buffers)
         if not any(layer.kind == _LINEAR for layer in layers):
             raise CannotPlan(f"the {name} has no Linear layer")

@@ -121,8 +121,8 @@ class StepEngine {
   }
 
   // One step. real is (batch, data) or (d_steps, batch, data), labels, where there are classes, (batch) or (d_steps,
-  // batch), noise (rows, batch, latent) or None to draw it. Returns d_loss, g_loss, real_score, fake_score; or None, and
-  // nothing is done, where the plan is out of date or the inputs are not such.
+  // batch), noise (rows, batch, latent) or None to draw it. Returns d_loss, g_loss, real_score, fake_score; or None,
+  // and nothing is done, where the plan is out of date or the inputs are not such.
   py::object step(const py::object& real_object, const py::object& labels_object, const py::object& noise_object) {
     if (!THPVariable_Check(real_object.ptr())) return py::none();
     const bool has_labels = !labels_object.is_none(), has_noise = !noise_object.is_none();
@@ -160,7 +160,8 @@ class StepEngine {
       after_update();
     }
     py::tuple statistics(4);
-    for (int64_t i = 0; i < 4; ++i) statistics[i] = py::reinterpret_steal<py::object>(THPVariable_Wrap(result.select(0, i)));
+    for (int64_t i = 0; i < 4; ++i)
+      statistics[i] = py::reinterpret_steal<py::object>(THPVariable_Wrap(result.select(0, i)));
     return statistics;
   }
 

@@ -31,7 +31,12 @@ struct Parameter {
   Parameter() = default;
   // State: step, exp_avg, exp_avg_sq and, with amsgrad, max_exp_avg_sq. Group -1: frozen, no state.
   Parameter(Tensor value, Tensor average, int64_t group, const std::vector<Tensor>& state)
-      : value(std::move(value)), average(std::move(average)), group(group), required_grad(this->value.requires_grad()), sizes(this->value.sizes().vec()) {
+      : value(std::move(value)),
+        average(std::move(average)),
+        group(group),
+        required_grad(this->value.requires_grad()),
+        first_hooks(hooks()),
+        sizes(this->value.sizes().vec()) {
     if (group < 0) return;
     TORCH_CHECK(state.size() >= 3, "a parameter's state must hold step, exp_avg and exp_avg_sq");
     step = state[0], exp_avg = state[1], exp_avg_sq = state[2];
@@ -46,8 +51,13 @@ struct Parameter {
     };
     if (!fits(value) || !fits(average) || !fits(exp_avg) || !fits(exp_avg_sq) || !fits(max_exp_avg_sq)) return false;
     if (value.requires_grad() != required_grad) return false;
+    return hooks() == first_hooks;
+  }
+
+  // Python's hooks on a tensor are one dict, which may be there and empty; its length is watched beside this.
+  size_t hooks() const {
     const auto* meta = torch::autograd::impl::get_autograd_meta(value);
-    return meta == nullptr || (meta->hooks_.empty() && meta->post_acc_grad_hooks_ == nullptr);
+    return meta == nullptr ? 0 : meta->hooks_.size() + (meta->post_acc_grad_hooks_ != nullptr);
   }
 
   double steps_done() const {
@@ -95,8 +105,9 @@ struct Parameter {
 
   Tensor value, average, step, exp_avg, exp_avg_sq, max_exp_avg_sq;
   int64_t group = -1;
-  double count = 0;  // of updates, the due one included
+  double count = 0;            // of updates, the due one included
   bool required_grad = false;  // when the plan was made
+  size_t first_hooks = 0;
   std::vector<int64_t> sizes;
 
  private:

@@ -13,8 +13,8 @@ struct Trained {
   T* value = nullptr;
   T* exp_avg = nullptr;  // null where the parameter is frozen
   T* exp_avg_sq = nullptr;
-  T* max_exp_avg_sq = nullptr;  // null but with amsgrad
-  T* average = nullptr;         // its exponential moving average, or null
+  T* max_exp_avg_sq = nullptr;        // null but with amsgrad
+  T* average = nullptr;               // its exponential moving average, or null
   const AdamStep<T>* step = nullptr;  // where the kernels run: of the update that is due
 
   bool is_updated() const { return exp_avg != nullptr; }

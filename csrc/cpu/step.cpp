@@ -16,12 +16,12 @@
 namespace fastgan::cpu {
 
 // step_body.h, compiled for each.
-#define FASTGAN_DECLARE(isa)                                                                                       \
-  namespace isa {                                                                                                  \
-  template <class T>                                                                                               \
-  void work_on_discriminator(const StepProblem<T>&, const StepBuffers<T>&, Team&, int thread, double* seconds);    \
-  template <class T>                                                                                               \
-  void work_on_generator(const StepProblem<T>&, const StepBuffers<T>&, bool, Team&, int thread, double* seconds);  \
+#define FASTGAN_DECLARE(isa)                                                                                      \
+  namespace isa {                                                                                                 \
+  template <class T>                                                                                              \
+  void work_on_discriminator(const StepProblem<T>&, const StepBuffers<T>&, Team&, int thread, double* seconds);   \
+  template <class T>                                                                                              \
+  void work_on_generator(const StepProblem<T>&, const StepBuffers<T>&, bool, Team&, int thread, double* seconds); \
   }
 FASTGAN_DECLARE(baseline)
 #ifdef FASTGAN_X86
@@ -112,8 +112,8 @@ constexpr double flops_worth_a_thread = 1e6;
 template <class T>
 int threads_for(const StepProblem<T>& problem) {
 #ifdef _OPENMP
-  const double flops = 6.0 * double(problem.batch) *
-                       (weights_of(problem.generator) + 2 * weights_of(problem.discriminator));
+  const double flops =
+      6.0 * double(problem.batch) * (weights_of(problem.generator) + 2 * weights_of(problem.discriminator));
   return std::max(1, std::min(omp_get_max_threads(), int(std::min(1e6, flops / flops_worth_a_thread))));
 #else
   return 1;
@@ -166,7 +166,7 @@ void run(const StepProblem<T>& problem, const F& work) {
 }
 
 #ifdef FASTGAN_X86
-#define FASTGAN_ON_ISA(call)                    \
+#define FASTGAN_ON_ISA(call)                     \
   if (isa() == Isa::avx512) return avx512::call; \
   if (isa() == Isa::avx2) return avx2::call;     \
   return baseline::call
@@ -196,9 +196,8 @@ void discriminator_step(const Context&, const StepProblem<T>& problem, void* wor
                         double* seconds) {
   Arena arena(workspace);
   const StepBuffers<T> buffers = lay_out(arena, problem);
-  run(problem, [&](Team& team, int thread) {
-    FASTGAN_ON_ISA(work_on_discriminator(problem, buffers, team, thread, seconds));
-  });
+  run(problem,
+      [&](Team& team, int thread) { FASTGAN_ON_ISA(work_on_discriminator(problem, buffers, team, thread, seconds)); });
   sums->d_loss = mean_over(buffers, problem.batch, 0, 0) + mean_over(buffers, problem.batch, 1, 0);
   sums->real_score = mean_over(buffers, problem.batch, 0, 1);
   sums->fake_score = mean_over(buffers, problem.batch, 1, 1);
@@ -215,8 +214,8 @@ void generator_step(const Context&, const StepProblem<T>& problem, void* workspa
   sums->g_loss = mean_over(buffers, problem.batch, 1, 0);
 }
 
-#define FASTGAN_INSTANTIATE(T)                                                                             \
-  template size_t step_workspace<T>(const Context&, const StepProblem<T>&);                                \
+#define FASTGAN_INSTANTIATE(T)                                                                              \
+  template size_t step_workspace<T>(const Context&, const StepProblem<T>&);                                 \
   template void discriminator_step<T>(const Context&, const StepProblem<T>&, void*, StepSums<T>*, double*); \
   template void generator_step<T>(const Context&, const StepProblem<T>&, void*, bool, StepSums<T>*, double*);
 FASTGAN_INSTANTIATE(float)

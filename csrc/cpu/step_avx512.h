@@ -49,8 +49,8 @@ struct AdamFloats {
         average_rate(_mm512_set1_ps(average_rate)),
         decays(s.weight_decay != 0) {}
 
-  void update(__mmask16 mask, const float* grad, float* param, float* exp_avg, float* exp_avg_sq,
-              float* max_exp_avg_sq, float* average) const {
+  void update(__mmask16 mask, const float* grad, float* param, float* exp_avg, float* exp_avg_sq, float* max_exp_avg_sq,
+              float* average) const {
     const __m512 tiny = _mm512_set1_ps(1e-37f), huge = _mm512_set1_ps(1e37f);
     __m512 p = _mm512_maskz_loadu_ps(mask, param);
     __m512 g = _mm512_mul_ps(sign, _mm512_maskz_loadu_ps(mask, grad));

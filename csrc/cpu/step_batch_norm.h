@@ -1,8 +1,8 @@
 // Batch normalisation (Ioffe and Szegedy 2015, arXiv:1502.03167, algorithm 1) on panels, each half of a pass with its
 // own statistics. Included once for each instruction set, inside its namespace, after step_layers.h.
 //
-// Each worker sums its panels; the sums of all panels are added in order, so the result does not depend on the number of
-// threads.
+// Each worker sums its panels; the sums of all panels are added in order, so the result does not depend on the number
+// of threads.
 
 // Mean and 1 / standard deviation of each feature, from each panel's mean and sum of squared differences from it, put
 // together two by two (Chan, Golub and LeVeque 1983).

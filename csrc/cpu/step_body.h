@@ -12,8 +12,8 @@
 // not sorted
 #include "step_phases.h"
 
-#define FASTGAN_INSTANTIATE(T)                                                                                 \
-  template void work_on_discriminator<T>(const StepProblem<T>&, const StepBuffers<T>&, Team&, int, double*);   \
+#define FASTGAN_INSTANTIATE(T)                                                                               \
+  template void work_on_discriminator<T>(const StepProblem<T>&, const StepBuffers<T>&, Team&, int, double*); \
   template void work_on_generator<T>(const StepProblem<T>&, const StepBuffers<T>&, bool, Team&, int, double*);
 FASTGAN_INSTANTIATE(float)
 FASTGAN_INSTANTIATE(double)

@@ -1,5 +1,5 @@
-// The layers of a network, forward and backward on a worker's panels. Included once for each instruction set, inside its
-// namespace, after step_product.h.
+// The layers of a network, forward and backward on a worker's panels. Included once for each instruction set, inside
+// its namespace, after step_product.h.
 
 // y = activation(z); y may be z.
 template <class T>
@@ -136,8 +136,7 @@ void linear_backward(const Pass& pass, const StepLayer<T>& layer, const LayerBuf
           task.slope = T(target.activation.negative_slope);
           // The next tile's columns: where they begin, and with the next panel where they end.
           task.fetch.from = tile;  // nothing
-          if (j - first < 2)
-            task.fetch = {weight + height + (j - first) * (height - 1), panel * layer.in, layer.in};
+          if (j - first < 2) task.fetch = {weight + height + (j - first) * (height - 1), panel * layer.in, layer.in};
           multiply<T, Storage::packed>(height, task);
           if (finished && more) gate(target.activation, height * panel, task.saved, task.c);
         }

@@ -1,4 +1,5 @@
-// The two halves of a step, as each worker runs them. Included once for each instruction set, inside its namespace, last.
+// The two halves of a step, as each worker runs them. Included once for each instruction set, inside its namespace,
+// last.
 
 // A batch into panels: rows of any strides.
 template <class T>

@@ -1,7 +1,8 @@
 // Weight gradients with Adam applied to each tile as it is finished: no gradient is ever stored. Included once for each
 // instruction set, inside its namespace, after step_layers.h.
 
-// One update of rows x n elements from `at` on, `stride` apart; their gradients are rows of 32, of which the rest does not matter.
+// One update of rows x n elements from `at` on, `stride` apart; their gradients are rows of 32, of which the rest does
+// not matter.
 template <class T>
 void update(const Trained<T>& parameter, int64_t at, int64_t stride, int rows, int64_t n, const T* grad,
             T average_rate) {
@@ -53,7 +54,8 @@ struct UpdateCut {
   int64_t blocks, blocks_per_item, tiles_per_item, items;
   Tiles tiles;
 
-  // Enough items for all threads to end at about the same time, each with its rows of x in half of a second-level cache.
+  // Enough items for all threads to end at about the same time, each with its rows of x in half of a second-level
+  // cache.
   template <class T>
   static UpdateCut of(const StepLayer<T>& layer, int64_t samples, int threads) {
     UpdateCut cut{(layer.in + panel - 1) / panel, 1, 1, 0, Tiles(layer.out)};
@@ -113,7 +115,8 @@ void linear_update(const StepLayer<T>& layer, const LayerBuffers<T>& buffers, co
         task.k = samples;
         task.c = tile;
         const int64_t at = row * layer.in + column;
-        task.fetch_tile = {{layer.weight.value + at, layer.weight.exp_avg + at, layer.weight.exp_avg_sq + at}, layer.in};
+        task.fetch_tile = {{layer.weight.value + at, layer.weight.exp_avg + at, layer.weight.exp_avg_sq + at},
+                           layer.in};
         multiply<T, Storage::panels>(height, task);
       }
       update(layer.weight, row * layer.in + column, layer.in, height, width, tile, average_rate);
