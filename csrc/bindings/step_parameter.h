@@ -43,15 +43,18 @@ struct Parameter {
     if (state.size() > 3) max_exp_avg_sq = state[3];
   }
 
-  // Whether the tensors are still such as the plan was made for.
+  // Whether the tensors are still such as the plan was made for. Between two steps of a small network all this has left
+  // the caches: no more is looked at than must be.
   bool is_current(const Tensor& real) const {
-    const auto fits = [&](const Tensor& t) {
-      return !t.defined() || (t.sizes() == at::IntArrayRef(sizes) && t.is_contiguous() &&
-                              t.scalar_type() == real.scalar_type() && t.device() == real.device());
-    };
-    if (!fits(value) || !fits(average) || !fits(exp_avg) || !fits(exp_avg_sq) || !fits(max_exp_avg_sq)) return false;
-    if (value.requires_grad() != required_grad) return false;
-    return hooks() == first_hooks;
+    if (value.sizes() != at::IntArrayRef(sizes) || !value.is_contiguous() ||
+        value.scalar_type() != real.scalar_type() || value.device() != real.device() ||
+        value.requires_grad() != required_grad || hooks() != first_hooks)
+      return false;
+    for (const Tensor* of : {&average, &exp_avg, &exp_avg_sq, &max_exp_avg_sq})
+      if (of->defined() && (of->numel() != value.numel() || !of->is_contiguous() ||
+                            of->scalar_type() != value.scalar_type() || of->device() != value.device()))
+        return false;
+    return true;
   }
 
   // Python's hooks on a tensor are one dict, which may be there and empty; its length is watched beside this.
@@ -93,10 +96,10 @@ struct Parameter {
     return to;
   }
 
-  // Autograd must know that the tensors have changed, and gradients of before are gone, as after zero_grad.
+  // Autograd must know that the values have changed, and gradients of before are gone, as after zero_grad.
   void after_update(double average_rate) {
     if (group >= 0) {
-      for (const Tensor& tensor : {value, exp_avg, exp_avg_sq, max_exp_avg_sq, step, average}) bump_version(tensor);
+      bump_version(value), bump_version(average);
       if (value.grad().defined()) value.mutable_grad() = Tensor();
     } else if (average.defined()) {
       average.lerp_(value.detach(), average_rate);
