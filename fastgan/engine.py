@@ -84,6 +84,8 @@ class Plan:
             self._watch_length(group["params"])
         self._layers = [self._read(step.generator, "generator"), self._read(step.discriminator, "discriminator")]
         dtype, device = _common_kind(self._layers)
+        if step.precision == "bf16" and dtype is not torch.float32:
+            raise CannotPlan(f"precision is bf16 and the parameters are {str(dtype).removeprefix('torch.')}")
         latent, data = _check_widths(step, self._layers)
         self._arguments = {
             "latent": latent,
@@ -95,12 +97,13 @@ class Plan:
             "fake_target": step.fake_target,
             "minimax": step.loss == "minimax",
             "average_rate": 1.0 - step.ema_decay,
+            "bf16": step.precision == "bf16",
             "least_batch": 2
             if any(layer.uses_batch_statistics() for network in self._layers for layer in network)
             else 1,
         }
         self._engine: Any = None
-        self.text = f"the whole step as one native call on {device.type}, real and fake through D as one batch, fp32"
+        self.text = f"the whole step as one native call on {device.type}, real and fake through D as one batch, {step.precision}"
 
     def run(self, step: TrainStep, real: Tensor, labels: Tensor | None, noise: Tensor | None) -> StepStats | None:
         """The statistics of a step; or None, and nothing is done, where the plan is out of date, or the inputs are not
@@ -318,8 +321,8 @@ def _check_step(step: TrainStep) -> None:
         raise CannotPlan(backend.missing_reason)
     if step.r1_gamma > 0:
         raise CannotPlan("r1_gamma is over 0")
-    if step.precision != "fp32":
-        raise CannotPlan(f"precision is {step.precision}")
+    if step.precision == "bf16" and not backend.module.has_bf16_step():
+        raise CannotPlan("this processor has no AMX, which precision='bf16' would need")
     if any(_hooks(step)):
         raise CannotPlan("an optimizer or all modules have hooks")
     for name in ("g_optimizer", "d_optimizer"):

@@ -64,7 +64,7 @@ Tensor element(const Tensor& of, int64_t index) {
 class StepEngine {
  public:
   StepEngine(int64_t latent, int64_t data, int64_t classes, int64_t d_steps, bool reuse_fake, double real_target,
-             double fake_target, bool minimax, double average_rate, int64_t least_batch)
+             double fake_target, bool minimax, double average_rate, int64_t least_batch, bool bf16)
       : latent_(latent),
         data_(data),
         classes_(classes),
@@ -74,7 +74,8 @@ class StepEngine {
         fake_target_(fake_target),
         minimax_(minimax),
         average_rate_(average_rate),
-        least_batch_(least_batch) {}
+        least_batch_(least_batch),
+        bf16_(bf16) {}
 
   // Network 0 is the generator, 1 the discriminator.
   void add_layer(int64_t network, int64_t kind, int64_t in, int64_t out, int64_t activation, double negative_slope) {
@@ -252,6 +253,7 @@ class StepEngine {
     problem.batch = real.size(1), problem.classes = classes_;
     problem.real_target = real_target_, problem.fake_target = fake_target_;
     problem.minimax = minimax_, problem.average_rate = average_rate_;
+    problem.bf16 = bf16_;
     StepSums<T> sums{};
     double* seconds = timed_ ? seconds_ : nullptr;
     std::fill_n(seconds_, int(cpu::StepPhase::count), 0.0);
@@ -321,6 +323,7 @@ class StepEngine {
   const bool minimax_;
   const double average_rate_;
   const int64_t least_batch_;
+  const bool bf16_;
   Watch watch_;
   std::vector<double> hyperparameters_;
   Network networks_[2];
@@ -337,11 +340,12 @@ class StepEngine {
 }  // namespace
 
 void register_step_engine(py::module_& m) {
+  m.def("has_bf16_step", cpu::has_bf16_step, "Whether the engine has products of bfloat16 on this processor (AMX).");
   py::class_<StepEngine>(m, "StepEngine", "A whole training step; see fastgan/engine.py, which makes it.")
-      .def(py::init<int64_t, int64_t, int64_t, int64_t, bool, double, double, bool, double, int64_t>(),
+      .def(py::init<int64_t, int64_t, int64_t, int64_t, bool, double, double, bool, double, int64_t, bool>(),
            py::arg("latent"), py::arg("data"), py::arg("classes"), py::arg("d_steps"), py::arg("reuse_fake"),
            py::arg("real_target"), py::arg("fake_target"), py::arg("minimax"), py::arg("average_rate"),
-           py::arg("least_batch"))
+           py::arg("least_batch"), py::arg("bf16"))
       .def("add_layer", &StepEngine::add_layer)
       .def("set_batch_norm", &StepEngine::set_batch_norm)
       .def("set_dropout", &StepEngine::set_dropout)

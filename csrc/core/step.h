@@ -67,6 +67,7 @@ struct StepProblem {
   double real_target = 1, fake_target = 0;
   bool minimax = false;
   double average_rate = 0;  // 1 - decay of the moving average
+  bool bf16 = false;        // products of operands rounded to bfloat16, sums in float; only where T is float
 
   // Of one D step or G step:
   StridedRows<T> real, noise;

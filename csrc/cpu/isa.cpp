@@ -3,6 +3,12 @@
 
 #include "simd.h"
 
+#ifdef FASTGAN_AMX
+#include <cpuid.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
+
 namespace fastgan::cpu {
 
 namespace {
@@ -28,7 +34,25 @@ Isa chosen() {
   return best < limit ? best : limit;
 }
 
+bool amx_supported() {
+#ifdef FASTGAN_AMX
+  unsigned a, b, c, d;
+  if (isa() != Isa::avx512 || !__get_cpuid_count(7, 0, &a, &b, &c, &d)) return false;
+  if ((d >> 22 & 1) == 0 || (d >> 24 & 1) == 0) return false;                       // amx-bf16, amx-tile
+  if (!__get_cpuid_count(7, 1, &a, &b, &c, &d) || (a >> 5 & 1) == 0) return false;  // avx512_bf16
+  // Linux grants the tile registers' state on request: ARCH_REQ_XCOMP_PERM of XFEATURE_XTILEDATA.
+  return syscall(SYS_arch_prctl, 0x1023, 18) == 0;
+#else
+  return false;
+#endif
+}
+
 }  // namespace
+
+bool has_amx() {
+  static const bool value = amx_supported();
+  return value;
+}
 
 Isa isa() {
   static const Isa value = chosen();

@@ -15,9 +15,15 @@
 #define FASTGAN_X86 1
 #define FASTGAN_AVX2 __attribute__((target("avx2,fma")))
 #define FASTGAN_AVX512 __attribute__((target("avx2,fma,avx512f,avx512bw,avx512dq,avx512vl,prefer-vector-width=512")))
+#if defined(__linux__) && __GNUC__ >= 11
+#define FASTGAN_AMX 1
+#endif
 #endif
 
 namespace fastgan::cpu {
+
+// Whether there is AMX for bfloat16, beside AVX-512, and the kernel lets this process use it. Asked once.
+bool has_amx();
 
 enum class Isa { baseline, avx2, avx512 };
 

@@ -28,6 +28,9 @@ FASTGAN_DECLARE(baseline)
 FASTGAN_DECLARE(avx2)
 FASTGAN_DECLARE(avx512)
 #endif
+#ifdef FASTGAN_AMX
+FASTGAN_DECLARE(amx)
+#endif
 #undef FASTGAN_DECLARE
 
 namespace {
@@ -56,7 +59,7 @@ class Arena {
 
 // `output` is where the last layer's y goes where that is not a buffer of its own.
 template <class T>
-NetworkBuffers<T> lay_out(Arena& arena, const StepNetwork<T>& network, int64_t panels, int halves,
+NetworkBuffers<T> lay_out(Arena& arena, const StepNetwork<T>& network, int64_t panels, int halves, bool bf16,
                           const Panels<T>* output) {
   NetworkBuffers<T> buffers;
   buffers.panels = panels * halves;
@@ -72,7 +75,12 @@ NetworkBuffers<T> lay_out(Arena& arena, const StepNetwork<T>& network, int64_t p
                     ? own.y
                     : arena.panels<T>(buffers.panels, layer.out);
     own.grad_z = arena.panels<T>(buffers.panels, layer.out);
-    if (layer.kind == LayerKind::linear && layer.weight.is_updated() && layer.in > thin_width)
+    if (layer.kind == LayerKind::linear && bf16) {
+      const int64_t in = (layer.in + 31) / 32 * 32, out = (layer.out + 31) / 32 * 32;
+      for (uint16_t** input : {&own.x_pairs, &own.x_turned}) *input = arena.take<uint16_t>(buffers.panels * in * panel);
+      for (uint16_t** grad : {&own.grad_pairs, &own.grad_rounded})
+        *grad = arena.take<uint16_t>(buffers.panels * out * panel);
+    } else if (layer.kind == LayerKind::linear && layer.weight.is_updated() && layer.in > thin_width)
       own.x_rows = arena.take<T>((layer.in + panel - 1) / panel * panel * buffers.panels * panel);
     if (layer.mask[0] != nullptr) own.mask = arena.take<T>(buffers.panels * layer.out * panel);
     if (layer.kind == LayerKind::batch_norm) {
@@ -90,11 +98,11 @@ StepBuffers<T> lay_out(Arena& arena, const StepProblem<T>& problem) {
   StepBuffers<T> buffers;
   buffers.panels = panel_count(problem.batch);
   buffers.sums = arena.take<double>(2 * 2 * buffers.panels);
-  buffers.discriminator = lay_out<T>(arena, problem.discriminator, buffers.panels, 2, nullptr);
+  buffers.discriminator = lay_out<T>(arena, problem.discriminator, buffers.panels, 2, problem.bf16, nullptr);
   // The generator writes into the second half of the discriminator's input.
   const Panels<T> input = buffers.discriminator.input;
   const Panels<T> fakes{input.data == nullptr ? nullptr : input.at(buffers.panels), input.stride};
-  buffers.generator = lay_out(arena, problem.generator, buffers.panels, 1, &fakes);
+  buffers.generator = lay_out(arena, problem.generator, buffers.panels, 1, problem.bf16, &fakes);
   return buffers;
 }
 
@@ -165,8 +173,17 @@ void run(const StepProblem<T>& problem, const F& work) {
 #endif
 }
 
+#ifdef FASTGAN_AMX
+#define FASTGAN_ON_AMX(call)                  \
+  if constexpr (sizeof(T) == sizeof(float)) { \
+    if (problem.bf16) return amx::call;       \
+  }
+#else
+#define FASTGAN_ON_AMX(call)
+#endif
 #ifdef FASTGAN_X86
 #define FASTGAN_ON_ISA(call)                     \
+  FASTGAN_ON_AMX(call)                           \
   if (isa() == Isa::avx512) return avx512::call; \
   if (isa() == Isa::avx2) return avx2::call;     \
   return baseline::call
@@ -183,6 +200,8 @@ T mean_over(const StepBuffers<T>& buffers, int64_t batch, int half, int which) {
 }
 
 }  // namespace
+
+bool has_bf16_step() { return has_amx(); }
 
 template <class T>
 size_t step_workspace(const Context&, const StepProblem<T>& problem) {

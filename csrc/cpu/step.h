@@ -18,6 +18,9 @@ enum class StepPhase : int {
   count
 };
 
+// Whether this processor, and this build, have what StepProblem::bf16 takes (AMX).
+bool has_bf16_step();
+
 // Bytes of workspace that the step of such a problem needs, aligned to 64; it must be all zeros before the first use.
 template <class T>
 size_t step_workspace(const Context&, const StepProblem<T>& problem);

@@ -33,10 +33,14 @@ constexpr int64_t thin_width = 8;
 
 template <class T>
 struct LayerBuffers {
-  Panels<T> x, y;        // the input, which is the output of the layer before, and the output
-  Panels<T> saved;       // what the derivative of the activation is a function of: y or z
-  Panels<T> grad_z;      // the gradient by z
-  T* x_rows = nullptr;   // linear: x with the samples as rows, [in / 32][samples][32], for the weight gradient
+  Panels<T> x, y;       // the input, which is the output of the layer before, and the output
+  Panels<T> saved;      // what the derivative of the activation is a function of: y or z
+  Panels<T> grad_z;     // the gradient by z
+  T* x_rows = nullptr;  // linear: x with the samples as rows, [in / 32][samples][32], for the weight gradient
+  // Of bfloat16, where the products take those (step_amx.h): x and grad_z with the features in pairs, [width /
+  // 2][32][2], grad_z, and x with the samples in pairs, [in / 16][panels][16][16][2]; widths are filled up to multiples
+  // of 32.
+  uint16_t *x_pairs = nullptr, *grad_pairs = nullptr, *grad_rounded = nullptr, *x_turned = nullptr;
   T* mask = nullptr;     // dropout: in panels, times the scale
   T* moments = nullptr;  // batch_norm: mean and 1 / standard deviation of each half: [half][2][width]
   T* sums = nullptr;     // batch_norm: of a panel, [panels][2][width]; backward: then of a half

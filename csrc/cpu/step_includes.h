@@ -9,5 +9,6 @@
 #include <utility>
 
 #include "../core/logits_loss.h"
+#include "simd.h"
 #include "step.h"
 #include "step_buffers.h"

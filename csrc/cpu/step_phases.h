@@ -58,22 +58,13 @@ void forward(const Pass& pass, const StepNetwork<T>& network, const NetworkBuffe
   }
 }
 
-// x with the samples as rows, for the weight gradients of the layers from `lowest` on.
+// The operands of the weight gradients of the layers from `lowest` on.
 template <class T>
 void turn_inputs(const Pass& pass, const StepNetwork<T>& network, const NetworkBuffers<T>& buffers, int lowest) {
-  const Worker& worker = pass.worker;
-  const int64_t panels = pass.halves * worker.team.panels, first = pass.first_half * worker.team.panels;
-  for (int l = lowest; l < network.count; ++l) {
-    const StepLayer<T>& layer = network.layers[l];
-    if (layer.kind != LayerKind::linear || layer.in <= thin_width || !layer.weight.is_updated()) continue;
-    const int64_t blocks = (layer.in + panel - 1) / panel;
-    for (int64_t j = 0; j < pass.count(); ++j) {
-      const int64_t p = pass.index(j);
-      for (int64_t block = worker.from(blocks); block < worker.to(blocks); ++block)
-        transpose(std::min(panel, layer.in - block * panel), panel, buffers.layers[l].x.at(p) + block * panel * panel,
-                  panel, buffers.layers[l].x_rows + (block * panels + p - first) * panel * panel, panel);
-    }
-  }
+  const int64_t panels = pass.halves * pass.worker.team.panels, first = pass.first_half * pass.worker.team.panels;
+  for (int l = lowest; l < network.count; ++l)
+    if (network.layers[l].kind == LayerKind::linear && network.layers[l].weight.is_updated())
+      turn_input(pass, network.layers[l], buffers.layers[l], first, panels);
 }
 
 // From the last layer's grad_z down to that of layer `lowest`, and, where `beyond` is given, through layer 0 to it.
@@ -158,6 +149,9 @@ struct Clock {
 template <class T>
 void work_on_discriminator(const StepProblem<T>& problem, const StepBuffers<T>& buffers, Team& team, int thread,
                            double* seconds) {
+#if defined(FASTGAN_ISA_AMX)
+  const TileRegisters tile_registers;
+#endif
   const Worker worker(team, thread);
   const StepNetwork<T>&generator = problem.generator, &discriminator = problem.discriminator;
   const Pass fakes{worker, 0, 1}, both{worker, 0, 2};
@@ -187,6 +181,9 @@ void work_on_discriminator(const StepProblem<T>& problem, const StepBuffers<T>& 
 template <class T>
 void work_on_generator(const StepProblem<T>& problem, const StepBuffers<T>& buffers, bool fresh, Team& team, int thread,
                        double* seconds) {
+#if defined(FASTGAN_ISA_AMX)
+  const TileRegisters tile_registers;
+#endif
   const Worker worker(team, thread);
   const StepNetwork<T>&generator = problem.generator, &discriminator = problem.discriminator;
   const Pass first{worker, 0, 1}, second{worker, 1, 1};

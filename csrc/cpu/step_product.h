@@ -184,30 +184,18 @@ void multiply(int rows, const TileTask<T>& task) {
   TileTable<T, storage, std::make_integer_sequence<int, tile_rows>>::entries[rows - 1](task);
 }
 
+// Rows of a tile of a weight gradient.
+#if defined(FASTGAN_ISA_AMX)
+constexpr int gradient_rows = 32;
+#else
+constexpr int gradient_rows = tile_rows;
+#endif
+
 // Tiles of nearly equal height.
 struct Tiles {
   int64_t rows, count;
 
-  explicit Tiles(int64_t rows) : rows(rows), count((rows + tile_rows - 1) / tile_rows) {}
+  explicit Tiles(int64_t rows, int most = tile_rows) : rows(rows), count((rows + most - 1) / most) {}
   int64_t begin(int64_t i) const { return i * rows / count; }
   int height(int64_t i) const { return int(begin(i + 1) - begin(i)); }
 };
-
-// dst[c][r] = src[r][c] for rows x cols, strides in elements.
-template <class T>
-void transpose(int64_t rows, int64_t cols, const T* src, int64_t src_stride, T* dst, int64_t dst_stride) {
-  int64_t done = 0;
-#if defined(FASTGAN_ISA_AVX512)
-  if constexpr (sizeof(T) == 4) {
-    for (; done + 16 <= rows; done += 16) {
-      int64_t c = 0;
-      for (; c + 16 <= cols; c += 16)
-        transpose_16x16(src + done * src_stride + c, src_stride, dst + c * dst_stride + done, dst_stride);
-      for (; c < cols; ++c)
-        for (int64_t r = done; r < done + 16; ++r) dst[c * dst_stride + r] = src[r * src_stride + c];
-    }
-  }
-#endif
-  for (int64_t c = 0; c < cols; ++c)
-    for (int64_t r = done; r < rows; ++r) dst[c * dst_stride + r] = src[r * src_stride + c];
-}

@@ -58,7 +58,7 @@ struct UpdateCut {
   // cache.
   template <class T>
   static UpdateCut of(const StepLayer<T>& layer, int64_t samples, int threads) {
-    UpdateCut cut{(layer.in + panel - 1) / panel, 1, 1, 0, Tiles(layer.out)};
+    UpdateCut cut{(layer.in + panel - 1) / panel, 1, 1, 0, Tiles(layer.out, gradient_rows)};
     const int64_t cached = std::max<int64_t>(1, (1 << 20) / (samples * panel * int64_t(sizeof(T))));
     cut.blocks_per_item = std::min({cut.blocks, cached, int64_t{8}});
     const int64_t groups = (cut.blocks + cut.blocks_per_item - 1) / cut.blocks_per_item;
@@ -69,34 +69,13 @@ struct UpdateCut {
   }
 };
 
-// Sums over the panels [first, last) of the products of rows of grad_z and rows of x: tile[m][i] for thin inputs.
-template <class T>
-void thin_gradient(const LayerBuffers<T>& buffers, int64_t first, int64_t last, int64_t row, int rows, int64_t in,
-                   T* tile) {
-  using V = Vector<T>;
-  for (int m = 0; m < rows; ++m) {
-    V sum[thin_width] = {};
-    for (int64_t p = first; p < last; ++p) {
-      const T *g = buffers.grad_z.at(p) + (row + m) * panel, *x = buffers.x.at(p);
-      for (int64_t c = 0; c < panel; c += lanes<T>)
-        for (int64_t i = 0; i < in; ++i)
-          sum[i] += *reinterpret_cast<const V*>(g + c) * *reinterpret_cast<const V*>(x + i * panel + c);
-    }
-    for (int64_t i = 0; i < in; ++i) {
-      T total = 0;
-      for (int l = 0; l < lanes<T>; ++l) total += sum[i][l];
-      tile[m * panel + i] = total;
-    }
-  }
-}
-
 // One item of a linear layer: the samples are those of the panels [first, last).
 template <class T>
 void linear_update(const StepLayer<T>& layer, const LayerBuffers<T>& buffers, const UpdateCut& cut, int64_t item,
                    int64_t first, int64_t last, T average_rate) {
-  alignas(64) T tile[tile_rows * panel] = {};
+  alignas(64) T tile[gradient_rows * panel] = {};
   const int64_t stripes = (cut.tiles.count + cut.tiles_per_item - 1) / cut.tiles_per_item;
-  const int64_t group = item / stripes, stripe = item % stripes, samples = (last - first) * panel;
+  const int64_t group = item / stripes, stripe = item % stripes;
   const int64_t begin = stripe * cut.tiles_per_item, end = std::min(cut.tiles.count, begin + cut.tiles_per_item);
   const int64_t block_begin = group * cut.blocks_per_item;
   const int64_t block_end = std::min(cut.blocks, block_begin + cut.blocks_per_item);
@@ -105,20 +84,7 @@ void linear_update(const StepLayer<T>& layer, const LayerBuffers<T>& buffers, co
     const int height = cut.tiles.height(i);
     for (int64_t block = block_begin; layer.weight.is_updated() && block < block_end; ++block) {
       const int64_t column = block * panel, width = std::min(panel, layer.in - column);
-      if (layer.in <= thin_width) {
-        thin_gradient(buffers, first, last, row, height, layer.in, tile);
-      } else {
-        TileTask<T> task{};
-        task.a = buffers.grad_z.at(first) + row * panel;
-        task.a_next = buffers.grad_z.stride;
-        task.b = buffers.x_rows + (block * samples) * panel;
-        task.k = samples;
-        task.c = tile;
-        const int64_t at = row * layer.in + column;
-        task.fetch_tile = {{layer.weight.value + at, layer.weight.exp_avg + at, layer.weight.exp_avg_sq + at},
-                           layer.in};
-        multiply<T, Storage::panels>(height, task);
-      }
+      gradient_tile(layer, buffers, first, last, row, height, column, tile);
       update(layer.weight, row * layer.in + column, layer.in, height, width, tile, average_rate);
     }
     if (group > 0 || !layer.bias.is_updated()) continue;
