@@ -142,6 +142,8 @@ def _show_progress(name: str) -> None:
 def _print_losses(table: Sequence[dict[str, Any]]) -> None:
     """Name every loss again, against whichever peer: a reader of a long table would miss them."""
     ours = [row for row in table if row["contender"].startswith("fastgan")]
+    if not ours:
+        return
     slower = [row for row in ours if row["times_as_fast"] < 1]
     print(f"{len(ours) - len(slower)} of {len(ours)} at least as fast as PyTorch; the quartiles of `?` lie around 1")
     for row in slower:

@@ -1,7 +1,7 @@
 """Peak memory of a whole training process: plain PyTorch against TrainStep, each in a fresh process.
 
-What counts is what the operating system saw: `ru_maxrss`, the most that the process ever had resident, Python, PyTorch
-and its libraries included. The process is memory_child.py, which the plain one runs without importing fastgan.
+What counts is what the operating system saw: the most that the process ever had resident, Python, PyTorch and its
+libraries included. The process is memory_child.py, which the plain one runs without importing fastgan.
 """
 
 from __future__ import annotations

@@ -53,41 +53,51 @@ def draw(record: Record, folder: Path) -> list[Path]:
 
     folder.mkdir(parents=True, exist_ok=True)
     plots: dict[str, Callable[[Record, Any], bool]] = {
-        "batch": lambda record, axes: _sweep(record, axes, "batch", "the networks of digits"),
-        "width": lambda record, axes: _sweep(record, axes, "width", "two hidden layers, batch 256"),
+        "batch": lambda record, figure: _sweep(record, figure, "batch", "the networks of digits"),
+        "width": lambda record, figure: _sweep(record, figure, "width", "two hidden layers, batch 256"),
         "roofline": _roofline,
         "phases": _phases,
     }
     files = []
     for name, plot in plots.items():
-        figure, axes = pyplot.subplots(figsize=SIZE, layout="constrained")
-        if plot(record, axes):
+        figure = pyplot.figure(figsize=SIZE, layout="constrained")
+        if plot(record, figure):
+            figure.supxlabel(_where(record), fontsize="xx-small", x=0.01, ha="left")
             files.append(folder / f"{name}.png")
             figure.savefig(files[-1], dpi=DPI)
         pyplot.close(figure)
     return files
 
 
-def _sweep(record: Record, axes: Any, name: str, about: str) -> bool:
+def _sweep(record: Record, figure: Any, name: str, about: str) -> bool:
     rows = [row for row in record["rows"] if row.get("sweep") == name]
+    if not rows:
+        return False
+    times, ratios = figure.subplots(2, sharex=True)
     for contender in dict.fromkeys(row["contender"] for row in rows):
-        points = sorted((r[name], r["median_us"]) for r in rows if r["contender"] == contender)
-        axes.plot(*zip(*points, strict=True), marker="o", label=contender, color=COLOURS.get(contender))
+        own = sorted((row for row in rows if row["contender"] == contender), key=lambda row: row[name])
+        for axes, key in ((times, "median_us"), (ratios, "times_as_fast")):
+            points = [row[name] for row in own], [row[key] for row in own]
+            axes.plot(*points, marker="o", label=contender, color=COLOURS.get(contender))
     ticks = sorted({row[name] for row in rows})
-    axes.set(xscale="log", yscale="log", xlabel=name, ylabel="microseconds a step", title=f"A training step: {about}")
-    axes.set_xticks(ticks, labels=[str(tick) for tick in ticks])
-    axes.minorticks_off()
-    _finish(axes, record)
-    return bool(rows)
+    times.set(xscale="log", yscale="log", ylabel="microseconds a step", title=f"A training step: {about}")
+    ratios.set(xlabel=name, ylabel="times as fast as torch", ylim=(0, None))
+    ratios.set_xticks(ticks, labels=[str(tick) for tick in ticks])
+    ratios.minorticks_off()
+    _finish(times)
+    ratios.grid(alpha=0.3)
+    return True
 
 
-def _roofline(record: Record, axes: Any) -> bool:
+def _roofline(record: Record, figure: Any) -> bool:
     rows = [r for r in record["rows"] if "flops_per_byte" in r and "sweep" not in r and "noise" not in r["case"]]
     if not rows:
         return False
+    axes = figure.subplots()
     limits = record["ceilings"]
     named = {row["configuration"]: row["flops_per_byte"] for row in rows}
-    ends = [min(named.values()) / 8, max(named.values()) * 2]
+    knee = limits["GFLOP/s float32"] / limits["GB/s"]
+    ends = [min(knee, *named.values()) / 4, max(named.values()) * 2]
     for kind, style in (("float32", "-"), ("tf32", "-."), ("bfloat16", "--")):
         if (top := limits.get(f"GFLOP/s {kind}")) is not None:
             knee = top / limits["GB/s"]
@@ -101,12 +111,15 @@ def _roofline(record: Record, axes: Any) -> bool:
         axes.annotate(name, (x, 0.01), xycoords=("data", "axes fraction"), ha="center")
     axes.set(xscale="log", yscale="log", xlabel="FLOPs a byte that a step must move", ylabel="GFLOP/s")
     axes.set_title("Training steps under the ceilings of the same run")
-    _finish(axes, record)
+    _finish(axes)
     return True
 
 
-def _phases(record: Record, axes: Any) -> bool:
+def _phases(record: Record, figure: Any) -> bool:
     measured = {n: p["seconds"] for n, p in record.get("profiles", {}).items() if p.get("seconds")}
+    if not measured:
+        return False
+    axes = figure.subplots()
     bottoms = dict.fromkeys(measured, 0.0)
     for phase in dict.fromkeys(phase for seconds in measured.values() for phase in seconds):
         shares = {name: seconds.get(phase, 0.0) / sum(seconds.values()) for name, seconds in measured.items()}
@@ -115,17 +128,19 @@ def _phases(record: Record, axes: Any) -> bool:
     totals = [f"{name}\n{sum(seconds.values()) * 1e6:.0f} us" for name, seconds in measured.items()]
     axes.set_xticks(range(len(measured)), labels=totals)
     axes.set(ylabel="share of the step", title="Where the time of TrainStep goes")
-    _finish(axes, record)
-    return bool(measured)
+    _finish(axes)
+    return True
 
 
-def _finish(axes: Any, record: Record) -> None:
-    facts = record["environment"]
-    where = facts.get("gpu", {}).get("name") or f"{facts['threads']} threads of {facts['cpu']}"
+def _finish(axes: Any) -> None:
     axes.grid(alpha=0.3)
-    if axes.get_legend_handles_labels()[0]:
-        axes.legend(fontsize="x-small", loc="center left", bbox_to_anchor=(1.0, 0.5))
-    axes.figure.text(0.01, 0.005, f"{where}, PyTorch {facts['torch']}, {facts['date']}", fontsize="xx-small")
+    axes.legend(fontsize="x-small", loc="upper left", bbox_to_anchor=(1.0, 1.0))
+
+
+def _where(record: Record) -> str:
+    facts = record["environment"]
+    machine = facts.get("gpu", {}).get("name") or f"{facts['threads']} threads of {facts['cpu']}"
+    return f"{machine}, PyTorch {facts['torch']}, {facts['date']}"
 
 
 def read(parser: argparse.ArgumentParser, file: Path) -> Record:
