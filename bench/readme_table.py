@@ -102,7 +102,8 @@ def _ratio(ratios: dict[tuple[str, str], float], case: str, contender: str) -> s
 
 def _ceilings(limits: dict[str, float]) -> str:
     products = ", ".join(
-        f"{value / 1e3:.1f} TFLOP/s in {name.removeprefix('GFLOP/s ')}"
+        (f"{value / 1e3:.1f} TFLOP/s" if value >= 1e3 else f"{value:.0f} GFLOP/s")
+        + f" in {name.removeprefix('GFLOP/s ')}"
         for name, value in limits.items()
         if name.startswith("GFLOP/s")
     )
