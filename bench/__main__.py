@@ -1,103 +1,59 @@
-"""`python -m bench`: time fastgan against plain PyTorch, in one run, and print the tables."""
+"""`python -m bench`: time fastgan against PyTorch and others, in one run, and print the tables."""
 
 from __future__ import annotations
 
 import argparse
 import functools
+import importlib
 import sys
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
 
 import fastgan
-from bench import adam, bce, cuda, linear, logits_loss, mlp, penalties, record, step
-from bench.table import print_table
-from bench.timing import measure
 from fastgan.backend import unavailable_reason
 
-OPS = {
-    "bce": bce,
-    "logits_loss": logits_loss,
-    "linear": linear,
-    "mlp": mlp,
-    "adam": adam,
-    "penalties": penalties,
-    "step": step,
-}
+from . import cuda, memory, peers, phases, record, step
+from .options import parse
+from .table import print_table
+from .timing import Case, measure
 
 
-def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    """The options, checked; a bad one ends the process with exit code 2 and a sentence."""
-    parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
-    parser.add_argument("--only", nargs="+", metavar="OP", help=f"of {', '.join(OPS)} (default: all)")
-    parser.add_argument("--match", default="", help="only cases whose name contains this")
-    parser.add_argument("--rounds", type=int, default=9, help="turns of each contender, at least 1 (default: 9)")
-    parser.add_argument("--seconds", type=float, default=0.06, help="length of a turn, over 0 (default: 0.06)")
-    parser.add_argument("--quick", action="store_true", help="3 rounds of 0.01 s: whether it runs, not how fast")
-    parser.add_argument("--device", default="cpu", help="cpu or cuda (default: cpu)")
-    parser.add_argument("--eager", action="store_true", help="with cuda: time loops of calls, capture no CUDA graphs")
-    parser.add_argument("--tf32", action="store_true", help="with cuda: float32 products rounded to tf32, of both")
-    parser.add_argument("--threads", type=int, help="of PyTorch (default: its own choice)")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the record there too")
-    options = parser.parse_args(arguments)
-    for name in options.only or ():
-        if name not in OPS:
-            parser.error(f"--only must name ops of {', '.join(OPS)}, not {name!r}")
-    if options.rounds < 1:
-        parser.error(f"--rounds must be at least 1, not {options.rounds}")
-    if not options.seconds > 0:
-        parser.error(f"--seconds must be over 0, not {options.seconds}")
-    if options.device not in ("cpu", "cuda"):
-        parser.error(f"--device must be cpu or cuda, not {options.device!r}")
-    if options.device == "cuda" and (reason := cuda.missing()):
-        parser.error(f"--device cuda cannot be had: {reason}")
-    for name in ("eager", "tf32"):
-        if getattr(options, name) and options.device != "cuda":
-            parser.error(f"--{name} needs --device cuda")
-    if options.threads is not None and options.threads < 1:
-        parser.error(f"--threads must be at least 1, not {options.threads}")
-    if options.json and not options.json.absolute().parent.is_dir():
-        parser.error(f"--json: there is no folder {options.json.absolute().parent}")
-    options.budget = 25.0  # keeps the default run under 4 minutes on 2 cores, where one step of `wide` takes 1.5 s
-    if options.quick:
-        options.rounds, options.seconds, options.budget = 3, 0.01, 1.0
-    return options
+def main(arguments: Sequence[str] | None = None, program: str = "python -m bench") -> int:
+    """Measure, print, and write the record; returns the exit code.
 
+    Args:
+        arguments: as on the command line; None takes them from there. `plots` first: bench.plots has the rest.
+        program: what the command is called.
+    """
+    arguments = sys.argv[1:] if arguments is None else list(arguments)
+    if arguments[:1] == ["plots"]:
+        from .plots import main as plots
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Measure, print, and write the record; returns the exit code."""
-    options = parse(arguments)
+        return plots(arguments[1:], f"{program} plots")
+    options = parse(arguments, program)
     if options.threads:
         torch.set_num_threads(options.threads)
-    on_gpu = options.device == "cuda"
     if options.tf32:
         torch.set_float32_matmul_precision("high")
-    facts = record.environment()
-    recorded = ("only", "match", "rounds", "seconds", "quick", *(("eager", "tf32") if on_gpu else ()))
-    facts["options"] = {name: getattr(options, name) for name in recorded}
-    print(", ".join(f"{key} {facts[key]}" for key in ("date", "commit", "cpu", "threads", "torch", "fastgan")))
-    if on_gpu:
-        facts["gpu"] = cuda.gpu_facts()
-        print(", ".join(f"{key} {value}" for key, value in facts["gpu"].items()))
-    warnings = (_backend_warning(options.device), record.busy_warning(facts["busy_cores"]))
-    facts["warnings"] = [text for text in warnings if text]
+    labels, notes = peers.chosen(options.peers, options.device)
+    facts = _facts(options)
+    if set(options.only) & {"step"} or options.sweep:
+        facts["warnings"] += notes
     for text in facts["warnings"]:
         print(f"note: {text}")
-    limits = (cuda if on_gpu else record).ceilings(options.rounds, options.seconds)
-    print(f"ceilings: copy {limits['GB/s']:.1f} GB/s, best product {limits['GFLOP/s float32']:.0f} GFLOP/s", end="")
-    for name in ("tf32", "bfloat16"):
-        if f"GFLOP/s {name}" in limits:
-            print(f", in {name} {limits[f'GFLOP/s {name}']:.0f} GFLOP/s", end="")
-    print(flush=True)
+    on_gpu = options.device == "cuda"
+    limits, products = (cuda if on_gpu else record).ceilings(options.rounds, options.seconds)
+    print(_ceilings_line(limits))
     if on_gpu:
         print(f"timed by {cuda.LOOP if options.eager else f'{cuda.GRAPHS}; steps by {cuda.LOOP}'}", flush=True)
     timed = functools.partial(cuda.measure_on_gpu, graphs=not options.eager) if on_gpu else measure
-    table: list[dict[str, Any]] = []
-    for name in options.only or OPS:
+    written: dict[str, Any] = {"environment": facts, "ceilings": limits, "products": products, "rows": []}
+    table: list[dict[str, Any]] = written["rows"]
+    for cases in _sources(options, labels):
         rows = []
-        for case in cuda.on_gpu(OPS[name].cases()) if on_gpu else OPS[name].cases():
+        for case in cuda.on_gpu(cases()) if on_gpu else cases():
             if options.match in case.name:
                 _show_progress(case.name)
                 result = timed(case, rounds=options.rounds, seconds=options.seconds, budget=options.budget)
@@ -106,13 +62,65 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if rows:
             print_table(rows)
         table += rows
-        if options.json and table:
-            record.write_json(options.json, facts, table, limits)  # after each op: a run that is cut short leaves these
-    if not table:
+        if table:
+            _write(options, written)  # after each op: a run that is cut short leaves these
+    if any("sweep" not in row and row["case"].startswith("step ") for row in table):
+        print("where the time of a step goes")
+        with torch.device(options.device):
+            written["profiles"] = phases.profiles()
+        print(*phases.lines(written["profiles"]), "", sep="\n")
+    if options.memory:
+        written["memory"] = memory.measure_all(show=_show_progress)
+        _show_progress("")
+        print(*memory.lines(written["memory"]), "", sep="\n")
+    if not table and not options.memory:
         print(f"no case has {options.match!r} in its name", file=sys.stderr)
         return 2
+    _write(options, written)
     _print_losses(table)
     return 0
+
+
+def _sources(options: argparse.Namespace, labels: Sequence[str]) -> Iterable[Callable[[], Iterable[Case]]]:
+    """The functions that make the cases, one a table."""
+    for name in options.only:
+        if name == "step":
+            yield functools.partial(step.cases, labels)
+        else:
+            yield importlib.import_module(f".{name}", __package__).cases
+    for name in options.sweep:
+        yield functools.partial(step.sweep, name, labels)
+
+
+def _facts(options: argparse.Namespace) -> dict[str, Any]:
+    """What the record says of machine, versions and options; prints the first of it."""
+    on_gpu = options.device == "cuda"
+    facts = record.environment()
+    recorded = ["only", "match", "peers", "sweep", "rounds", "seconds", "budget", "quick"]
+    facts["device"] = options.device
+    facts["options"] = {name: getattr(options, name) for name in [*recorded, *(["eager", "tf32"] if on_gpu else [])]}
+    print(", ".join(f"{key} {facts[key]}" for key in ("date", "commit", "cpu", "threads", "torch", "fastgan")))
+    if on_gpu:
+        facts["gpu"] = cuda.gpu_facts()
+        print(", ".join(f"{key} {value}" for key, value in facts["gpu"].items()))
+    warnings = (_backend_warning(options.device), record.busy_warning(facts["busy_cores"]))
+    facts["warnings"] = [text for text in warnings if text]
+    return facts
+
+
+def _ceilings_line(limits: dict[str, float]) -> str:
+    line = f"ceilings: copy {limits['GB/s']:.1f} GB/s, best product {limits['GFLOP/s float32']:.0f} GFLOP/s"
+    for name in ("tf32", "bfloat16"):
+        if f"GFLOP/s {name}" in limits:
+            line += f", in {name} {limits[f'GFLOP/s {name}']:.0f} GFLOP/s"
+    return line
+
+
+def _write(options: argparse.Namespace, written: dict[str, Any]) -> None:
+    if options.json:
+        record.write_json(options.json, written)
+    if options.csv:
+        record.write_csv(options.csv, written)
 
 
 def _backend_warning(device: str) -> str | None:
@@ -132,12 +140,18 @@ def _show_progress(name: str) -> None:
 
 
 def _print_losses(table: Sequence[dict[str, Any]]) -> None:
-    """Name every loss again: a reader of a long table would miss them."""
+    """Name every loss again, against whichever peer: a reader of a long table would miss them."""
     ours = [row for row in table if row["contender"].startswith("fastgan")]
+    if not ours:
+        return
     slower = [row for row in ours if row["times_as_fast"] < 1]
     print(f"{len(ours) - len(slower)} of {len(ours)} at least as fast as PyTorch; the quartiles of `?` lie around 1")
     for row in slower:
         print(f"  {row['verdict']}: {row['case']} ({row['contender']}): {row['times_as_fast']:.2f}x")
+    for row in ours:
+        for peer, ratio in row.get("against", {}).items():
+            if ratio < 1 and peer != peers.BASELINE and not peer.startswith("fastgan"):
+                print(f"  slower than {peer}: {row['case']} ({row['contender']}): {ratio:.2f}x")
 
 
 if __name__ == "__main__":

@@ -8,10 +8,11 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from bench.agreement import assert_agree
-from bench.configurations import CONFIGURATIONS
-from bench.timing import Case
 from fastgan import backend
+
+from .agreement import assert_agree
+from .configurations import CONFIGURATIONS
+from .timing import Case
 
 OPTIONS = {"lr": 2e-4, "beta1": 0.5, "beta2": 0.999, "weight_decay": 0.0, "eps": 1e-8}
 
@@ -22,10 +23,12 @@ def cases() -> Iterator[Case]:
         return
     for configuration in CONFIGURATIONS:
         shapes = [shape for i, o in pairwise(configuration.discriminator) for shape in ((o, i), (o,))]
-        yield _case(f"adam {configuration.name} D float32 update", shapes)
+        yield update_case(f"adam {configuration.name} D float32 update", shapes)
 
 
-def _case(name: str, shapes: list[tuple[int, ...]]) -> Case:
+def update_case(name: str, shapes: list[tuple[int, ...]]) -> Case:
+    """One update of parameters of these shapes."""
+
     def state() -> list[list[Tensor]]:
         generator = torch.Generator(torch.get_default_device()).manual_seed(0)
         params, grads = ([torch.randn(s, generator=generator) for s in shapes] for _ in range(2))

@@ -7,9 +7,10 @@ from collections.abc import Iterator
 import torch
 import torch.nn.functional as F
 
-from bench.pairs import pair
-from bench.timing import Case
 from fastgan.functional import binary_cross_entropy_with_logits
+
+from .pairs import pair
+from .timing import Case
 
 SIZES = [(64, 1), (4096, 1), (1024, 256), (4096, 1024)]
 

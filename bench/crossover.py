@@ -18,10 +18,11 @@ from pathlib import Path
 
 import torch
 
-from bench import cuda
-from bench.timing import Case, Contender
 from fastgan import backend
 from fastgan.functional import mlp
+
+from . import cuda
+from .timing import Case, Contender
 
 HEADER = Path(__file__).parent.parent / "csrc" / "cuda" / "crossover.h"
 # (batch, in, out) in order of their product

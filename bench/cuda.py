@@ -16,8 +16,8 @@ from typing import Any
 
 import torch
 
-from bench.pairs import SETS
-from bench.timing import Case, Contender, Result, Timing, alone, check, measure
+from .pairs import SETS
+from .timing import Case, Contender, Result, Timing, alone, check, measure
 
 GRAPHS = "events around replays of a CUDA graph"
 LOOP = "events around a loop of calls"
@@ -96,7 +96,8 @@ def measure_on_gpu(case: Case, *, rounds: int, seconds: float, budget: float = m
         how = LOOP
     else:
         how = GRAPHS
-    stand_in = Case(case.name, {label: work for label, (work, _) in captured.items()}, lambda: None)
+    works = {label: work for label, (work, _) in captured.items()}
+    stand_in = Case(case.name, works, lambda: None, finish=case.finish)
     result = measure(stand_in, rounds=rounds, seconds=seconds, budget=budget, clock=clock)
     timings = {
         label: Timing(tuple(value / captured[label][1] for value in timing.rounds))
@@ -105,23 +106,26 @@ def measure_on_gpu(case: Case, *, rounds: int, seconds: float, budget: float = m
     return Result(case, timings, how)
 
 
-def ceilings(rounds: int, seconds: float) -> dict[str, float]:
-    """GB/s of a large copy within the GPU (bytes read plus written), GFLOP/s of the best of several products.
+def ceilings(rounds: int, seconds: float) -> tuple[dict[str, float], dict[str, float]]:
+    """What the GPU reaches now, measured in the same way as what is held against it.
 
-    Products are of float32 ("GFLOP/s float32", strict), of float32 rounded to tf32, and of bfloat16.
+    Returns:
+        GB/s of a large copy within the GPU (bytes read plus written) and GFLOP/s of the best of several products: of
+        float32 ("GFLOP/s float32", strict), of float32 rounded to tf32, and of bfloat16; and GFLOP/s of each product.
     """
     source = torch.rand(1 << 27, device="cuda")
     target = torch.empty_like(source)
     limits = {"GB/s": 2 * 4 * source.numel() / _fastest(lambda: target.copy_(source), rounds, seconds) / 1e9}
     kinds = (("float32", torch.float32, "highest"), ("tf32", torch.float32, "high"), ("bfloat16", torch.bfloat16, None))
+    products = {}
     for name, dtype, precision in kinds:
-        best = 0.0
         with _precision(precision):
             for n in (2048, 4096, 8192):
                 a, b = (torch.randn(n, n, device="cuda").to(dtype) for _ in range(2))
-                best = max(best, 2 * n**3 / _fastest(lambda a=a, b=b: torch.mm(a, b), rounds, seconds) / 1e9)
-        limits[f"GFLOP/s {name}"] = best
-    return limits
+                rate = 2 * n**3 / _fastest(lambda a=a, b=b: torch.mm(a, b), rounds, seconds) / 1e9
+                products[f"{name} at::mm {n}x{n}x{n}"] = rate
+        limits[f"GFLOP/s {name}"] = max(rate for label, rate in products.items() if label.startswith(f"{name} "))
+    return limits, products
 
 
 def gpu_facts() -> dict[str, Any]:

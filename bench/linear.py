@@ -8,10 +8,11 @@ from collections.abc import Iterator
 import torch
 import torch.nn.functional as F
 
-from bench.pairs import pair
-from bench.timing import Case
 from fastgan.functional import linear_act
 from fastgan.reference import ACTIVATIONS
+
+from .pairs import pair
+from .timing import Case
 
 # (batch, in, out, activation)
 LAYERS = [

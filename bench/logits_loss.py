@@ -8,9 +8,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from bench.pairs import pair
-from bench.timing import Case
 from fastgan.functional import discriminator_loss, generator_loss
+
+from .pairs import pair
+from .timing import Case
 
 SIZES = [(64, 1), (4096, 1), (1024, 256), (4096, 1024)]
 

@@ -9,11 +9,12 @@ from itertools import cycle, pairwise
 import torch
 from torch import Tensor, nn
 
-from bench.agreement import KINKS, assert_agree
-from bench.configurations import CONFIGURATIONS
-from bench.pairs import SETS
-from bench.timing import Case
 from fastgan.nn import MLP, unfuse
+
+from .agreement import KINKS, assert_agree
+from .configurations import CONFIGURATIONS
+from .pairs import SETS
+from .timing import Case
 
 
 def cases() -> Iterator[Case]:

@@ -8,8 +8,8 @@ from itertools import cycle
 import torch
 from torch import Tensor
 
-from bench.agreement import assert_agree
-from bench.timing import Case
+from .agreement import assert_agree
+from .timing import Case
 
 Function = Callable[..., Tensor]
 

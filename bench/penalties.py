@@ -11,11 +11,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from bench.agreement import KINKS, assert_agree
-from bench.configurations import CONFIGURATIONS
-from bench.mlp import twins
-from bench.timing import Case
 from fastgan.functional import gradient_penalty, r1_penalty
+
+from .agreement import KINKS, assert_agree
+from .configurations import CONFIGURATIONS
+from .mlp import twins
+from .timing import Case
 
 Loss = Callable[[nn.Module, Tensor, Tensor], Tensor]
 

@@ -1,14 +1,20 @@
-"""The README's tables in Markdown, from a record: `python -m bench.readme_table bench/results/cpu-2026-11-23.json`."""
+"""The README's tables in Markdown, from a record: `python -m bench.readme_table bench/results/cpu-2026-11-23.json`.
+
+`--write README.md` puts them there, between the lines `<!-- benchmark: cpu -->` (of a GPU's record, `gpu`) and
+`<!-- end of benchmark: cpu -->`.
+"""
 
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 import textwrap
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
+
+from .plots import read
+from .readme_step import CONFIGURATIONS, case_rows, lost_to_others, step_rows
 
 # Row titles to the first word of the cases, and columns to what follows it there.
 LOSSES = {
@@ -28,18 +34,11 @@ NETWORKS = {
     "`MLP` discriminator, forward and backward": ("mlp {} D float32 forward+backward", "fastgan"),
     "WGAN-GP critic step": ("penalties WGAN-GP {} D float32 step", "fastgan"),
     "R1": ("penalties R1 {} D float32 step", "fastgan"),
-    "training step, `TrainStep`": ("step {} float32", "fastgan TrainStep"),
-    "training step, fastgan's modules and losses in your own loop": ("step {} float32", "fastgan modules"),
-    "training step, PyTorch that skips D's weight gradients in the G step, as `TrainStep` does": (
-        "step {} float32",
-        "torch lean",
-    ),
 }
-CONFIGURATIONS = ("ring", "digits", "mnist", "wide")
 
 
 def markdown(record: dict[str, Any], file: str) -> str:
-    """What the README says of a measurement: a sentence on where, two tables, the ceilings, and every loss.
+    """What the README says of a measurement: a sentence on where, tables, the ceilings, and every loss.
 
     Args:
         record: as `python -m bench --json` and bench/gpu.sh write it.
@@ -55,9 +54,14 @@ def markdown(record: dict[str, Any], file: str) -> str:
         for title, (case, contender) in NETWORKS.items()
     ]
     parts = [_sentence(record, file)]
+    steps = _table(["a training step; in brackets what was aimed for", *CONFIGURATIONS], step_rows(record["rows"]))
+    if steps:
+        parts += steps + _table(["", "measured", "aimed for"], case_rows(record))
     parts += _table(["loss, forward and backward", *SIZES], losses)
     parts += _table(["", *CONFIGURATIONS], networks)
     parts += [_ceilings(record["ceilings"]), _slower(record["rows"])]
+    if others := lost_to_others(record["rows"]):
+        parts.append(_filled(f"Slower than others: {', '.join(others)}."))
     return "\n\n".join(parts) + "\n"
 
 
@@ -98,7 +102,8 @@ def _ratio(ratios: dict[tuple[str, str], float], case: str, contender: str) -> s
 
 def _ceilings(limits: dict[str, float]) -> str:
     products = ", ".join(
-        f"{value / 1e3:.1f} TFLOP/s in {name.removeprefix('GFLOP/s ')}"
+        (f"{value / 1e3:.1f} TFLOP/s" if value >= 1e3 else f"{value:.0f} GFLOP/s")
+        + f" in {name.removeprefix('GFLOP/s ')}"
         for name, value in limits.items()
         if name.startswith("GFLOP/s")
     )
@@ -125,22 +130,44 @@ def _filled(text: str) -> str:
     return textwrap.fill(text, 120, break_long_words=False, break_on_hyphens=False)
 
 
+def rewritten(text: str, tables: str, kind: str) -> str:
+    """A README with the tables between its marks.
+
+    Args:
+        text: the README's.
+        tables: what goes there.
+        kind: `cpu` or `gpu`.
+
+    Raises:
+        ValueError: the marks are not there, once each and in order.
+    """
+    start, end = f"<!-- benchmark: {kind} -->\n", f"<!-- end of benchmark: {kind} -->\n"
+    before, found, rest = text.partition(start)
+    _, closed, after = rest.partition(end)
+    if not found or not closed or start in rest or end in after:
+        raise ValueError(f"there must be one line {start.strip()} and after it one {end.strip()}")
+    return f"{before}{start}\n{tables}\n{end}{after}"
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Print the tables of one record; returns the exit code."""
-    parser = argparse.ArgumentParser(prog="python -m bench.readme_table", description=__doc__)
+    """Print the tables of one record, or write them; returns the exit code."""
+    parser = argparse.ArgumentParser(prog="python -m bench.readme_table", description=__doc__.splitlines()[0])
     parser.add_argument("record", type=Path, metavar="RECORD", help="a JSON file of python -m bench or bench/gpu.sh")
+    parser.add_argument("--write", type=Path, metavar="README", help="put them into this file, between its marks")
     options = parser.parse_args(arguments)
-    try:
-        record = json.loads(options.record.read_text())
-    except (OSError, ValueError) as error:
-        parser.error(f"RECORD cannot be read: {error}")
-    missing = [key for key in ("environment", "ceilings", "rows") if key not in record]
-    if missing:
-        parser.error(f"RECORD {options.record} has no {', '.join(missing)}: its benchmark did not get so far")
+    record = read(parser, options.record)
     root = Path(__file__).resolve().parent.parent
     file = options.record.resolve()
     name = file.relative_to(root).as_posix() if file.is_relative_to(root) else options.record.name
-    print(markdown(record, name), end="")
+    tables = markdown(record, name)
+    if options.write is None:
+        print(tables, end="")
+        return 0
+    try:
+        text = rewritten(options.write.read_text(), tables, "gpu" if "gpu" in record["environment"] else "cpu")
+    except (OSError, ValueError) as error:
+        parser.error(f"--write {options.write}: {error}")
+    options.write.write_text(text)
     return 0
 
 

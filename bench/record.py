@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import csv
 import datetime
 import json
 import os
 import platform
 import subprocess
 import time
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 import fastgan
-from bench.timing import Result, alone, measure
+
+from .timing import Result, alone, measure
 
 
 def environment() -> dict[str, Any]:
@@ -64,20 +68,43 @@ def _cpu_ticks() -> tuple[int, int]:
     return ticks[3] + ticks[4], sum(ticks)
 
 
-def ceilings(rounds: int, seconds: float) -> dict[str, float]:
-    """GB/s of a large copy (bytes read plus written), and GFLOP/s of the best of several products, measured now."""
+# (batch, in, out) of the products that set the ceiling: square ones, and layers of the configurations.
+SHAPES = [(n, n, n) for n in (128, 256, 512, 1024, 2048)] + [(256, 128, 128), (128, 1024, 784), (1024, 2048, 2048)]
+
+
+def ceilings(rounds: int, seconds: float) -> tuple[dict[str, float], dict[str, float]]:
+    """What the machine reaches now, measured in the same way as what is held against it.
+
+    Returns:
+        GB/s of a large copy (bytes read plus written) and GFLOP/s of the best of all products, by dtype; and GFLOP/s of
+        each product, by dtype, library and shape. at::mm is MKL's in float32; mkldnn is oneDNN.
+    """
     source = torch.rand(1 << 26)
     target = torch.empty_like(source)
     copy = measure(alone("copy", lambda: target.copy_(source)), rounds=rounds, seconds=seconds)
     limits = {"GB/s": 2 * 4 * source.numel() / min(copy.timings["run"].rounds) / 1e9}
+    products = {}
     for dtype in (torch.float32, torch.bfloat16):
-        best = 0.0
-        for n in (256, 512, 1024, 2048):
-            a, b = torch.rand(n, n).to(dtype), torch.rand(n, n).to(dtype)
-            product = measure(alone("product", lambda a=a, b=b: torch.mm(a, b)), rounds=rounds, seconds=seconds)
-            best = max(best, 2 * n**3 / min(product.timings["run"].rounds) / 1e9)
-        limits[_product_ceiling(dtype)] = best
-    return limits
+        kind = str(dtype).removeprefix("torch.")
+        for m, k, n in SHAPES:
+            x, weight = torch.rand(m, k).to(dtype), torch.rand(n, k).to(dtype)
+            for library, product in _libraries(dtype).items():
+                # A third of the usual rounds and time: the ceiling is the best of many.
+                work = alone("product", lambda product=product, x=x, weight=weight: product(x, weight))
+                result = measure(work, rounds=max(2, rounds // 3), seconds=seconds / 2)
+                rate = 2 * m * k * n / min(result.timings["run"].rounds) / 1e9
+                products[f"{kind} {library} {m}x{k}x{n}"] = rate
+        limits[_product_ceiling(dtype)] = max(rate for name, rate in products.items() if name.startswith(kind))
+    return limits, products
+
+
+def _libraries(dtype: torch.dtype) -> dict[str, Callable[[Tensor, Tensor], Tensor]]:
+    """Products of x (m, k) and weight (n, k) to (m, n)."""
+    found = {"at::mm": lambda x, weight: torch.mm(x, weight.t())}
+    if torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise"):
+        linear = torch.ops.mkldnn._linear_pointwise
+        found["mkldnn"] = lambda x, weight: linear(x, weight, None, "none", [], "")
+    return found
 
 
 def rows(result: Result, limits: dict[str, float]) -> list[dict[str, Any]]:
@@ -94,11 +121,15 @@ def rows(result: Result, limits: dict[str, float]) -> list[dict[str, Any]]:
             "rounds": len(timing.rounds),
             "times_as_fast": result.ratio(label),
             "verdict": "" if label == "torch" else result.verdict(label),
+            **result.case.facts,
         }
+        if len(result.timings) > 2:
+            row["against"] = {peer: result.ratio(label, peer) for peer in result.timings if peer != label}
         if result.how:
             row["timing"] = result.how
-        product = _product_ceiling(result.case.dtype)
-        if "GFLOP/s tf32" in limits and result.case.dtype is torch.float32 and _uses_tf32():
+        dtype = result.case.dtypes.get(label, result.case.dtype)
+        product = _product_ceiling(dtype)
+        if "GFLOP/s tf32" in limits and dtype is torch.float32 and _uses_tf32():
             product = "GFLOP/s tf32"
         for unit, work, limit in (("GB/s", result.case.bytes, "GB/s"), ("GFLOP/s", result.case.flops, product)):
             if work:
@@ -108,10 +139,26 @@ def rows(result: Result, limits: dict[str, float]) -> list[dict[str, Any]]:
     return table
 
 
-def write_json(path: Path, facts: dict[str, Any], table: list[dict[str, Any]], limits: dict[str, float]) -> None:
+def write_json(path: Path, record: Mapping[str, Any]) -> None:
     """The whole record, readable by a machine."""
-    record = {"environment": facts, "ceilings": limits, "rows": table}
     path.write_text(json.dumps(record, indent=1, default=str) + "\n")
+
+
+def write_csv(path: Path, record: Mapping[str, Any]) -> None:
+    """A line a case and contender, the environment's main facts in front; the rows of `memory` are at the end."""
+    facts = record["environment"]
+    environment = {key: facts[key] for key in ("date", "commit", "cpu", "threads", "torch", "device")}
+    environment["device"] = facts.get("gpu", {}).get("name", facts["device"])
+    lines = []
+    for row in (*record["rows"], *record.get("memory", ())):
+        flat = {**environment, **row}
+        flat |= {f"times_as_fast_as {peer}": ratio for peer, ratio in flat.pop("against", {}).items()}
+        lines.append(flat)
+    columns = dict.fromkeys(column for line in lines for column in line)
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, list(columns))
+        writer.writeheader()
+        writer.writerows(lines)
 
 
 def _product_ceiling(dtype: torch.dtype) -> str:
@@ -132,6 +179,8 @@ def _cpu_model() -> str:
 
 def _commit() -> str:
     root = Path(__file__).parent.parent
+    if not (root / ".git").exists():  # installed: another project's repository may be around it
+        return os.environ.get("FASTGAN_COMMIT") or "unknown"
     command = ["git", "-C", str(root), "describe", "--always", "--dirty"]
     try:
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()

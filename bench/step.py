@@ -1,129 +1,137 @@
-"""One step of alternating training, of the four configurations: fastgan against plain PyTorch."""
+"""One step of alternating training: fastgan against PyTorch in its several forms, and others (peers.py).
+
+Of the four configurations, and of a sweep over the batch and one over the width.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import cycle
 
 import torch
-from torch import Tensor, nn
-from torch.optim import Adam
+from torch import Tensor
 
-import fastgan
-from bench.agreement import assert_agree
-from bench.configurations import CONFIGURATIONS, Configuration
-from bench.logits_loss import torch_discriminator_loss, torch_generator_loss
-from bench.pairs import SETS
-from bench.timing import Case
-from fastgan.functional import discriminator_loss, generator_loss
-from fastgan.nn import MLP, unfuse
+from .agreement import assert_agree
+from .configurations import CONFIGURATIONS, Configuration, batch_sweep, width_sweep
+from .pairs import SETS
+from .peers import BASELINE, contenders
+from .timing import Case
+from .training import Training
 
-Step = Callable[[Tensor, Tensor], Tensor]
-Build = Callable[[Configuration], tuple[Step, list[Tensor]]]
+SWEEPS = {"batch": batch_sweep, "width": width_sweep}
+SWEPT = ("torch.compile", "CUDA graph of torch", "CUDA graph of torch.compile")  # the peers of a sweep, where chosen
 
-# Adam's first updates are near lr times the gradient's sign: where a gradient is all rounding they may go either way.
-# Of `wide` that is 1 % of the update's norm, of the others 0.0003 %.
+# Largest norm of the difference between two updates of all parameters, over that of the update, after the steps of the
+# check. A tolerance for the parameters themselves would say little: Adam's first updates are near lr times the
+# gradient's sign, so that each moves by 2e-4 whatever the gradient is; and where a gradient is all rounding its sign
+# may go either way. Of `wide` that is 1 % of the update's norm, of the others 0.0003 %.
 UPDATE_TOLERANCE = 0.05
+# In bfloat16, whose gradients have two or three digits, more signs differ: 8 % of the update's norm in `mnist`, 11 % in
+# `wide`. A wrong derivative or optimizer gives over 100 %.
+UPDATE_TOLERANCE_BF16 = 0.3
+LOSS_TOLERANCE = {torch.float32: 2e-3, torch.bfloat16: 5e-3}
 
 
-def cases() -> Iterator[Case]:
-    """TrainStep, fastgan's modules in a hand-written loop, and PyTorch's (eager, fused Adam); the fake batch reused."""
+def cases(peers: Sequence[str] = ()) -> Iterator[Case]:
+    """Each configuration with data and noise given to every contender; then with the noise drawn inside the step.
+
+    Args:
+        peers: labels of bench.peers.PEERS.
+    """
     for configuration in CONFIGURATIONS:
-        reals = [torch.randn(configuration.batch, configuration.generator[-1]) for _ in range(SETS)]
-        noise = torch.randn(configuration.batch, configuration.generator[0])
-        contenders: dict[str, Callable[[], object]] = {}
-        for label, build in BUILDS.items():
-            step, turns = build(configuration)[0], cycle(reals)
-            contenders[label] = lambda step=step, turns=turns, z=noise: step(next(turns), torch.randn_like(z))
-
-        def check(configuration: Configuration = configuration, real: Tensor = reals[0], noise: Tensor = noise) -> None:
-            check_builds(BUILDS, configuration, real, noise)
-
-        name = f"step {configuration.name} float32"
-        yield Case(name, contenders, check, flops=configuration.step_flops, capturable=False)
+        ours = ["fastgan", *(["fastgan bf16"] if configuration.name in ("mnist", "wide") else []), "fastgan modules"]
+        trainings = {label: build(configuration) for label, build in contenders(ours, peers).items()}
+        yield case(configuration, trainings)
+        inside = {label: trainings[label] for label in ("fastgan", BASELINE)}
+        del trainings
+        yield case(configuration, inside, noise_inside=True)
 
 
-def check_builds(builds: dict[str, Build], configuration: Configuration, real: Tensor, noise: Tensor) -> None:
-    """Raise AssertionError unless all builds give the last one's losses and move the parameters as it does.
+def sweep(name: str, peers: Sequence[str] = ()) -> Iterator[Case]:
+    """The cells of a sweep, `batch` or `width`, against eager PyTorch and those of `peers` that are in SWEPT."""
+    for configuration in SWEEPS[name]():
+        builds = contenders(["fastgan", "fastgan modules"], [label for label in peers if label in SWEPT])
+        trainings = {label: build(configuration) for label, build in builds.items()}
+        yield case(configuration, trainings, facts={"sweep": name})
 
-    Each build takes 3 steps, or one where a step is long, from the same parameters on the same data.
+
+def case(
+    configuration: Configuration,
+    trainings: Mapping[str, Training],
+    *,
+    noise_inside: bool = False,
+    facts: Mapping[str, object] | None = None,
+) -> Case:
+    """A configuration's case; each turn of a contender takes the next of several sets of data and noise."""
+    reals, noises = inputs(configuration)
+    runs: dict[str, Callable[[], object]] = {}
+    for label, training in trainings.items():
+        sets = [
+            (training.load(x), None if noise_inside else training.load(z)) for x, z in zip(reals, noises, strict=True)
+        ]
+        turns = cycle(sets)
+        runs[label] = lambda step=training.step, turns=turns: step(*next(turns))
+
+    def compare() -> None:
+        if not noise_inside:  # each draws its own; the arithmetic is that of the case before
+            check(trainings, configuration, reals[0], noises[0])
+
+    name = f"step {configuration.name} float32"
+    return Case(
+        f"{name}, noise inside" if noise_inside else name,
+        runs,
+        compare,
+        flops=configuration.step_flops,
+        capturable=False,  # it steps optimizers; what can be captured whole is a contender of its own
+        dtypes={label: training.dtype for label, training in trainings.items()},
+        finish={label: training.finish for label, training in trainings.items() if training.finish},
+        facts={
+            "configuration": configuration.name,
+            "batch": configuration.batch,
+            "width": max(configuration.generator[1:-1]),
+            "flops_per_byte": configuration.step_flops / configuration.step_bytes,
+            **(facts or {}),
+        },
+    )
+
+
+def inputs(configuration: Configuration) -> tuple[list[Tensor], list[Tensor]]:
+    """Sets of real data and of noise, the same for every contender."""
+    torch.manual_seed(1)
+    reals = [torch.randn(configuration.batch, configuration.generator[-1]) for _ in range(SETS)]
+    return reals, [torch.randn(configuration.batch, configuration.generator[0]) for _ in range(SETS)]
+
+
+def check(trainings: Mapping[str, Training], configuration: Configuration, real: Tensor, noise: Tensor) -> None:
+    """Raise AssertionError unless all give the last one's losses and move the parameters as it does.
+
+    Each takes its first 3 steps, or one where a step is long, so none may have been stepped before.
     """
     steps = 1 if configuration.step_flops > 5e10 else 3
-    results = []
-    for build in builds.values():
-        step, parameters = build(configuration)
-        before = [p.detach().clone() for p in parameters]
-        losses = [step(real, noise).detach() for _ in range(steps)]
-        results.append((losses, [p.detach() - old for p, old in zip(parameters, before, strict=True)]))
-    torch_losses, torch_updates = results[-1]
-    for label, (losses, updates) in zip(builds, results[:-1], strict=False):
-        # The loss after one update on holds all the updates before it, and their rounding.
-        assert_agree(losses[:1], torch_losses[:1])
-        torch.testing.assert_close(losses, torch_losses, rtol=2e-3, atol=0)
-        difference = _norm([a - b for a, b in zip(updates, torch_updates, strict=True)]) / _norm(torch_updates)
-        if not difference <= UPDATE_TOLERANCE:
+    *others, (_, reference) = ((label, _trained(t, steps, real, noise)) for label, t in trainings.items())
+    for label, (losses, updates) in others:
+        bf16 = trainings[label].dtype is torch.bfloat16
+        if not bf16:  # the losses before any update hold none of its rounding
+            assert_agree(losses[0], reference[0][0])
+        tolerance = LOSS_TOLERANCE[trainings[label].dtype]
+        torch.testing.assert_close(
+            losses, reference[0], rtol=tolerance, atol=0, msg=lambda text, n=label: f"{n}: {text}"
+        )
+        difference = _norm([a - b for a, b in zip(updates, reference[1], strict=True)]) / _norm(reference[1])
+        if not difference <= (UPDATE_TOLERANCE_BF16 if bf16 else UPDATE_TOLERANCE):
             raise AssertionError(f"{label} moves the parameters otherwise: by {difference:.1%} of the update's norm")
+
+
+def _trained(training: Training, steps: int, real: Tensor, noise: Tensor) -> tuple[Tensor, list[Tensor]]:
+    """The losses of D and G, a row a step, and by how much each parameter moved."""
+    before = [p.detach().clone().cpu() for p in training.parameters()]
+    losses = []
+    for _ in range(steps):
+        # Read at once: some give them in memory that their next step writes again.
+        losses.append([float(loss) for loss in training.step(training.load(real), training.load(noise))])
+    after = [p.detach().cpu() for p in training.parameters()]
+    return torch.tensor(losses), [new - old for new, old in zip(after, before, strict=True)]
 
 
 def _norm(tensors: Sequence[Tensor]) -> Tensor:
     return torch.stack([torch.linalg.vector_norm(t) for t in tensors]).norm()
-
-
-def networks(configuration: Configuration) -> tuple[nn.Module, nn.Module, Adam, Adam]:
-    """Both networks, the same for every contender, and their optimizers."""
-    torch.manual_seed(0)
-    generator = MLP(configuration.generator, configuration.activation, configuration.output_activation)
-    discriminator = MLP(configuration.discriminator)
-    optimizers = [Adam(m.parameters(), lr=2e-4, betas=(0.5, 0.999), fused=True) for m in (generator, discriminator)]
-    return generator, discriminator, optimizers[0], optimizers[1]
-
-
-def train_step(configuration: Configuration) -> tuple[Step, list[Tensor]]:
-    """`fastgan.TrainStep`, which reads no statistic on the host."""
-    generator, discriminator, g_optimizer, d_optimizer = networks(configuration)
-    step = fastgan.TrainStep(generator, discriminator, g_optimizer, d_optimizer, reuse_fake=True)
-    parameters = [*generator.parameters(), *discriminator.parameters()]
-    return lambda real, noise: step.step(real, noise=noise[None]).g_loss, parameters
-
-
-def drop_in(configuration: Configuration) -> tuple[Step, list[Tensor]]:
-    """fastgan's modules and losses in the loop that a PyTorch user writes."""
-    return _loop(configuration, lambda module: module, discriminator_loss, generator_loss)
-
-
-def lean(configuration: Configuration) -> tuple[Step, list[Tensor]]:
-    """Plain PyTorch by a user who knows that the G step needs no weight gradients of D; TrainStep omits them too."""
-    return _loop(configuration, unfuse, torch_discriminator_loss, torch_generator_loss, lean=True)
-
-
-def plain(configuration: Configuration) -> tuple[Step, list[Tensor]]:
-    """Plain PyTorch, in the loop of its own GAN tutorial."""
-    return _loop(configuration, unfuse, torch_discriminator_loss, torch_generator_loss)
-
-
-def _loop(configuration: Configuration, convert, d_criterion, g_criterion, lean=False) -> tuple[Step, list[Tensor]]:
-    generator, discriminator, g_optimizer, d_optimizer = networks(configuration)
-    generator, discriminator = convert(generator), convert(discriminator)
-    of_g = list(generator.parameters()) if lean else None
-
-    def step(real: Tensor, noise: Tensor) -> Tensor:
-        fake = generator(noise)
-        d_loss = d_criterion(discriminator(real), discriminator(fake.detach()))
-        d_optimizer.zero_grad(set_to_none=True)
-        d_loss.backward()
-        d_optimizer.step()
-        g_loss = g_criterion(discriminator(fake))
-        g_optimizer.zero_grad(set_to_none=True)
-        g_loss.backward(inputs=of_g)
-        g_optimizer.step()
-        return g_loss
-
-    return step, [*generator.parameters(), *discriminator.parameters()]
-
-
-BUILDS: dict[str, Build] = {
-    "fastgan TrainStep": train_step,
-    "fastgan modules": drop_in,
-    "torch lean": lean,
-    "torch": plain,
-}

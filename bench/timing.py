@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 
@@ -43,6 +44,10 @@ class Case:
         bytes: least bytes that a call must move, where memory bounds it.
         flops: floating-point operations of a call, where arithmetic does.
         dtype: of the products, whose ceiling depends on it.
+        dtypes: by label, of a contender whose products are of another dtype.
+        finish: by label, what waits for the calls of a contender that returns before its work is done; called once a
+            turn, as a loop of training steps waits for its end alone.
+        facts: of the case, for the record, such as its batch.
         capturable: whether a CUDA graph may stand for the calls; not where they draw random numbers or step an
             optimizer, of which a failed capture would leave the state undefined.
     """
@@ -54,6 +59,9 @@ class Case:
     flops: float = 0.0
     dtype: torch.dtype = torch.float32
     capturable: bool = True
+    dtypes: Mapping[str, torch.dtype] = field(default_factory=dict)
+    finish: Mapping[str, Contender] = field(default_factory=dict)
+    facts: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass
@@ -64,9 +72,9 @@ class Result:
     timings: dict[str, Timing] = field(default_factory=dict)
     how: str = ""
 
-    def ratio(self, label: str) -> float:
-        """How many times faster than the last contender: the median over rounds of that round's ratio."""
-        return statistics.median(self._ratios(label))
+    def ratio(self, label: str, peer: str | None = None) -> float:
+        """How many times faster than a peer (the last contender): the median over rounds of that round's ratio."""
+        return statistics.median(self._ratios(label, peer))
 
     def verdict(self, label: str) -> str:
         """`faster` or `slower`; with a question mark where the quartiles of the rounds' ratios lie around 1, or where
@@ -79,9 +87,9 @@ class Result:
                 return word
         return word + "?"
 
-    def _ratios(self, label: str) -> list[float]:
-        *_, peer = self.timings.values()
-        pairs = zip(peer.rounds, self.timings[label].rounds, strict=True)
+    def _ratios(self, label: str, peer: str | None = None) -> list[float]:
+        *_, last = self.timings
+        pairs = zip(self.timings[peer or last].rounds, self.timings[label].rounds, strict=True)
         return [theirs / ours for theirs, ours in pairs]
 
 
@@ -122,7 +130,8 @@ def measure(
     calls: dict[str, int] = {}
     one_round = 0.0
     for label, contender in case.contenders.items():
-        calls[label], turn = _calls_in(contender, seconds, clock)
+        finish = case.finish.get(label, _nothing)
+        calls[label], turn = _calls_in(lambda work=contender, end=finish: (work(), end()), seconds, clock)
         one_round += turn
     if rounds * one_round > budget:
         rounds = max(1, int(budget / one_round))
@@ -132,8 +141,12 @@ def measure(
             start = clock()
             for _ in range(calls[label]):
                 case.contenders[label]()
+            case.finish.get(label, _nothing)()
             times[label].append((clock() - start) / calls[label])
     return Result(case, {label: Timing(tuple(values)) for label, values in times.items()})
+
+
+def _nothing() -> None: ...
 
 
 def _calls_in(contender: Contender, seconds: float, clock: Callable[[], float]) -> tuple[int, float]:

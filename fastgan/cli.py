@@ -1,4 +1,4 @@
-"""The command line: `fastgan train|resume|sample|doctor`.
+"""The command line: `fastgan train|resume|sample|bench|doctor`.
 
 Exit codes: 0 done; 2 refused, or training diverged; 130 and 143 stopped by Ctrl-C and SIGTERM, after
 saving a checkpoint.
@@ -167,6 +167,23 @@ def sample(
         samples, facts = sample_run(run, count, label=label, seed=seed, runs=runs)
         write_samples(samples, facts, out)
         print(f"{count} samples in {out}")
+
+
+@app.command(
+    add_help_option=False,  # every option is the benchmark's, --help too
+    context_settings={"allow_extra_args": True, "ignore_unknown_options": True},
+)
+def bench(context: typer.Context) -> None:
+    """Time fastgan against PyTorch, JAX and others; `fastgan bench --help` has the options."""
+    try:
+        from fastgan.bench.__main__ import main
+    except ModuleNotFoundError as error:
+        checkout = Path(__file__).resolve().parent.parent
+        if error.name != "fastgan.bench" or not (checkout / "bench" / "__main__.py").exists():
+            raise
+        sys.path.insert(0, str(checkout))  # a checkout that is not installed has it beside this folder
+        from bench.__main__ import main
+    raise typer.Exit(main(context.args, program="fastgan bench"))
 
 
 @app.command()

@@ -212,7 +212,7 @@ def test_the_tables_of_the_readme_are_those_of_the_record() -> None:
     assert result.returncode == 0, result.stderr
     readme = (ROOT / "README.md").read_text()
     rows = [line for line in result.stdout.splitlines() if line.startswith("|")]
-    assert len(rows) == 2 + 3 + 2 + 6
+    assert len(rows) == 2 + 3 + 2 + 3
     if f"bench/results/{RECORD.name}" in readme:
         assert [row for row in rows if row not in readme] == []
     assert "Slower than PyTorch: linear_act identity 64x256x1 float32 forward (0.43)" in " ".join(result.stdout.split())

@@ -68,6 +68,10 @@ def test_install_without_compiled_module(checkout: Path, tmp_path: Path) -> None
     assert reason == "the compiled module was not built"
     assert result.stderr.count("RuntimeWarning") == 1
     assert "Rebuild" in result.stderr
+    result = run(["-m", "fastgan", "bench", "--help"], tmp_path, PYTHONPATH=str(target), FASTGAN_BACKEND="reference")
+    assert result.returncode == 0, result.stderr
+    assert "usage: fastgan bench" in result.stdout
+    assert not [path for path in (target / "fastgan" / "bench").rglob("*") if path.suffix in (".sh", ".json")]
 
 
 def test_sdist_holds_what_a_build_needs(checkout: Path) -> None:
