@@ -319,6 +319,8 @@ def _check_step(step: TrainStep) -> None:
         raise CannotPlan("the backend is the reference")
     if backend.module is None:
         raise CannotPlan(backend.missing_reason)
+    if not hasattr(backend.module, "StepEngine"):
+        raise CannotPlan("the engine has no CUDA kernels yet")
     if step.r1_gamma > 0:
         raise CannotPlan("r1_gamma is over 0")
     if step.precision == "bf16" and not backend.module.has_bf16_step():

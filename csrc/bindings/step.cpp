@@ -3,6 +3,7 @@
 // Python describes the networks once (fastgan/engine.py) and binds the tensors; a step then reads their addresses and
 // the optimizers' numbers, draws noise and masks as torch would, and calls the kernels of csrc/*/step.h. Nothing is
 // allocated but the four statistics.
+#ifndef FASTGAN_SIMT  // the engine's CUDA half is still to come
 #include "step.h"
 
 #include <ATen/autocast_mode.h>
@@ -13,9 +14,7 @@
 #include "step_parameter.h"
 #include "watch.h"
 
-#ifndef FASTGAN_SIMT
 #include "../cpu/step.h"
-#endif
 
 namespace fastgan::bindings {
 
@@ -361,3 +360,4 @@ void register_step_engine(py::module_& m) {
 }
 
 }  // namespace fastgan::bindings
+#endif

@@ -1,7 +1,6 @@
 #include "step.h"
 
 #include <algorithm>
-#include <cstdlib>
 
 #include "simd.h"
 #include "step_buffers.h"
@@ -131,7 +130,6 @@ int threads_for(const StepProblem<T>& problem) {
 // Into how many groups the panels are shared out: as many as there are threads, unless that leaves some with fewer
 // panels than others; then several threads share each layer's features of one group.
 int groups_for(int threads, int64_t panels) {
-  if (const char* wish = std::getenv("FASTGAN_STEP_GROUPS")) return std::atoi(wish);
   for (int groups = threads; groups > 1; --groups) {
     if (threads % groups != 0 || groups > panels) continue;
     const int64_t most = (panels + groups - 1) / groups;
