@@ -451,3 +451,40 @@ def test_profile_names_the_phases(compiled: None) -> None:
     assert all(value >= 0 for value in seconds.values())
     assert sum(seconds.values()) > 0
     assert trainer.steps_done == 1
+
+
+@pytest.mark.parametrize("name", ["odd", "wide enough for two blocks of a sum"])
+@pytest.mark.parametrize("options", [{}, {"d_steps": 2, "reuse_fake": True, "num_classes": 3}], ids=str)
+def test_bf16_is_as_exact_as_autocast(compiled: None, name: str, options: dict[str, Any]) -> None:
+    """No further from float64 than what torch.autocast makes of the same training."""
+    classes = options.get("num_classes", 0)
+    sizes = {
+        "odd": ([7, 40, 33, 11], [11, 50, 37, 1]),
+        "wide enough for two blocks of a sum": ([9, 1100, 64], [64, 1100, 1]),
+    }
+    generator, discriminator = (list(s) for s in sizes[name])
+    generator[0], discriminator[0] = generator[0] + classes, discriminator[0] + classes
+    torch.manual_seed(0)
+    pair = MLP(generator, "gelu", "tanh"), MLP(discriminator)
+    make = OPTIMIZERS["Adam"]
+    exact = twin(Plain, pair[0].double(), pair[1].double(), make, **options)
+    for network in pair:
+        network.float()
+    native = twin(TrainStep, *pair, make, precision="bf16", **options)
+    if not native.plan.startswith(NATIVE):
+        assert "AMX" in native.plan
+        pytest.skip(native.plan)
+    autocast = twin(TrainStep, *pair, make, precision="bf16", engine=False, **options)
+    rows = options.get("d_steps", 1) + (not options.get("reuse_fake", False))
+    for _ in range(4):
+        labels = torch.randint(classes, (37,)) if classes else None
+        real, noise = torch.randn(37, sizes[name][0][-1]).clamp(-1, 1), torch.randn(rows, 37, sizes[name][0][0])
+        statistics = [tuple(step.step(real, labels, noise)) for step in (native, autocast)]
+        statistics.append(tuple(exact.step(real.double(), labels, noise.double())))
+    torch.testing.assert_close(statistics[0], tuple(v.float() for v in statistics[2]), rtol=5e-3, atol=5e-3)
+    errors = [
+        torch.cat([(a.double() - b).flatten() for a, b in zip(state_of(step), state_of(exact), strict=True)]).norm()
+        for step in (native, autocast)
+    ]
+    assert errors[0] <= 1.2 * errors[1]
+    assert errors[0] > 0

@@ -187,22 +187,24 @@ inline void linear_backward(const Pass& pass, const StepLayer<float>& layer, con
 
 // The operands of a weight gradient, from a worker's panels: grad_z rounded, and x with the samples in pairs.
 inline void turn_input(const Pass& pass, const StepLayer<float>& layer, const LayerBuffers<float>& buffers,
-                       int64_t first_panel, int64_t panels) {
+                       int64_t panels) {
   const Rows32 inputs(pass.worker, layer.in), outputs(pass.worker, layer.out);
   for (int64_t j = 0; j < pass.count(); ++j) {
-    const int64_t p = pass.index(j), at = p - first_panel;
+    const int64_t p = pass.index(j);
     round_rows(buffers.grad_z.at(p), layer.out, outputs.from, outputs.to,
-               buffers.grad_rounded + at * padded(layer.out) * panel);
+               buffers.grad_rounded + p * padded(layer.out) * panel);
     for (int64_t row = inputs.from; row < inputs.to; row += 16)
-      turn_rows(buffers.x.at(p), layer.in, row, buffers.x_turned + (row / 16 * panels + at) * 16 * panel);
+      turn_rows(buffers.x.at(p), layer.in, row, buffers.x_turned + (row / 16 * panels + p) * 16 * panel);
   }
 }
 
-// The sums of one tile of the weight gradient: 32 outputs by 32 inputs.
-inline void gradient_tile(const StepLayer<float>& layer, const LayerBuffers<float>& buffers, int64_t first,
-                          int64_t last, int64_t row, int, int64_t column, float* tile) {
-  const int64_t panels = last - first;
-  const uint16_t* grad = buffers.grad_rounded + row * panel;
-  const uint16_t* x = buffers.x_turned + column / 16 * panels * 16 * panel;
-  amx_multiply({grad, 64, padded(layer.out) * 64, 16 * 64, x, 64, 16 * 64, panels * 16 * 64}, panels, false, tile);
+// The sums of one tile of the weight gradient over the panels [first, last) of `panels`: up to 32 outputs by 32 inputs.
+inline void gradient_tile(const StepLayer<float>& layer, const LayerBuffers<float>& buffers, int64_t panels,
+                          int64_t first, int64_t last, int64_t row, int height, int64_t column, float* tile) {
+  alignas(64) float whole[amx_rows * panel];
+  float* c = height == amx_rows ? tile : whole;
+  const uint16_t* grad = buffers.grad_rounded + (first * padded(layer.out) + row) * panel;
+  const uint16_t* x = buffers.x_turned + (column / 16 * panels + first) * 16 * panel;
+  amx_multiply({grad, 64, padded(layer.out) * 64, 16 * 64, x, 64, 16 * 64, panels * 16 * 64}, last - first, false, c);
+  if (c != tile) std::memcpy(tile, c, height * panel * sizeof(float));
 }

@@ -25,7 +25,7 @@ void batch_moments(const Pass& pass, const StepLayer<T>& layer, const LayerBuffe
   }
   worker.team.barrier.wait();
   const int64_t panels = worker.team.panels, threads = worker.team.threads;
-  const int64_t thread = worker.part * worker.team.panel_groups + worker.group;
+  const int64_t thread = worker.thread;
   double momentum = layer.momentum;
   for (int half = pass.first_half; half < pass.first_half + pass.halves; ++half) {
     if (layer.batches != nullptr && layer.cumulative)
@@ -34,7 +34,7 @@ void batch_moments(const Pass& pass, const StepLayer<T>& layer, const LayerBuffe
     for (int64_t c = width * thread / threads; c < width * (thread + 1) / threads; ++c) {
       double mean = 0, squares = 0;
       for (int64_t p = 0; p < panels; ++p) {
-        const T* sums = buffers.sums + (half * panels + p) * 2 * width;
+        const T* sums = buffers.sums + pass.at(half, p) * 2 * width;
         const double before = double(p) * panel, n = double(samples_in(p, batch)), difference = sums[c] - mean;
         mean += difference * n / (before + n);
         squares += sums[width + c] + difference * difference * before * n / (before + n);
@@ -54,7 +54,7 @@ template <class T>
 void running_moments(const Pass& pass, const StepLayer<T>& layer, const LayerBuffers<T>& buffers) {
   const Worker& worker = pass.worker;
   const int64_t width = layer.out, threads = worker.team.threads;
-  const int64_t thread = worker.part * worker.team.panel_groups + worker.group;
+  const int64_t thread = worker.thread;
   for (int half = pass.first_half; half < pass.first_half + pass.halves; ++half) {
     T* moments = buffers.moments + half * 2 * width;
     for (int64_t c = width * thread / threads; c < width * (thread + 1) / threads; ++c) {
@@ -104,12 +104,12 @@ void batch_norm_sums(const Pass& pass, const StepLayer<T>& layer, const LayerBuf
   }
   worker.team.barrier.wait();
   const int64_t panels = worker.team.panels, threads = worker.team.threads;
-  const int64_t thread = worker.part * worker.team.panel_groups + worker.group;
+  const int64_t thread = worker.thread;
   for (int half = pass.first_half; half < pass.first_half + pass.halves; ++half) {
-    T* first = buffers.sums + half * panels * 2 * width;
+    T* first = buffers.sums + pass.at(half, 0) * 2 * width;
     for (int64_t c = 2 * width * thread / threads; c < 2 * width * (thread + 1) / threads; ++c) {
       double total = 0;
-      for (int64_t p = 0; p < panels; ++p) total += first[p * 2 * width + c];
+      for (int64_t p = 0; p < panels; ++p) total += buffers.sums[pass.at(half, p) * 2 * width + c];
       first[c] = T(total);
     }
   }
@@ -120,11 +120,11 @@ void batch_norm_sums(const Pass& pass, const StepLayer<T>& layer, const LayerBuf
 template <class T>
 void batch_norm_backward(const Pass& pass, const StepLayer<T>& layer, const LayerBuffers<T>& buffers, int64_t batch,
                          const GradientTarget<T>& target) {
-  const int64_t width = layer.out, panels = pass.worker.team.panels;
+  const int64_t width = layer.out;
   elementwise_backward(pass, target, [&](int64_t p, int64_t from, int64_t to, T* grad) {
     const T *x = buffers.x.at(p), *g = buffers.grad_z.at(p);
     const T* moments = buffers.moments + pass.half(p) * 2 * width;
-    const T* sums = buffers.sums + pass.half(p) * panels * 2 * width;
+    const T* sums = buffers.sums + pass.at(pass.half(p), 0) * 2 * width;
     const int64_t n = samples_in(pass.in_half(p), batch);
     for (int64_t c = from; c < to; ++c) {
       const T scale = moments[width + c] * (layer.weight.value == nullptr ? T(1) : layer.weight.value[c]);

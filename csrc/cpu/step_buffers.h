@@ -41,6 +41,7 @@ struct LayerBuffers {
   // 2][32][2], grad_z, and x with the samples in pairs, [in / 16][panels][16][16][2]; widths are filled up to multiples
   // of 32.
   uint16_t *x_pairs = nullptr, *grad_pairs = nullptr, *grad_rounded = nullptr, *x_turned = nullptr;
+  T* partial = nullptr;  // linear, summed in parts: [part][in / 32][out][32], then [part][out] of the bias
   T* mask = nullptr;     // dropout: in panels, times the scale
   T* moments = nullptr;  // batch_norm: mean and 1 / standard deviation of each half: [half][2][width]
   T* sums = nullptr;     // batch_norm: of a panel, [panels][2][width]; backward: then of a half
@@ -106,6 +107,7 @@ struct Team {
 struct Worker {
   Worker(Team& team, int thread)
       : team(team),
+        thread(thread),
         group(thread % team.panel_groups),
         part(thread / team.panel_groups),
         parts(team.threads / team.panel_groups),
@@ -120,26 +122,45 @@ struct Worker {
   int64_t to(int64_t n) const { return n * (part + 1) / parts; }
 
   Team& team;
-  const int group, part, parts;
+  const int thread, group, part, parts;
   const int64_t begin, end;
 };
 
-// The panels of a pass: the first half's, the second half's, or both.
+// The panels of a pass through a network. The discriminator's batch has two halves, whose panels alternate, so that a
+// worker's panels of both lie side by side.
 struct Pass {
   const Worker& worker;
+  int layout;  // halves that the network's buffers hold
   int first_half, halves;
 
   int64_t count() const { return halves * (worker.end - worker.begin); }
   int64_t index(int64_t i) const {
-    const int64_t share = worker.end - worker.begin;
-    return i < share ? first_half * worker.team.panels + worker.begin + i
-                     : worker.team.panels + worker.begin + i - share;
+    return halves == layout ? layout * worker.begin + i : at(first_half, worker.begin + i);
   }
-  int half(int64_t index) const { return index < worker.team.panels ? 0 : 1; }
+  // Where the n-th panel of a half is.
+  int64_t at(int half, int64_t n) const { return layout * n + half; }
+  int half(int64_t index) const { return int(index % layout); }
+  int64_t in_half(int64_t index) const { return index / layout; }
   // Which of a dropout's masks: a pass of one half has just the first.
   int mask(int64_t index) const { return halves == 1 ? 0 : half(index); }
-  int64_t in_half(int64_t index) const { return half(index) == 0 ? index : index - worker.team.panels; }
 };
+
+// One half of a batch of two.
+template <class T>
+Panels<T> half_of(const Panels<T>& both, int half) {
+  return {both.data + half * both.stride, 2 * both.stride};
+}
+
+// A weight gradient is summed over the batch in parts of this number, each by the threads whose panels it is of, where
+// that is less to hand from one to another than panels: two fixed parts, so that the sum is the same on any number of
+// threads.
+constexpr int sum_parts = 2;
+
+// Elements of one part: the weight's, then the bias's, a multiple of a cache line.
+template <class T>
+int64_t partial_size(const StepLayer<T>& layer) {
+  return (((layer.in + panel - 1) / panel * panel + 1) * layer.out + panel - 1) / panel * panel;
+}
 
 // Samples in a panel of a half.
 inline int64_t samples_in(int64_t in_half, int64_t batch) {

@@ -95,15 +95,14 @@ void linear_backward(const Pass& pass, const StepLayer<T>& layer, const LayerBuf
 
 // x with the samples as rows, for the weight gradient.
 template <class T>
-void turn_input(const Pass& pass, const StepLayer<T>& layer, const LayerBuffers<T>& buffers, int64_t first_panel,
-                int64_t panels) {
+void turn_input(const Pass& pass, const StepLayer<T>& layer, const LayerBuffers<T>& buffers, int64_t panels) {
   if (layer.in <= thin_width) return;
   const int64_t blocks = (layer.in + panel - 1) / panel;
   for (int64_t j = 0; j < pass.count(); ++j) {
     const int64_t p = pass.index(j);
     for (int64_t block = pass.worker.from(blocks); block < pass.worker.to(blocks); ++block)
       transpose(std::min(panel, layer.in - block * panel), panel, buffers.x.at(p) + block * panel * panel, panel,
-                buffers.x_rows + (block * panels + p - first_panel) * panel * panel, panel);
+                buffers.x_rows + (block * panels + p) * panel * panel, panel);
   }
 }
 
@@ -129,16 +128,16 @@ void thin_gradient(const LayerBuffers<T>& buffers, int64_t first, int64_t last, 
   }
 }
 
-// The sums of one tile of the weight gradient.
+// The sums of one tile of the weight gradient over the panels [first, last) of `panels`.
 template <class T>
-void gradient_tile(const StepLayer<T>& layer, const LayerBuffers<T>& buffers, int64_t first, int64_t last, int64_t row,
-                   int height, int64_t column, T* tile) {
+void gradient_tile(const StepLayer<T>& layer, const LayerBuffers<T>& buffers, int64_t panels, int64_t first,
+                   int64_t last, int64_t row, int height, int64_t column, T* tile) {
   if (layer.in <= thin_width) return thin_gradient(buffers, first, last, row, height, layer.in, tile);
   const int64_t samples = (last - first) * panel, at = row * layer.in + column;
   TileTask<T> task{};
   task.a = buffers.grad_z.at(first) + row * panel;
   task.a_next = buffers.grad_z.stride;
-  task.b = buffers.x_rows + column * samples;
+  task.b = buffers.x_rows + (column * panels + first * panel) * panel;
   task.k = samples;
   task.c = tile;
   task.fetch_tile = {{layer.weight.value + at, layer.weight.exp_avg + at, layer.weight.exp_avg_sq + at}, layer.in};

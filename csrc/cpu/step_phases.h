@@ -20,11 +20,10 @@ void load_rows(const Worker& worker, const StridedRows<T>& rows, int64_t batch, 
 
 // The labels in one-hot form, the features after the first `width`.
 template <class T>
-void load_labels(const Worker& worker, const StepProblem<T>& problem, int64_t width, const Panels<T>& to,
-                 int64_t first_panel) {
+void load_labels(const Worker& worker, const StepProblem<T>& problem, int64_t width, const Panels<T>& to) {
   if (problem.classes == 0 || worker.part != 0) return;
   for (int64_t p = worker.begin; p < worker.end; ++p) {
-    T* out = to.at(first_panel + p) + width * panel;
+    T* out = to.at(p) + width * panel;
     std::memset(out, 0, problem.classes * panel * sizeof(T));
     for (int64_t r = 0; r < samples_in(p, problem.batch); ++r) out[problem.labels[p * panel + r] * panel + r] = T(1);
   }
@@ -61,10 +60,9 @@ void forward(const Pass& pass, const StepNetwork<T>& network, const NetworkBuffe
 // The operands of the weight gradients of the layers from `lowest` on.
 template <class T>
 void turn_inputs(const Pass& pass, const StepNetwork<T>& network, const NetworkBuffers<T>& buffers, int lowest) {
-  const int64_t panels = pass.halves * pass.worker.team.panels, first = pass.first_half * pass.worker.team.panels;
   for (int l = lowest; l < network.count; ++l)
     if (network.layers[l].kind == LayerKind::linear && network.layers[l].weight.is_updated())
-      turn_input(pass, network.layers[l], buffers.layers[l], first, panels);
+      turn_input(pass, network.layers[l], buffers.layers[l], buffers.panels);
 }
 
 // From the last layer's grad_z down to that of layer `lowest`, and, where `beyond` is given, through layer 0 to it.
@@ -154,13 +152,13 @@ void work_on_discriminator(const StepProblem<T>& problem, const StepBuffers<T>& 
 #endif
   const Worker worker(team, thread);
   const StepNetwork<T>&generator = problem.generator, &discriminator = problem.discriminator;
-  const Pass fakes{worker, 0, 1}, both{worker, 0, 2};
+  const Pass fakes{worker, 1, 0, 1}, both{worker, 2, 0, 2};
+  const Panels<T>& input = buffers.discriminator.input;
   Clock clock{thread == 0 ? seconds : nullptr};
   load_rows(worker, problem.noise, problem.batch, buffers.generator.input);
-  load_rows(worker, problem.real, problem.batch, buffers.discriminator.input);
-  load_labels(worker, problem, problem.noise.width, buffers.generator.input, 0);
-  for (const int64_t half : {int64_t{0}, team.panels})
-    load_labels(worker, problem, problem.real.width, buffers.discriminator.input, half);
+  load_rows(worker, problem.real, problem.batch, half_of(input, 0));
+  load_labels(worker, problem, problem.noise.width, buffers.generator.input);
+  for (const int half : {0, 1}) load_labels(worker, problem, problem.real.width, half_of(input, half));
   worker.layer_done();
   clock.ended(StepPhase::inputs);
   forward(fakes, generator, buffers.generator, problem.batch);
@@ -174,7 +172,7 @@ void work_on_discriminator(const StepProblem<T>& problem, const StepBuffers<T>& 
   turn_inputs(both, discriminator, buffers.discriminator, lowest);
   team.barrier.wait();
   clock.ended(StepPhase::discriminator_backward);
-  update_network(team, discriminator, buffers.discriminator, 0, 2, T(0));
+  update_network(worker, discriminator, buffers.discriminator, T(0));
   clock.ended(StepPhase::discriminator_update);
 }
 
@@ -186,11 +184,11 @@ void work_on_generator(const StepProblem<T>& problem, const StepBuffers<T>& buff
 #endif
   const Worker worker(team, thread);
   const StepNetwork<T>&generator = problem.generator, &discriminator = problem.discriminator;
-  const Pass first{worker, 0, 1}, second{worker, 1, 1};
+  const Pass first{worker, 1, 0, 1}, second{worker, 2, 1, 1};
   Clock clock{thread == 0 ? seconds : nullptr};
   if (fresh) {
     load_rows(worker, problem.noise, problem.batch, buffers.generator.input);
-    load_labels(worker, problem, problem.noise.width, buffers.generator.input, 0);
+    load_labels(worker, problem, problem.noise.width, buffers.generator.input);
     worker.layer_done();
     clock.ended(StepPhase::inputs);
     forward(first, generator, buffers.generator, problem.batch);
@@ -200,11 +198,12 @@ void work_on_generator(const StepProblem<T>& problem, const StepBuffers<T>& buff
   clock.ended(StepPhase::discriminator_forward);
   const double target = problem.minimax ? 0 : 1;
   loss(second, discriminator, buffers, problem.batch, target, target, problem.minimax ? -1 : 1);
-  // The fakes are the second half of the discriminator's input, but the first and only one of the generator's output.
+  // The fakes are every second panel of the discriminator's input, from the first on, but each of the generator's
+  // output.
   const int last = generator.count - 1;
   const LayerBuffers<T>& output = buffers.generator.layers[last];
   const auto in_second_half = [&](Panels<T> panels) {
-    return Panels<T>{panels.data - team.panels * panels.stride, panels.stride};
+    return Panels<T>{panels.data - panels.stride / 2, panels.stride / 2};
   };
   const GradientTarget<T> fake{in_second_half(output.grad_z), in_second_half(output.saved),
                                generator.layers[last].activation, generator.layers[last].out};
@@ -215,6 +214,6 @@ void work_on_generator(const StepProblem<T>& problem, const StepBuffers<T>& buff
   turn_inputs(first, generator, buffers.generator, lowest);
   team.barrier.wait();
   clock.ended(StepPhase::generator_backward);
-  update_network(team, generator, buffers.generator, 0, 1, T(problem.average_rate));
+  update_network(worker, generator, buffers.generator, T(problem.average_rate));
   clock.ended(StepPhase::generator_update);
 }
