@@ -56,13 +56,6 @@ class Arena {
   size_t used_ = 0;
 };
 
-// Whether there is less of the gradient, which the threads then hand to one another, than of grad_z and x. Measured
-// with two threads: `ring` 20 % faster, `digits` 10 %.
-template <class T>
-bool is_summed_in_parts(const StepLayer<T>& layer, int64_t panels_of_a_half, int64_t panels) {
-  return panels_of_a_half >= sum_parts && 4 * layer.in * layer.out <= panels * panel * (layer.in + layer.out);
-}
-
 // `output` is where the last layer's y goes where that is not a buffer of its own.
 template <class T>
 NetworkBuffers<T> lay_out(Arena& arena, const StepNetwork<T>& network, int64_t panels, int halves, bool bf16,
@@ -88,8 +81,6 @@ NetworkBuffers<T> lay_out(Arena& arena, const StepNetwork<T>& network, int64_t p
         *grad = arena.take<uint16_t>(buffers.panels * out * panel);
     } else if (layer.kind == LayerKind::linear && layer.weight.is_updated() && layer.in > thin_width)
       own.x_rows = arena.take<T>((layer.in + panel - 1) / panel * panel * buffers.panels * panel);
-    if (layer.kind == LayerKind::linear && is_summed_in_parts(layer, panels, buffers.panels))
-      own.partial = arena.take<T>(sum_parts * partial_size(layer));
     if (layer.mask[0] != nullptr) own.mask = arena.take<T>(buffers.panels * layer.out * panel);
     if (layer.kind == LayerKind::batch_norm) {
       own.moments = arena.take<T>(halves * 2 * layer.out);

@@ -41,7 +41,6 @@ struct LayerBuffers {
   // 2][32][2], grad_z, and x with the samples in pairs, [in / 16][panels][16][16][2]; widths are filled up to multiples
   // of 32.
   uint16_t *x_pairs = nullptr, *grad_pairs = nullptr, *grad_rounded = nullptr, *x_turned = nullptr;
-  T* partial = nullptr;  // linear, summed in parts: [part][in / 32][out][32], then [part][out] of the bias
   T* mask = nullptr;     // dropout: in panels, times the scale
   T* moments = nullptr;  // batch_norm: mean and 1 / standard deviation of each half: [half][2][width]
   T* sums = nullptr;     // batch_norm: of a panel, [panels][2][width]; backward: then of a half
@@ -100,7 +99,6 @@ struct Team {
   const int64_t panels;    // of one half of the batch
   const int panel_groups;  // threads / panel_groups threads share each group's features
   Barrier barrier;
-  alignas(64) std::atomic<int64_t> next_item{0};
 };
 
 // One thread's share of the panels and, where several threads share those, of each layer's features.
@@ -149,17 +147,6 @@ struct Pass {
 template <class T>
 Panels<T> half_of(const Panels<T>& both, int half) {
   return {both.data + half * both.stride, 2 * both.stride};
-}
-
-// A weight gradient is summed over the batch in parts of this number, each by the threads whose panels it is of, where
-// that is less to hand from one to another than panels: two fixed parts, so that the sum is the same on any number of
-// threads.
-constexpr int sum_parts = 2;
-
-// Elements of one part: the weight's, then the bias's, a multiple of a cache line.
-template <class T>
-int64_t partial_size(const StepLayer<T>& layer) {
-  return (((layer.in + panel - 1) / panel * panel + 1) * layer.out + panel - 1) / panel * panel;
 }
 
 // Samples in a panel of a half.

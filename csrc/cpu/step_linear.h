@@ -1,7 +1,8 @@
 // Linear layers, forward and backward on a worker's panels. Included once for each instruction set, inside its
 // namespace, after step_product.h and step_layers.h.
 
-// Panels whose rows of one block of a sum fill about half of the second-level cache.
+// Panels for which a tile of the weight serves once it is packed; their rows of one block of a sum fill a quarter of
+// the second-level cache.
 constexpr int64_t panels_at_once = 16;
 
 template <class T>
