@@ -9,12 +9,11 @@
 #include <ATen/autocast_mode.h>
 #include <torch/csrc/autograd/python_variable.h>
 
+#include "../cpu/step.h"
 #include "common.h"
 #include "scopes.h"
 #include "step_parameter.h"
 #include "watch.h"
-
-#include "../cpu/step.h"
 
 namespace fastgan::bindings {
 
@@ -74,7 +73,9 @@ class StepEngine {
         minimax_(minimax),
         average_rate_(average_rate),
         least_batch_(least_batch),
-        bf16_(bf16) {}
+        bf16_(bf16) {
+    TORCH_CHECK(!bf16 || cpu::has_bf16_step(), "StepEngine: bf16 needs a processor with AMX");
+  }
 
   // Network 0 is the generator, 1 the discriminator.
   void add_layer(int64_t network, int64_t kind, int64_t in, int64_t out, int64_t activation, double negative_slope) {

@@ -78,7 +78,7 @@ NetworkBuffers<T> lay_out(Arena& arena, const StepNetwork<T>& network, int64_t p
       const int64_t in = (layer.in + 31) / 32 * 32, out = (layer.out + 31) / 32 * 32;
       for (uint16_t** input : {&own.x_pairs, &own.x_turned}) *input = arena.take<uint16_t>(buffers.panels * in * panel);
       for (uint16_t** grad : {&own.grad_pairs, &own.grad_rounded})
-        *grad = arena.take<uint16_t>(buffers.panels * out * panel);
+        *grad = arena.take<uint16_t>(buffers.panels * out * panel + 32 * panel);  // a tile may begin at any row
     } else if (layer.kind == LayerKind::linear && layer.weight.is_updated() && layer.in > thin_width)
       own.x_rows = arena.take<T>((layer.in + panel - 1) / panel * panel * buffers.panels * panel);
     if (layer.mask[0] != nullptr) own.mask = arena.take<T>(buffers.panels * layer.out * panel);

@@ -10,6 +10,9 @@ constexpr int64_t amx_sum_block = 1024;  // a tile's rows of that many bfloat16 
 
 inline int64_t padded(int64_t n) { return (n + 31) / 32 * 32; }
 
+// GCC's intrinsics do not say that they read memory: before them, what was stored must be.
+inline void memory_is_read() { __asm__ volatile("" ::: "memory"); }
+
 // The tile registers of a thread, for the length of a scope.
 class TileRegisters {
  public:
@@ -19,6 +22,7 @@ class TileRegisters {
       uint16_t bytes[16] = {64, 64, 64, 64, 64, 64, 64, 64};
       uint8_t rows[16] = {16, 16, 16, 16, 16, 16, 16, 16};
     } config;
+    __asm__ volatile("" ::"r"(&config) : "memory");
     _tile_loadconfig(&config);
   }
   ~TileRegisters() { _tile_release(); }
@@ -35,6 +39,7 @@ struct AmxOperands {
 
 inline void amx_multiply(const AmxOperands& o, int64_t steps, bool accumulate, float* c) {
   constexpr int64_t row = 32 * sizeof(float);
+  memory_is_read();
   if (accumulate) {
     _tile_loadd(0, c, row);
     _tile_loadd(1, c + 16, row);
