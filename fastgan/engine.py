@@ -103,7 +103,10 @@ class Plan:
             else 1,
         }
         self._engine: Any = None
-        self.text = f"the whole step as one native call on {device.type}, real and fake through D as one batch, {step.precision}"
+        self.text = (
+            f"the whole step as one native call on {device.type}, real and fake through D as one batch, "
+            f"{step.precision}"
+        )
 
     def run(self, step: TrainStep, real: Tensor, labels: Tensor | None, noise: Tensor | None) -> StepStats | None:
         """The statistics of a step; or None, and nothing is done, where the plan is out of date, or the inputs are not
