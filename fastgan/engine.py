@@ -84,8 +84,11 @@ class Plan:
             self._watch_length(group["params"])
         self._layers = [self._read(step.generator, "generator"), self._read(step.discriminator, "discriminator")]
         dtype, device = _common_kind(self._layers)
+        self._device = device
         if step.precision == "bf16" and dtype is not torch.float32:
             raise CannotPlan(f"precision is bf16 and the parameters are {str(dtype).removeprefix('torch.')}")
+        if step.precision == "bf16" and not backend.module.has_bf16_step(device.type == "cpu"):  # type: ignore[union-attr]
+            raise CannotPlan("this processor has no AMX, which precision='bf16' would need")
         latent, data = _check_widths(step, self._layers)
         self._arguments = {
             "latent": latent,
@@ -131,11 +134,17 @@ class Plan:
         )
 
     def profile(self, step: TrainStep, *inputs: Any) -> dict[str, float] | None:
-        """Run one step; the seconds of each phase, or None as `run`."""
+        """Run one step; the seconds of each phase, or None as `run`.
+
+        Raises:
+            RuntimeError: the step does not run on the CPU's kernels.
+        """
         if self._engine is None and self.is_current():
             self._bind(step)
         if self._engine is None:
             return None
+        if not hasattr(self._engine, "set_timed") or self._device.type != "cpu":
+            raise RuntimeError("profile is of the CPU's engine; on CUDA torch.profiler shows the kernels of a step")
         self._engine.set_timed(True)
         try:
             if self.run(step, *inputs) is None:
@@ -234,12 +243,20 @@ class Plan:
         for optimizer in (step.g_optimizer, step.d_optimizer):
             self._watch(vars(optimizer), "state")
             self._watch_length(optimizer.state)
+        for group, decoupled in self._groups:
+            rate = group["lr"]
+            on_device = (
+                isinstance(rate, Tensor)
+                and rate.device == self._device
+                and (rate.dtype, rate.numel()) == (torch.float32, 1)
+            )
+            if isinstance(rate, Tensor):
+                self._watch(group, "lr")
+            engine.add_group(group, decoupled, rate if on_device else None)
         for watched in self._watched:
             engine.watch_value(*watched)
         for sized in self._sized:
             engine.watch_length(*sized)
-        for group, decoupled in self._groups:
-            engine.add_group(group, decoupled)
         self._engine, self._run = engine, engine.step
 
     def _state(self, optimizer: Optimizer, group: dict[str, Any], parameter: Tensor) -> list[Tensor]:
@@ -248,7 +265,8 @@ class Plan:
             dtype = (
                 torch.float64 if torch.get_default_dtype() == torch.float64 and not group["fused"] else torch.float32
             )
-            state["step"] = torch.zeros((), dtype=dtype)
+            on_device = group["fused"] or group["capturable"]
+            state["step"] = torch.zeros((), dtype=dtype, device=parameter.device if on_device else "cpu")
             names = ("exp_avg", "exp_avg_sq", *(("max_exp_avg_sq",) if group["amsgrad"] else ()))
             state.update({name: torch.zeros_like(parameter, memory_format=torch.preserve_format) for name in names})
         names = ["step", "exp_avg", "exp_avg_sq", *(["max_exp_avg_sq"] if group["amsgrad"] else [])]
@@ -322,12 +340,8 @@ def _check_step(step: TrainStep) -> None:
         raise CannotPlan("the backend is the reference")
     if backend.module is None:
         raise CannotPlan(backend.missing_reason)
-    if not hasattr(backend.module, "StepEngine"):
-        raise CannotPlan("the engine has no CUDA kernels yet")
     if step.r1_gamma > 0:
         raise CannotPlan("r1_gamma is over 0")
-    if step.precision == "bf16" and not backend.module.has_bf16_step():
-        raise CannotPlan("this processor has no AMX, which precision='bf16' would need")
     if any(_hooks(step)):
         raise CannotPlan("an optimizer or all modules have hooks")
     for name in ("g_optimizer", "d_optimizer"):
@@ -378,6 +392,8 @@ def _common_kind(layers: list[list[_Layer]]) -> tuple[torch.dtype, torch.device]
     dtype, device = kinds.pop()
     if dtype not in _DTYPES:
         raise CannotPlan(f"the parameters are {str(dtype).removeprefix('torch.')}")
-    if device.type != "cpu":
+    if device.type not in backend.module.device_types():  # type: ignore[union-attr]
         raise CannotPlan(f"the parameters are on {device.type}")
+    if backend.current_backend() not in ("auto", device.type):
+        raise CannotPlan(f"the backend is {backend.current_backend()} and the parameters are on {device.type}")
     return dtype, device

@@ -11,12 +11,14 @@ from typing import Any
 
 import pytest
 import torch
+from conftest import run_on_or_skip
 from plain_step import Plain, adam, inputs, networks, state_of, twin
 from torch import Tensor, nn
 from torch.optim import SGD, Adam, AdamW
 from torch.optim.lr_scheduler import StepLR
 
 from fastgan import TrainStep
+from fastgan import backend as fastgan_backend
 from fastgan.nn import MLP, fuse
 
 NATIVE = "the whole step as one native call"
@@ -33,9 +35,18 @@ def one_thread() -> Iterator[None]:
 
 @pytest.fixture
 def engine_backend(backend: str) -> str:
-    if backend != "cpu":
-        pytest.skip(f"the engine does not run on {backend}")
+    if backend == "reference":
+        pytest.skip("the reference has no engine")
     return backend
+
+
+@pytest.fixture
+def tiled() -> Iterator[None]:
+    """A launch a layer, where networks this narrow would have one a network."""
+    with run_on_or_skip("simt"):
+        fastgan_backend.module.set_layer_path("tiled")
+        yield
+        fastgan_backend.module.set_layer_path("automatic")
 
 
 # The four standard configurations with an eighth of their widths (ring: a quarter), and a batch that fills no panel.
@@ -142,6 +153,15 @@ def test_200_steps_in_float32(engine_backend: str, case: str) -> None:
     assert errors[0] <= 2 * errors[1] + 1e-6
 
 
+@pytest.mark.parametrize("case", ["mnist", "two D steps, reused", "conditional", "amsgrad", "all"])
+def test_a_launch_a_layer(tiled: None, case: str) -> None:
+    steps = 20
+    ours, statistics = train(TrainStep, case, torch.float64, steps)
+    plain, expected = train(Plain, case, torch.float64, steps)
+    torch.testing.assert_close(statistics, expected, rtol=1e-9, atol=1e-10)
+    torch.testing.assert_close(state_of(ours), state_of(plain), rtol=1e-8, atol=1e-9)
+
+
 def follow(change: Callable[[Any, int], Any], make: Callable[..., Any] = adam, pair: Any = None, **options: Any) -> Any:
     """Six steps of the engine and of plain PyTorch, after each of which `change` does the same to both."""
     pair = pair or networks(options.get("num_classes", 0))
@@ -181,6 +201,35 @@ def test_a_learning_rate_of_its_own_for_each_group(engine_backend: str) -> None:
         trainer.g_optimizer.param_groups[1].update(lr=10.0 ** -(i + 2), weight_decay=0.1 * i, eps=1e-4, maximize=i == 3)
 
     assert follow(change, make).plan.startswith(NATIVE)
+
+
+def test_a_learning_rate_that_is_a_tensor(engine_backend: str) -> None:
+    def make(parameters: Iterator[nn.Parameter]) -> Adam:
+        return Adam(parameters, lr=torch.tensor(1e-3), fused=True)
+
+    def change(trainer: Any, i: int) -> None:
+        if i == 2:
+            trainer.g_optimizer.param_groups[0]["lr"].fill_(1e-2)
+        if i == 4:
+            trainer.d_optimizer.param_groups[0]["lr"] = torch.tensor(1e-4)
+
+    assert follow(change, make).plan.startswith(NATIVE)
+
+
+def test_counts_of_steps_elsewhere(engine_backend: str) -> None:
+    """With float64 as the default, the optimizers count in it; and a count may be changed in place."""
+
+    def change(trainer: Any, i: int) -> None:
+        if i == 3:
+            for state in trainer.g_optimizer.state.values():
+                assert state["step"].dtype is torch.float64
+                state["step"].fill_(50)
+
+    torch.set_default_dtype(torch.float64)
+    try:
+        assert follow(change, d_steps=2).plan.startswith(NATIVE)
+    finally:
+        torch.set_default_dtype(torch.float32)
 
 
 def test_loading_a_state_dict_amid_training(engine_backend: str) -> None:
@@ -395,7 +444,7 @@ def test_noise_is_drawn_as_torch_draws_it(engine_backend: str) -> None:
 
 
 @pytest.mark.parametrize("options", [{}, {"d_steps": 2, "num_classes": 3, "ema_decay": 0.9}], ids=str)
-def test_nothing_is_allocated_but_the_statistics(compiled: None, options: dict[str, Any]) -> None:
+def test_nothing_is_allocated_but_the_statistics(engine_backend: str, options: dict[str, Any]) -> None:
     """Counted by torch's own record of its allocations, noise and masks included."""
     classes = options.get("num_classes", 0)
     pair = build("digits", True, classes, torch.float32)
@@ -455,7 +504,7 @@ def test_profile_names_the_phases(compiled: None) -> None:
 
 @pytest.mark.parametrize("name", ["odd", "wide enough for two blocks of a sum"])
 @pytest.mark.parametrize("options", [{}, {"d_steps": 2, "reuse_fake": True, "num_classes": 3}], ids=str)
-def test_bf16_is_as_exact_as_autocast(compiled: None, name: str, options: dict[str, Any]) -> None:
+def test_bf16_is_as_exact_as_autocast(engine_backend: str, name: str, options: dict[str, Any]) -> None:
     """No further from float64 than what torch.autocast makes of the same training."""
     classes = options.get("num_classes", 0)
     sizes = {

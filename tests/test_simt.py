@@ -50,7 +50,7 @@ RIGHT = (
     "fresh_memory_is_poison",
 )
 RACES = ("removed_barrier", "missing_fence", "race_between_blocks")
-CHECKS = ("core", "losses", "layers", "networks", "adam")
+CHECKS = ("core", "losses", "layers", "networks", "adam", "step")
 
 
 def program(kind: str, name: str) -> Path:

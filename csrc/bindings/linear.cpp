@@ -42,6 +42,8 @@ constexpr bool has_tiles = false;
 template <>
 constexpr bool has_tiles<CudaScope> = true;
 
+cuda::Rounding rounding() { return allow_tf32() ? cuda::Rounding::tf32 : cuda::Rounding::none; }
+
 LayerOutput tiled_forward(const CudaScope& here, const Tensor& given_x, const Tensor& given_weight,
                           const Tensor& given_bias, LayerActivation activation, bool keep_z) {
   const Tensor x = given_x.contiguous(), weight = given_weight.contiguous();
@@ -53,7 +55,7 @@ LayerOutput tiled_forward(const CudaScope& here, const Tensor& given_x, const Te
                          cuda::LinearForward<T>{x.size(0), x.size(1), weight.size(0), data<T>(x), data<T>(weight),
                                                 optional_data<T>(bias), activation, optional_mutable_data<T>(out.z),
                                                 mutable_data<T>(out.y)},
-                         allow_tf32());
+                         rounding());
   });
   return out;
 }
@@ -73,7 +75,7 @@ InputGradient tiled_input_gradient(const CudaScope& here, const Tensor& given_gr
         cuda::LinearInputGradient<T>{grad_z.size(0), weight.size(1), weight.size(0), data<T>(grad_z), data<T>(weight),
                                      optional_data<T>(saved), activation, optional_mutable_data<T>(out.grad_x),
                                      optional_mutable_data<T>(out.grad_z_before)},
-        allow_tf32());
+        rounding());
   });
   return out;
 }
@@ -89,7 +91,7 @@ ParameterGradients tiled_parameter_gradients(const CudaScope& here, const Tensor
                                  cuda::LinearWeightGradient<T>{x.size(0), in, out, data<T>(grad_z), data<T>(x),
                                                                mutable_data<T>(gradients.grad_weight),
                                                                optional_mutable_data<T>(gradients.grad_bias)},
-                                 allow_tf32());
+                                 rounding());
   });
   return gradients;
 }

@@ -86,6 +86,7 @@ bool narrow_backward(const CudaScope& here, const Tensor& grad_output, const Ten
     if (need.input) {
       grad_input = at::empty(x.sizes(), x.options());
       call.network.grad_input = mutable_data<T>(grad_input);
+      call.network.input_width = call.network.layers[0].in;
     }
     for (size_t l = 0; l < weights.size(); ++l) {
       cuda::NarrowLayer<T>& layer = call.network.layers[l];

@@ -67,15 +67,19 @@ struct Parameter {
     return step.scalar_type() == at::kDouble ? *data<double>(step) : double{*data<float>(step)};
   }
 
+  void set_steps_done(double done) const {
+    if (step.scalar_type() == at::kDouble)
+      *mutable_data<double>(step) = done;
+    else
+      *mutable_data<float>(step) = float(done);
+  }
+
   // The coming update, which is counted in `step`. Most parameters have the numbers of the one before.
   void prepare(const std::vector<double>& hyperparameters, const Parameter* before) {
     if (group < 0) return;
     const double* numbers = hyperparameters.data() + group * numbers_of_a_group;
     count = steps_done() + 1;
-    if (step.scalar_type() == at::kDouble)
-      *mutable_data<double>(step) = count;
-    else
-      *mutable_data<float>(step) = float(count);
+    set_steps_done(count);
     if (before != nullptr && before->group == group && before->count == count) {
       float_step = before->float_step, double_step = before->double_step;
       return;
@@ -92,7 +96,7 @@ struct Parameter {
     to.exp_avg = pointer<T>(exp_avg), to.exp_avg_sq = pointer<T>(exp_avg_sq);
     to.max_exp_avg_sq = pointer<T>(max_exp_avg_sq);
     to.average = pointer<T>(average);
-    to.step = adam(T());
+    to.step = device_step != nullptr ? static_cast<const AdamStep<T>*>(device_step) : adam(T());
     return to;
   }
 
@@ -111,6 +115,7 @@ struct Parameter {
   double count = 0;            // of updates, the due one included
   bool required_grad = false;  // when the plan was made
   size_t first_hooks = 0;
+  const void* device_step = nullptr;  // where a device has the AdamStep of the update that is due
   std::vector<int64_t> sizes;
 
  private:

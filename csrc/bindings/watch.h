@@ -17,8 +17,10 @@ class Watch {
   }
   // A dict or list must keep its length.
   void length(pybind11::object sized, Py_ssize_t length) { lengths_.push_back({std::move(sized), length}); }
-  // One of the optimizers' param_groups; its numbers are read at each step.
-  void group(pybind11::dict group, bool decoupled) { groups_.push_back({std::move(group), decoupled}); }
+  // One of the optimizers' param_groups; its numbers are read at each step, but for a learning rate on a device.
+  void group(pybind11::dict group, bool decoupled, bool rate_on_device) {
+    groups_.push_back({std::move(group), decoupled, rate_on_device});
+  }
 
   bool is_current() const {
     for (const auto& [holder, name, value] : values_)
@@ -31,16 +33,16 @@ class Watch {
   // Of each group lr, beta1, beta2, eps, weight_decay, amsgrad, maximize, decoupled.
   void hyperparameters(std::vector<double>& numbers) const {
     numbers.clear();
-    for (const auto& [group, decoupled] : groups_) {
+    for (const auto& [group, decoupled, rate_on_device] : groups_) {
       static PyObject *lr = PyUnicode_InternFromString("lr"), *betas = PyUnicode_InternFromString("betas"),
                       *eps = PyUnicode_InternFromString("eps"), *decay = PyUnicode_InternFromString("weight_decay"),
                       *amsgrad = PyUnicode_InternFromString("amsgrad"),
                       *maximize = PyUnicode_InternFromString("maximize");
       const pybind11::sequence both = pybind11::reinterpret_borrow<pybind11::sequence>(item(group, betas));
       for (const double number :
-           {number_of(item(group, lr)), number_of(both[0]), number_of(both[1]), number_of(item(group, eps)),
-            number_of(item(group, decay)), number_of(item(group, amsgrad)), number_of(item(group, maximize)),
-            decoupled ? 1.0 : 0.0})
+           {rate_on_device ? 0.0 : number_of(item(group, lr)), number_of(both[0]), number_of(both[1]),
+            number_of(item(group, eps)), number_of(item(group, decay)), number_of(item(group, amsgrad)),
+            number_of(item(group, maximize)), decoupled ? 1.0 : 0.0})
         numbers.push_back(number);
     }
   }
@@ -56,7 +58,7 @@ class Watch {
   };
   struct Group {
     pybind11::dict group;
-    bool decoupled;
+    bool decoupled, rate_on_device;
   };
 
   static pybind11::handle item(const pybind11::dict& group, PyObject* name) {

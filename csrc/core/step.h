@@ -17,7 +17,7 @@ struct Trained {
   T* average = nullptr;               // its exponential moving average, or null
   const AdamStep<T>* step = nullptr;  // where the kernels run: of the update that is due
 
-  bool is_updated() const { return exp_avg != nullptr; }
+  FASTGAN_INLINE bool is_updated() const { return exp_avg != nullptr; }
 };
 
 enum class LayerKind : int { linear, batch_norm, dropout, identity };

@@ -13,4 +13,21 @@ template <class T>
 void adam(const Context& context, const AdamTensor<T>* tensors, int count, const AdamOptions& options,
           double learning_rate, const float* learning_rate_tensor);
 
+// What the coming update of a parameter depends on, as it lies in device memory for the whole step.
+struct AdamDue {
+  AdamOptions options;
+  double learning_rate;
+  const float* learning_rate_tensor;  // read instead, where that is not null
+  float* step;                        // updates done
+};
+
+// Copies `count` of them to the device, by way of the kernel's parameters: nothing on the host has to stay, and nobody
+// waits. Where steps_done[k] is not negative, *due[k].step becomes that.
+void set_adam(const Context& context, const AdamDue* due, const double* steps_done, int count, AdamDue* on_device);
+
+// Counts one more update for each of `count` parameters, and makes what their updates take: what is due in double, of
+// T what it is.
+template <class T>
+void prepare_adam(const Context& context, const AdamDue* on_device, int count, AdamStep<T>* steps);
+
 }  // namespace fastgan::cuda

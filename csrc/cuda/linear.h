@@ -1,13 +1,17 @@
 // CUDA kernels of the layers. Matrices are contiguous, rows x cols; T is float, double, bfloat16 or float16.
 //
-// The products come with their epilogues, one launch each. tf32 lets float products run on tensor cores in tf32; it
-// means nothing for the other types: 16-bit products always run on tensor cores, double ones never.
+// The products come with their epilogues, one launch each. Rounding lets float products run on tensor cores; it means
+// nothing for the other types: 16-bit products always run on tensor cores, double ones never.
 #pragma once
 
 #include "../core/activation.h"
+#include "../core/step.h"
 #include "platform.h"
 
 namespace fastgan::cuda {
+
+// What the operands of a float product are rounded to; sums are float always.
+enum class Rounding { none, tf32, bf16 };
 
 // y = activation(x W^T + b), and z, what the activation is of.
 template <class T>
@@ -21,7 +25,7 @@ struct LinearForward {
   T* y;  // (batch, out)
 };
 template <class T>
-void linear_forward(const Context& context, const LinearForward<T>& arguments, bool tf32);
+void linear_forward(const Context& context, const LinearForward<T>& arguments, Rounding rounding);
 
 // The gradient by the layer's input, grad_x = grad_z W, and on through the activation of the layer before:
 // grad_z_before = grad_x d(saved).
@@ -34,9 +38,10 @@ struct LinearInputGradient {
   ActivationArguments activation;  // of the layer before
   T* grad_x;                       // (batch, in), or null
   T* grad_z_before;                // (batch, in), or null
+  int64_t weight_stride = 0;       // from row to row, where only the first `in` columns are wanted; else 0
 };
 template <class T>
-void linear_input_gradient(const Context& context, const LinearInputGradient<T>& arguments, bool tf32);
+void linear_input_gradient(const Context& context, const LinearInputGradient<T>& arguments, Rounding rounding);
 
 // grad_weight = grad_z^T x and grad_bias = the column sums of grad_z.
 template <class T>
@@ -48,7 +53,20 @@ struct LinearWeightGradient {
   T* grad_bias;     // (out) or null
 };
 template <class T>
-void linear_weight_gradient(const Context& context, const LinearWeightGradient<T>& arguments, bool tf32);
+void linear_weight_gradient(const Context& context, const LinearWeightGradient<T>& arguments, Rounding rounding);
+
+// As linear_weight_gradient, but the gradients go into the update of weight and bias instead of memory; T is float or
+// double. A parameter that is not updated is left as it is.
+template <class T>
+struct LinearUpdate {
+  int64_t batch, in, out;
+  const T* grad_z;          // (batch, out)
+  const T* x;               // (batch, in)
+  Trained<T> weight, bias;  // (out, in) and (out)
+  T average_rate;           // 1 - decay of their moving averages
+};
+template <class T>
+void linear_update(const Context& context, const LinearUpdate<T>& arguments, Rounding rounding);
 
 // What is left where a library does the product: csrc/cpu/linear.h on the device.
 template <class T>

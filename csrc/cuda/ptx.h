@@ -67,6 +67,13 @@ __device__ __forceinline__ uint32_t to_tf32(float value) {
   return bits;
 }
 
+// Two floats rounded to bfloat16, to nearest even, in the order that the registers of mma have them: first low.
+__device__ __forceinline__ uint32_t to_bf16_pair(float first, float second) {
+  uint32_t bits;
+  asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(bits) : "f"(second), "f"(first));
+  return bits;
+}
+
 // d += a b, in float. d is 16x8: d[0..1] (group, 2t..2t+1), d[2..3] (group + 8, 2t..2t+1).
 // tf32: a is 16x8: (group, t), (group + 8, t), (group, t + 4), (group + 8, t + 4); b is 8x8: (t, group), (t + 4,
 // group).

@@ -205,9 +205,9 @@ class Fma {
   T sum_[own_rows][own_cols];
 };
 
-// The arithmetic on tensor cores, accumulated in float: of T = float in tf32, else of T itself. Each warp has 32
-// columns of the tile and 32 (16) of its rows.
-template <class T_, int rows, int cols, Major a_major, Major b_major>
+// The arithmetic on tensor cores, accumulated in float: of T = float in tf32, or rounded to bfloat16 where `Operand` is
+// that, else of T itself. Each warp has 32 columns of the tile and 32 (16) of its rows.
+template <class T_, int rows, int cols, Major a_major, Major b_major, class Operand = T_>
 class Mma {
  public:
   using T = T_;
@@ -223,7 +223,7 @@ class Mma {
   }
 
   __device__ __forceinline__ void multiply(const T* a, int a_stride, const T* b, int b_stride) {
-    constexpr int mma_k = sizeof(T) == 4 ? 8 : 16;
+    constexpr int mma_k = sizeof(Operand) == 4 ? 8 : 16;
 #pragma unroll
     for (int k = 0; k < step_k<T>; k += mma_k) {
       uint32_t a_part[m_tiles][4], b_part[n_tiles][2];
@@ -252,6 +252,7 @@ class Mma {
  private:
   static constexpr int warps_across = cols / 32, warps_down = tile_threads / 32 / warps_across;
   static constexpr int m_tiles = rows / warps_down / 16, n_tiles = 4;
+  static constexpr bool rounds_to_bf16 = std::is_same_v<T, float> && std::is_same_v<Operand, bfloat16>;
 
   static __device__ __forceinline__ int lane() { return threadIdx.x % 32; }
   static __device__ __forceinline__ int group() { return lane() / 4; }
@@ -266,8 +267,18 @@ class Mma {
     return major == Major::k ? operand + row * stride + k : operand + k * stride + row;
   }
 
+  // Two neighbours in k of an operand of floats, rounded.
+  template <Major major>
+  static __device__ __forceinline__ uint32_t pair(const float* operand, int stride, int row, int k) {
+    return to_bf16_pair(*element<major>(operand, stride, row, k), *element<major>(operand, stride, row, k + 1));
+  }
+
   static __device__ __forceinline__ void load_a(uint32_t (&part)[4], const T* a, int stride, int row, int k) {
-    if constexpr (sizeof(T) == 4) {
+    if constexpr (rounds_to_bf16) {
+#pragma unroll
+      for (int r = 0; r < 4; ++r)
+        part[r] = pair<a_major>(a, stride, row + group() + r % 2 * 8, k + 2 * t() + r / 2 * 8);
+    } else if constexpr (sizeof(T) == 4) {
 #pragma unroll
       for (int r = 0; r < 4; ++r)
         part[r] = to_tf32(*element<a_major>(a, stride, row + group() + r % 2 * 8, k + t() + r / 2 * 4));
@@ -280,7 +291,13 @@ class Mma {
 
   static __device__ __forceinline__ void load_two_b(uint32_t (&first)[2], uint32_t (&second)[2], const T* b, int stride,
                                                     int col, int k) {
-    if constexpr (sizeof(T) == 4) {
+    if constexpr (rounds_to_bf16) {
+#pragma unroll
+      for (int r = 0; r < 2; ++r) {
+        first[r] = pair<b_major>(b, stride, col + group(), k + 2 * t() + r * 8);
+        second[r] = pair<b_major>(b, stride, col + 8 + group(), k + 2 * t() + r * 8);
+      }
+    } else if constexpr (sizeof(T) == 4) {
 #pragma unroll
       for (int r = 0; r < 2; ++r) {
         first[r] = to_tf32(*element<b_major>(b, stride, col + group(), k + t() + r * 4));
@@ -302,9 +319,9 @@ class Mma {
 
   static __device__ __forceinline__ void multiply_fragments(float (&d)[4], const uint32_t (&a)[4],
                                                             const uint32_t (&b)[2]) {
-    if constexpr (std::is_same_v<T, float>)
+    if constexpr (std::is_same_v<Operand, float>)
       mma_m16n8k8_tf32(d, a, b);
-    else if constexpr (std::is_same_v<T, bfloat16>)
+    else if constexpr (std::is_same_v<Operand, bfloat16>)
       mma_m16n8k16_bf16(d, a, b);
     else
       mma_m16n8k16_f16(d, a, b);

@@ -120,5 +120,6 @@ void check_losses();
 void check_layers();
 void check_networks();
 void check_adam();
+void check_step();
 
 }  // namespace checks

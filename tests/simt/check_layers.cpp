@@ -8,7 +8,9 @@ namespace {
 using fastgan::Activation;
 using fastgan::ActivationArguments;
 
-constexpr double tf32_error = 2e-3;
+using fastgan::cuda::Rounding;
+
+constexpr double tf32_error = 2e-3, bf16_error = 1.6e-2;
 
 template <class T>
 std::string about(const char* what, int64_t batch, int64_t in, int64_t out) {
@@ -17,10 +19,12 @@ std::string about(const char* what, int64_t batch, int64_t in, int64_t out) {
 }
 
 template <class T>
-void check_products(int64_t batch, int64_t in, int64_t out, ActivationArguments act, bool tf32, int processors,
+void check_products(int64_t batch, int64_t in, int64_t out, ActivationArguments act, Rounding rounding, int processors,
                     int offset) {
   const Context context(processors);
-  const double relative = tf32 && sizeof(T) == 4 ? tf32_error : tolerance<T>;
+  const double relative = rounding == Rounding::none || sizeof(T) != 4 ? tolerance<T>
+                          : rounding == Rounding::tf32                 ? tf32_error
+                                                                       : bf16_error;
   const auto x = random<T>(batch * in, -1, 1, offset), weight = random<T>(out * in, -1, 1), bias = random<T>(out),
              grad_z = random<T>(batch * out, -1, 1), saved = random<T>(batch * in);
   Buffer<T> z(batch * out), y(batch * out), y_alone(batch * out), grad_x(batch * in), before(batch * in),
@@ -28,12 +32,12 @@ void check_products(int64_t batch, int64_t in, int64_t out, ActivationArguments 
   fastgan::cuda::linear_forward(
       context,
       fastgan::cuda::LinearForward<T>{batch, in, out, x.data(), weight.data(), bias.data(), act, z.data(), y.data()},
-      tf32);
+      rounding);
   fastgan::cuda::linear_forward(
       context,
       fastgan::cuda::LinearForward<T>{
           batch, in, out, x.data(), weight.data(), nullptr, {Activation::identity, 0}, nullptr, y_alone.data()},
-      tf32);
+      rounding);
   for (int64_t b = 0; b < batch; ++b)
     for (int64_t o = 0; o < out; ++o) {
       double sum = 0;
@@ -46,7 +50,7 @@ void check_products(int64_t batch, int64_t in, int64_t out, ActivationArguments 
       context,
       fastgan::cuda::LinearInputGradient<T>{batch, in, out, grad_z.data(), weight.data(), saved.data(), act,
                                             grad_x.data(), before.data()},
-      tf32);
+      rounding);
   for (int64_t b = 0; b < batch; ++b)
     for (int64_t i = 0; i < in; ++i) {
       double sum = 0;
@@ -58,7 +62,7 @@ void check_products(int64_t batch, int64_t in, int64_t out, ActivationArguments 
   fastgan::cuda::linear_weight_gradient(context,
                                         fastgan::cuda::LinearWeightGradient<T>{batch, in, out, grad_z.data(), x.data(),
                                                                                grad_weight.data(), grad_bias.data()},
-                                        tf32);
+                                        rounding);
   for (int64_t o = 0; o < out; ++o) {
     double bias_sum = 0;
     for (int64_t b = 0; b < batch; ++b) bias_sum += grad_z[b * out + o];
@@ -108,8 +112,8 @@ void check_edges() {
   const ActivationArguments identity{Activation::identity, 0}, relu{Activation::relu, 0};
   using fastgan::cuda::LinearWeightGradient;
   for (const auto& [batch, in, out] : {std::array<int64_t, 3>{0, 3, 2}, {3, 0, 2}, {3, 2, 0}}) {
-    check_products<float>(batch, in, out, relu, false, 4, 0);
-    check_products<fastgan::bfloat16>(batch, in, out, relu, false, 4, 0);
+    check_products<float>(batch, in, out, relu, Rounding::none, 4, 0);
+    check_products<fastgan::bfloat16>(batch, in, out, relu, Rounding::none, 4, 0);
   }
   const int64_t rows = 64 * (Context::counter_count + 1);
   const auto x = random<float>(rows * 1), weight = random<float>(1);
@@ -117,11 +121,12 @@ void check_edges() {
   fastgan::cuda::linear_forward(
       context,
       fastgan::cuda::LinearForward<float>{rows, 1, 1, x.data(), weight.data(), nullptr, identity, nullptr, y.data()},
-      false);
+      Rounding::none);
   for (int64_t i = 0; i < rows; i += 999) expect(y[i] == float(x[i] * weight[0]), "a product of many tiles");
   Buffer<float> grad_weight(rows);
   fastgan::cuda::linear_weight_gradient(
-      context, LinearWeightGradient<float>{1, 1, rows, x.data(), weight.data(), grad_weight.data(), nullptr}, false);
+      context, LinearWeightGradient<float>{1, 1, rows, x.data(), weight.data(), grad_weight.data(), nullptr},
+      Rounding::none);
   for (int64_t i = 0; i < rows; i += 999) expect(grad_weight[i] == float(x[i] * weight[0]), "a weight gradient alone");
 
   const int64_t cols = 32 * (Context::counter_count + 1);
@@ -142,13 +147,13 @@ void check_edges() {
   fastgan::cuda::linear_input_gradient(
       context,
       fastgan::cuda::LinearInputGradient<float>{1, 1, 1, x.data(), weight.data(), nullptr, identity, y.data(), nullptr},
-      false);
+      Rounding::none);
   expect(y[0] == float(x[0] * weight[0]), "an input gradient where there is no layer before");
   fastgan::cuda::linear_input_gradient(
       context,
       fastgan::cuda::LinearInputGradient<float>{1, 1, 1, x.data(), weight.data(), weight.data(), identity, nullptr,
                                                 y.data()},
-      false);
+      Rounding::none);
   expect(y[0] == float(x[0] * weight[0]), "an input gradient through the layer before alone");
 }
 
@@ -162,14 +167,14 @@ void check_layers() {
     for (const auto& [batch, in, out] :
          {std::array<int64_t, 3>{1, 1, 1}, {7, 33, 5}, {33, 7, 65}, {70, 129, 3}, {3, 264, 66}}) {
       const ActivationArguments act{Activation(activation++ % int(Activation::count)), 0.2};
-      for (const bool tf32 : {false, true}) {
-        if ((tf32 && !std::is_same_v<T, float>) || (few && in < 264)) continue;
-        if (!few) check_products<T>(batch, in, out, act, tf32, 4, 0);
-        check_products<T>(batch, in, out, act, tf32, 64, 1);  // many processors: k is shared out; and not aligned
+      for (const Rounding rounding : {Rounding::none, Rounding::tf32, Rounding::bf16}) {
+        if ((rounding != Rounding::none && !std::is_same_v<T, float>) || (few && in < 264)) continue;
+        if (!few) check_products<T>(batch, in, out, act, rounding, 4, 0);
+        check_products<T>(batch, in, out, act, rounding, 64, 1);  // many processors: k is shared out; and not aligned
       }
     }
     for (int a = 0; a < int(Activation::count); ++a) {
-      if (!few) check_products<T>(2, 3, 5, {Activation(a), 0.2}, a % 2 == 1, 4, 0);
+      if (!few) check_products<T>(2, 3, 5, {Activation(a), 0.2}, a % 2 == 1 ? Rounding::tf32 : Rounding::none, 4, 0);
       if (few && a != 2) continue;
       check_activations<T>(3, 5, {Activation(a), 0.2});
       if (a < 3) check_activations<T>(300, 37, {Activation(a), 0.2});

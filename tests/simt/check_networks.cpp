@@ -25,6 +25,7 @@ void check_network(int64_t batch, const std::vector<int>& sizes, bool tf32, int 
   network.lowest = lowest;
   network.grad_output = grad_output.data();
   network.grad_input = input ? grad_input.data() : nullptr;
+  network.input_width = sizes[0];
   for (int l = 0; l < count; ++l) {
     weights.push_back(random<T>(sizes[l + 1] * sizes[l], -0.3, 0.3));
     biases.push_back(random<T>(sizes[l + 1]));

@@ -6,12 +6,14 @@
 #include <vector>
 
 #include "../../csrc/bindings/layer_path.h"
+#include "../../csrc/bindings/step.h"
 #include "simt.h"
 
 PYBIND11_MODULE(_simt, m) {
   m.def("device_types", [] { return std::vector<std::string>{"cpu"}; });
   m.def("layer_path", fastgan::bindings::layer_path_name);
   m.def("set_layer_path", fastgan::bindings::set_layer_path);
+  fastgan::bindings::register_step_engine(m);
   m.def("set_engine", [](const std::string& name) {
     simt::set_engine(name == "threads" ? simt::Engine::threads : simt::Engine::fibers);
   });

@@ -93,6 +93,13 @@ inline uint32_t to_tf32(float value) {
   return (bits + 0x1000u) & 0xffffe000u;
 }
 
+inline uint32_t to_bf16_pair(float first, float second) {
+  bfloat16 pair[2];
+  store(&pair[0], first);
+  store(&pair[1], second);
+  return uint32_t{pair[0].bits} | uint32_t{pair[1].bits} << 16;
+}
+
 inline void mma_m16n8k8_tf32(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2],
                              simt::Site site = simt::Site::current()) {
   simt::Fragments mine{d, a, b};

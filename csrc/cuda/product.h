@@ -1,0 +1,188 @@
+// The kernel of a layer's products, each a tile of 64x64 a block, and where that makes too few blocks, k shared out
+// among several. What becomes of a finished tile is its `Pass`. For linear.cu and linear_update.cu.
+#pragma once
+
+#include <algorithm>
+#include <type_traits>
+
+#include "linear.h"
+#include "reduce.h"
+#include "tile.h"
+#include "trained.h"
+
+namespace fastgan::cuda {
+
+namespace {
+
+constexpr int tile_size = 64;
+
+enum class Pass { forward, input_gradient, weight_gradient, weight_update };
+
+template <class T>
+struct Product {
+  Matrix<T> a, b;
+  int64_t k_of_split;  // a multiple of step_k
+  int64_t tiles_across;
+  ActivationArguments activation;
+  const T* bias;                            // forward
+  const T* saved;                           // input gradient
+  T* first;                                 // z, grad_x or null
+  T* second;                                // y, grad_z_before, grad_weight or null
+  T* grad_bias;                             // weight gradient, or null
+  Trained<T> trained_weight, trained_bias;  // weight update
+  compute_t<T> average_rate;
+  void* partial;  // room for the sums of each split of each tile
+  unsigned* counters;
+};
+
+template <class Arithmetic>
+struct TileLayout {
+  using C = typename Arithmetic::Accumulator;
+  static constexpr int stride = tile_size + 16 / int(sizeof(C));
+  static constexpr int sums = tile_size * stride;  // the tile; then, of a weight gradient, a bias sum a row
+  static constexpr int size = sums + tile_size;
+};
+
+// Whether the column sums of grad_z are wanted too.
+template <Pass pass, class T>
+__host__ __device__ __forceinline__ bool has_bias_sum(const Product<T>& p) {
+  if (pass == Pass::weight_update) return p.trained_bias.is_updated();
+  return pass == Pass::weight_gradient && p.grad_bias != nullptr;
+}
+
+// What becomes of element (row, col) of the product.
+template <Pass pass, class T, class C>
+__device__ __forceinline__ void finish(const Product<T>& p, const C* tile, int64_t row0, int64_t col0) {
+  const int64_t m = p.a.rows, n = p.b.rows;
+  const auto each = [&](auto&& body) {
+    for (int i = threadIdx.x; i < tile_size * tile_size; i += tile_threads) {
+      const int64_t row = row0 + i / tile_size, col = col0 + i % tile_size;
+      if (row < m && col < n)
+        body(tile[i / tile_size * (tile_size + 16 / int(sizeof(C))) + i % tile_size], row * n + col, col);
+    }
+  };
+  if constexpr (pass == Pass::weight_gradient) {
+    each([&](C sum, int64_t place, int64_t) { store(p.second + place, sum); });
+  } else if constexpr (pass == Pass::weight_update) {
+    const AdamStep<C> step = *p.trained_weight.step;
+    each([&](C sum, int64_t place, int64_t) { update(p.trained_weight, step, place, sum, p.average_rate); });
+  } else {
+    with_activation(p.activation.activation, [&](auto act) {
+      using A = decltype(act);
+      const C slope = C(p.activation.negative_slope);
+      each([&](C sum, int64_t place, int64_t col) {
+        if constexpr (pass == Pass::forward) {
+          const C z = p.bias == nullptr ? sum : sum + load(p.bias + col);
+          if (p.first != nullptr) store(p.first + place, z);
+          store(p.second + place, A::value(z, slope));
+        } else {
+          if (p.first != nullptr) store(p.first + place, sum);
+          if (p.second != nullptr) store(p.second + place, sum * A::d(load(p.saved + place), slope));
+        }
+      });
+    });
+  }
+}
+
+template <class Arithmetic, Major a_major, Major b_major, Pass pass>
+__global__ void __launch_bounds__(tile_threads, 2) product_kernel(Product<typename Arithmetic::T> p) {
+  using T = typename Arithmetic::T;
+  using Layout = TileLayout<Arithmetic>;
+  using C = typename Layout::C;
+  using A = StagedSource<T, a_major, tile_size>;
+  using B = StagedSource<T, b_major, tile_size>;
+  T* const shared = reinterpret_cast<T*>(dynamic_shared());
+  C* const tile = reinterpret_cast<C*>(dynamic_shared());  // takes the stages' place
+
+  const int64_t row0 = blockIdx.x / p.tiles_across * tile_size, col0 = blockIdx.x % p.tiles_across * tile_size;
+  const int64_t k_begin = blockIdx.y * p.k_of_split;
+  const int64_t k_end = k_begin + p.k_of_split < p.a.k ? k_begin + p.k_of_split : p.a.k;
+  Arithmetic arithmetic;
+  arithmetic.clear();
+  const A a{shared, p.a, row0};
+  const B b{shared + A::shared_elements, p.b, col0};
+  // The bias gradient is the sum of grad_z, this product's A, along k: taken from shared memory as it passes.
+  const bool sums_bias = has_bias_sum<pass>(p) && col0 == 0;
+  C bias_sum = 0;
+  multiply_tiles(arithmetic, a, b, k_begin, k_end, [&](int stage) {
+    if (!sums_bias || threadIdx.x >= tile_size) return;
+    const T* step = a.at(stage, 0);
+#pragma unroll
+    for (int k = 0; k < step_k<T>; ++k) bias_sum += load(step + k * A::stride + threadIdx.x);
+  });
+  arithmetic.write(tile, Layout::stride);
+  if (threadIdx.x < tile_size) tile[Layout::sums + threadIdx.x] = bias_sum;
+  __syncthreads();
+
+  if (gridDim.y > 1) {
+    C* const sums = static_cast<C*>(p.partial) + int64_t{blockIdx.x} * gridDim.y * Layout::size;
+    for (int i = threadIdx.x; i < Layout::size; i += tile_threads) {
+      const bool written = i >= Layout::sums || i % Layout::stride < tile_size;  // the padding is not
+      if (written) sums[int64_t{blockIdx.y} * Layout::size + i] = tile[i];
+    }
+    if (!is_last_block(p.counters + blockIdx.x, gridDim.y)) return;
+    for (int i = threadIdx.x; i < Layout::size; i += tile_threads) {
+      if (i < Layout::sums && i % Layout::stride >= tile_size) continue;
+      C total = 0;
+      for (unsigned split = 0; split < gridDim.y; ++split) total += sums[int64_t{split} * Layout::size + i];
+      tile[i] = total;
+    }
+    __syncthreads();
+  }
+  if (p.b.rows > 0) finish<pass>(p, tile, row0, col0);
+  if (sums_bias && threadIdx.x < tile_size && row0 + threadIdx.x < p.a.rows) {
+    const C sum = tile[Layout::sums + threadIdx.x];
+    if constexpr (pass == Pass::weight_update)
+      update(p.trained_bias, *p.trained_bias.step, row0 + threadIdx.x, sum, p.average_rate);
+    else
+      store(p.grad_bias + row0 + threadIdx.x, sum);
+  }
+}
+
+// In how many parts k is shared out: as fill the multiprocessors, each of at least four steps.
+int64_t splits_of(const Context& context, int64_t tiles, int64_t steps) {
+  if (tiles > Context::counter_count) return 1;
+  return std::clamp<int64_t>(std::min(context.multiprocessors / tiles, steps / 4), 1, 16);
+}
+
+template <class Arithmetic, Major a_major, Major b_major, Pass pass>
+void run(const Context& context, Product<typename Arithmetic::T> p) {
+  using T = typename Arithmetic::T;
+  using Layout = TileLayout<Arithmetic>;
+  const auto up = [](int64_t n, int64_t d) { return (n + d - 1) / d; };
+  if (p.a.rows == 0 || (p.b.rows == 0 && !has_bias_sum<pass>(p))) return;
+  p.tiles_across = std::max<int64_t>(1, up(p.b.rows, tile_size));  // a bias gradient has no need of columns
+  const int64_t tiles = up(p.a.rows, tile_size) * p.tiles_across, steps = up(p.a.k, step_k<T>);
+  int64_t splits = splits_of(context, tiles, steps);
+  p.k_of_split = std::max<int64_t>(1, up(steps, splits)) * step_k<T>;
+  splits = std::max<int64_t>(1, up(p.a.k, p.k_of_split));
+  if (splits > 1) {
+    p.partial = context.scratch(tiles * splits * Layout::size * sizeof(typename Layout::C));
+    p.counters = context.counters();
+  }
+  constexpr size_t staged =
+      (StagedSource<T, a_major, tile_size>::shared_elements + StagedSource<T, b_major, tile_size>::shared_elements) *
+      sizeof(T);
+  constexpr size_t shared = std::max(staged, Layout::size * sizeof(typename Layout::C));
+  launch(context, "linear", product_kernel<Arithmetic, a_major, b_major, pass>,
+         Grid{dim3(static_cast<unsigned>(tiles), static_cast<unsigned>(splits)), dim3(tile_threads), shared}, p);
+}
+
+template <Pass pass, Major a_major, Major b_major, class T>
+void run(const Context& context, const Product<T>& p, Rounding rounding) {
+  constexpr int size = tile_size;
+  if constexpr (std::is_same_v<T, float>) {
+    if (rounding == Rounding::tf32)
+      return run<Mma<T, size, size, a_major, b_major>, a_major, b_major, pass>(context, p);
+    if (rounding == Rounding::bf16)
+      return run<Mma<T, size, size, a_major, b_major, bfloat16>, a_major, b_major, pass>(context, p);
+  }
+  if constexpr (sizeof(T) >= 4)
+    run<Fma<T, size, size, a_major, b_major>, a_major, b_major, pass>(context, p);
+  else
+    run<Mma<T, size, size, a_major, b_major>, a_major, b_major, pass>(context, p);
+}
+
+}  // namespace
+
+}  // namespace fastgan::cuda

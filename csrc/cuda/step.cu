@@ -1,0 +1,313 @@
+// The order of a step's launches. The real half of D's batch is its first rows, the fake half the rest; where there are
+// no labels, G writes its output there.
+#include <vector>
+
+#include "batch_norm.h"
+#include "mlp.h"
+#include "step.h"
+#include "step_parts.h"
+
+namespace fastgan::cuda {
+
+namespace {
+
+template <class T>
+struct LayerBuffers {
+  T *y, *saved, *grad_z;  // (rows, out); saved is y where the activation's derivative is a function of that, else z
+  T* moments;             // batch_norm: [half][2][out]
+};
+
+template <class T>
+struct NetworkBuffers {
+  T* input;
+  std::vector<LayerBuffers<T>> layers;
+};
+
+template <class T>
+struct Buffers {
+  NetworkBuffers<T> generator, discriminator;
+  T* fakes;  // (batch, data), the second half of D's input
+};
+
+// Hands out pieces of the workspace, or only counts what they take.
+class Arena {
+ public:
+  explicit Arena(void* base) : base_(static_cast<unsigned char*>(base)) {}
+
+  template <class T>
+  T* take(int64_t n) {
+    T* at = base_ == nullptr ? nullptr : reinterpret_cast<T*>(base_ + used_);
+    used_ += (n * sizeof(T) + 255) / 256 * 256;
+    return at;
+  }
+  size_t used() const { return used_; }
+
+ private:
+  unsigned char* base_;
+  size_t used_ = 0;
+};
+
+bool saves_output(ActivationArguments arguments) {
+  return fastgan::saves_output(arguments.activation, arguments.negative_slope);
+}
+
+// `output` is where the last layer's y goes where that is not a buffer of its own.
+template <class T>
+NetworkBuffers<T> lay_out(Arena& arena, const StepNetwork<T>& network, int64_t rows, T* output) {
+  NetworkBuffers<T> buffers;
+  buffers.input = arena.take<T>(rows * network.in());
+  for (int l = 0; l < network.count; ++l) {
+    const StepLayer<T>& layer = network.layers[l];
+    LayerBuffers<T> own;
+    const bool given = l == network.count - 1 && output != nullptr;
+    own.y = given ? output : arena.take<T>(rows * layer.out);
+    own.saved = saves_output(layer.activation) ? own.y : arena.take<T>(rows * layer.out);
+    own.grad_z = arena.take<T>(rows * layer.out);
+    own.moments = layer.kind == LayerKind::batch_norm ? arena.take<T>(2 * 2 * layer.out) : nullptr;
+    buffers.layers.push_back(own);
+  }
+  return buffers;
+}
+
+template <class T>
+Buffers<T> lay_out(Arena& arena, const StepProblem<T>& problem) {
+  Buffers<T> buffers;
+  buffers.discriminator = lay_out<T>(arena, problem.discriminator, 2 * problem.batch, nullptr);
+  T* const input = buffers.discriminator.input;
+  buffers.fakes = input == nullptr ? nullptr : input + problem.batch * problem.discriminator.in();
+  // With labels beside them the fakes are no matrix of their own.
+  buffers.generator =
+      lay_out<T>(arena, problem.generator, problem.batch, problem.classes == 0 ? buffers.fakes : nullptr);
+  return buffers;
+}
+
+// The rows of a pass through a network: one half of a batch or both.
+struct Rows {
+  int64_t batch;
+  int halves;
+
+  int64_t count() const { return halves * batch; }
+};
+
+// A run of the network's layers over `rows`, and the way back. One object a network and step.
+template <class T>
+class Passes {
+ public:
+  Passes(const Context& context, const StepNetwork<T>& network, const NetworkBuffers<T>& buffers, Rows rows,
+         const T* input, const StepOptions& options)
+      : context_(context), network_(network), buffers_(buffers), rows_(rows), input_(input), options_(options) {
+    is_narrow_ = options.narrow && options.rounding != Rounding::bf16 && network.count <= max_narrow_layers;
+    for (int l = 0; is_narrow_ && l < network.count; ++l) is_narrow_ = network.layers[l].kind == LayerKind::linear;
+    is_narrow_ = is_narrow_ && is_narrow(context, narrow());
+  }
+
+  void forward() const {
+    if (is_narrow_) return mlp_forward(context_, narrow(), options_.rounding == Rounding::tf32);
+    for (int l = 0; l < network_.count; ++l) {
+      const StepLayer<T>& layer = network_.layers[l];
+      const LayerBuffers<T>& own = buffers_.layers[l];
+      T* const z = own.saved == own.y ? nullptr : own.saved;
+      if (layer.kind == LayerKind::linear)
+        linear_forward(context_,
+                       LinearForward<T>{rows_.count(), layer.in, layer.out, x(l), layer.weight.value, layer.bias.value,
+                                        layer.activation, z, own.y},
+                       options_.rounding);
+      else if (layer.kind == LayerKind::batch_norm)
+        batch_norm_forward(context_,
+                           BatchNormForward<T>{layer, rows_.batch, rows_.halves, x(l), own.moments, z, own.y});
+      else
+        dropout_forward(context_, dropout(layer), layer.activation, x(l), z, own.y);
+    }
+  }
+
+  // Where a gradient by the network's input goes on to: through an activation to (rows, width).
+  struct Beyond {
+    T* grad = nullptr;  // null where it is not wanted
+    const T* saved = nullptr;
+    ActivationArguments activation{Activation::identity, 0};
+    int64_t width = 0;
+  };
+
+  // From the last layer's grad_z down to the lowest layer that has something to update, or to `beyond`.
+  void backward(const Beyond& beyond, bool updates, T average_rate) const {
+    if (is_narrow_) return backward_narrow(beyond, updates, average_rate);
+    const int lowest = beyond.grad != nullptr ? -1 : lowest_updated();
+    for (int l = network_.count - 1; l >= 0 && l >= lowest; --l) {
+      const StepLayer<T>& layer = network_.layers[l];
+      const LayerBuffers<T>& own = buffers_.layers[l];
+      Beyond target = beyond;
+      if (l > lowest && l > 0) {
+        const LayerBuffers<T>& before = buffers_.layers[l - 1];
+        target = {before.grad_z, before.saved, network_.layers[l - 1].activation, layer.in};
+      } else if (l > 0) {
+        target = {};
+      }
+      if (layer.kind == LayerKind::batch_norm)
+        batch_norm_backward(context_, BatchNormBackward<T>{layer, rows_.batch, rows_.halves, x(l), own.grad_z,
+                                                           own.moments, target.width, target.saved, target.activation,
+                                                           target.grad, updates, average_rate});
+      else if (target.grad != nullptr && layer.kind == LayerKind::linear)
+        linear_input_gradient(
+            context_,
+            LinearInputGradient<T>{rows_.count(), target.width, layer.out, own.grad_z, layer.weight.value, target.saved,
+                                   target.activation, nullptr, target.grad, layer.in},
+            options_.rounding);
+      else if (target.grad != nullptr)
+        dropout_backward(context_, dropout(layer), target.activation, target.width, own.grad_z, target.saved,
+                         target.grad);
+      // After the gradient has passed through the weight as it was.
+      if (updates && layer.kind == LayerKind::linear && (layer.weight.is_updated() || layer.bias.is_updated()))
+        linear_update(context_,
+                      LinearUpdate<T>{rows_.count(), layer.in, layer.out, own.grad_z, x(l), layer.weight, layer.bias,
+                                      average_rate},
+                      options_.rounding);
+    }
+  }
+
+ private:
+  const T* x(int l) const { return l == 0 ? input_ : buffers_.layers[l - 1].y; }
+
+  // A pass of one half has just the first of the masks.
+  Dropout<T> dropout(const StepLayer<T>& layer) const {
+    return {{layer.mask[0], layer.mask[1]}, layer.keep_scale, rows_.batch, layer.out, rows_.halves};
+  }
+
+  // The whole network in one launch, where it fits.
+  NarrowNetwork<T> narrow() const {
+    NarrowNetwork<T> to = {};
+    to.batch = rows_.count();
+    to.count = network_.count;
+    for (int l = 0; l < network_.count; ++l) {
+      const StepLayer<T>& layer = network_.layers[l];
+      const LayerBuffers<T>& own = buffers_.layers[l];
+      NarrowLayer<T>& narrow = to.layers[l];
+      narrow.in = int(layer.in), narrow.out = int(layer.out);
+      narrow.activation = layer.activation;
+      narrow.weight = layer.weight.value, narrow.bias = layer.bias.value;
+      narrow.x = x(l);
+      narrow.z = own.saved == own.y ? nullptr : own.saved, narrow.y = own.y;
+      narrow.saved = own.saved, narrow.grad_z = own.grad_z;
+    }
+    return to;
+  }
+
+  void backward_narrow(const Beyond& beyond, bool updates, T average_rate) const {
+    NarrowNetwork<T> to = narrow();
+    to.lowest = beyond.grad != nullptr ? 0 : lowest_updated();
+    if (to.lowest == network_.count) return;
+    to.grad_input = beyond.grad;
+    to.input_width = int(beyond.width);
+    to.input_saved = beyond.saved, to.input_activation = beyond.activation;
+    to.average_rate = average_rate;
+    const bool tf32 = options_.rounding == Rounding::tf32;
+    if (!updates) return mlp_backward(context_, to, tf32);
+    for (int l = 0; l < network_.count; ++l) {
+      to.layers[l].trained_weight = network_.layers[l].weight;
+      to.layers[l].trained_bias = network_.layers[l].bias;
+    }
+    mlp_update(context_, to, tf32);
+  }
+
+  int lowest_updated() const {
+    for (int l = 0; l < network_.count; ++l)
+      if (network_.layers[l].weight.is_updated() || network_.layers[l].bias.is_updated()) return l;
+    return network_.count;
+  }
+
+  const Context& context_;
+  const StepNetwork<T>& network_;
+  const NetworkBuffers<T>& buffers_;
+  const Rows rows_;
+  const T* const input_;
+  const StepOptions& options_;
+  bool is_narrow_;
+};
+
+// D's loss, and the gradient by z of its last layer.
+template <class T>
+void loss(const Context& context, const StepProblem<T>& problem, const NetworkBuffers<T>& discriminator, Rows rows,
+          double first, double second, double sign, T* sum, T* first_score, T* second_score) {
+  const LayerBuffers<T>& last = discriminator.layers.back();
+  step_loss(context, StepLoss<T>{rows.batch,
+                                 rows.halves,
+                                 last.y,
+                                 last.saved,
+                                 problem.discriminator.layers[problem.discriminator.count - 1].activation,
+                                 {first, second},
+                                 sign,
+                                 last.grad_z,
+                                 sum,
+                                 {first_score, second_score}});
+}
+
+// G's output beside its labels, where there are labels.
+template <class T>
+void pack_fakes(const Context& context, const StepProblem<T>& problem, const Buffers<T>& buffers) {
+  if (problem.classes == 0) return;
+  const int64_t data = problem.generator.out();
+  const PackedRows<T> packed{{buffers.generator.layers.back().y, data, data, 1}, buffers.fakes};
+  pack_rows(context, &packed, 1, problem.batch, problem.labels, problem.classes);
+}
+
+}  // namespace
+
+template <class T>
+size_t step_workspace(const Context&, const StepProblem<T>& problem) {
+  Arena arena(nullptr);
+  lay_out(arena, problem);
+  return arena.used();
+}
+
+template <class T>
+void discriminator_step(const Context& context, const StepProblem<T>& problem, void* workspace, StepSums<T>* sums,
+                        const StepOptions& options) {
+  Arena arena(workspace);
+  const Buffers<T> buffers = lay_out(arena, problem);
+  const Rows half{problem.batch, 1}, both{problem.batch, 2};
+  const PackedRows<T> packed[] = {{problem.noise, buffers.generator.input},
+                                  {problem.real, buffers.discriminator.input}};
+  pack_rows(context, packed, 2, problem.batch, problem.labels, problem.classes);
+  Passes<T>(context, problem.generator, buffers.generator, half, buffers.generator.input, options).forward();
+  pack_fakes(context, problem, buffers);
+  const Passes<T> passes(context, problem.discriminator, buffers.discriminator, both, buffers.discriminator.input,
+                         options);
+  passes.forward();
+  loss(context, problem, buffers.discriminator, both, problem.real_target, problem.fake_target, 1, &sums->d_loss,
+       &sums->real_score, &sums->fake_score);
+  passes.backward({}, true, T(0));
+}
+
+template <class T>
+void generator_step(const Context& context, const StepProblem<T>& problem, void* workspace, bool fresh,
+                    StepSums<T>* sums, const StepOptions& options) {
+  Arena arena(workspace);
+  const Buffers<T> buffers = lay_out(arena, problem);
+  const Rows half{problem.batch, 1};
+  const Passes<T> generator(context, problem.generator, buffers.generator, half, buffers.generator.input, options);
+  if (fresh) {
+    const PackedRows<T> packed{problem.noise, buffers.generator.input};
+    pack_rows(context, &packed, 1, problem.batch, problem.labels, problem.classes);
+    generator.forward();
+    pack_fakes(context, problem, buffers);
+  }
+  const Passes<T> discriminator(context, problem.discriminator, buffers.discriminator, half, buffers.fakes, options);
+  discriminator.forward();
+  const double target = problem.minimax ? 0 : 1;
+  loss<T>(context, problem, buffers.discriminator, half, target, target, problem.minimax ? -1 : 1, &sums->g_loss,
+          nullptr, nullptr);
+  const LayerBuffers<T>& output = buffers.generator.layers.back();
+  discriminator.backward({output.grad_z, output.saved, problem.generator.layers[problem.generator.count - 1].activation,
+                          problem.generator.out()},
+                         false, T(0));
+  generator.backward({}, true, T(problem.average_rate));
+}
+
+#define FASTGAN_INSTANTIATE(T)                                                                                         \
+  template size_t step_workspace<T>(const Context&, const StepProblem<T>&);                                            \
+  template void discriminator_step<T>(const Context&, const StepProblem<T>&, void*, StepSums<T>*, const StepOptions&); \
+  template void generator_step<T>(const Context&, const StepProblem<T>&, void*, bool, StepSums<T>*, const StepOptions&);
+FASTGAN_INSTANTIATE(float)
+FASTGAN_INSTANTIATE(double)
+#undef FASTGAN_INSTANTIATE
+
+}  // namespace fastgan::cuda

@@ -1,0 +1,33 @@
+// The whole step on a CUDA device, as csrc/cpu/step.h on the CPU: see core/step.h. T is float or double. Nothing here
+// waits for the device, and every address is the same at each step of a problem, so the launches can be captured as one
+// graph. The updates that are due lie on the device: prepare_adam (adam.h) comes before.
+#pragma once
+
+#include "../core/step.h"
+#include "linear.h"
+#include "platform.h"
+
+namespace fastgan::cuda {
+
+struct StepOptions {
+  Rounding rounding = Rounding::none;
+  bool narrow = false;  // networks that fit take the kernels of mlp.h
+};
+
+// Bytes of workspace that the step of such a problem needs, aligned to 256.
+template <class T>
+size_t step_workspace(const Context& context, const StepProblem<T>& problem);
+
+// G(z), D's loss on real and fake, its gradients, and the update of D alone. Writes d_loss, real_score and fake_score
+// on the device.
+template <class T>
+void discriminator_step(const Context& context, const StepProblem<T>& problem, void* workspace, StepSums<T>* sums,
+                        const StepOptions& options);
+
+// G's loss through D, its gradients, and the update of G alone (and its moving average). Fresh: G(z) of the problem's
+// noise, else the fake of the last discriminator_step. Writes g_loss on the device.
+template <class T>
+void generator_step(const Context& context, const StepProblem<T>& problem, void* workspace, bool fresh,
+                    StepSums<T>* sums, const StepOptions& options);
+
+}  // namespace fastgan::cuda
