@@ -14,6 +14,16 @@ from torch.optim import Adam, Optimizer
 
 from fastgan.nn import MLP, FusedSequential, unfuse
 
+
+class DrawnDropout(nn.Dropout):
+    """Dropout whose mask torch draws as it draws any: on CUDA nn.Dropout has a kernel that draws its own."""
+
+    def forward(self, value: Tensor) -> Tensor:
+        if not self.training or self.p == 0:
+            return value
+        return value * torch.empty_like(value).bernoulli_(1 - self.p) / (1 - self.p)
+
+
 LATENT, DATA, BATCH = 3, 4, 6
 
 adam = functools.partial(Adam, lr=2e-3, betas=(0.5, 0.999))
@@ -126,6 +136,10 @@ def twin(
     generator, discriminator = copy.deepcopy(generator), copy.deepcopy(discriminator)
     if kind is Plain:
         generator, discriminator = unfuse(generator), unfuse(discriminator)
+        if torch.get_default_device().type == "cuda":
+            for module in (*generator.modules(), *discriminator.modules()):
+                if type(module) is nn.Dropout:
+                    module.__class__ = DrawnDropout
         assert not any(isinstance(m, FusedSequential) for n in (generator, discriminator) for m in n.modules())
     if "ema_decay" in options:
         options["ema"] = copy.deepcopy(generator).requires_grad_(False)

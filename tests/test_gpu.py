@@ -12,11 +12,15 @@ from itertools import pairwise
 import pytest
 import torch
 from conftest import run_on, unavailable_reason
-from torch import Tensor
+from plain_step import Plain, inputs, networks, state_of, twin
+from plain_step import adam as adam_optimizer
+from torch import Tensor, nn
 
 import fastgan
+from fastgan import TrainStep
 from fastgan import backend as fastgan_backend
 from fastgan.functional import binary_cross_entropy_with_logits, discriminator_loss, generator_loss, mlp
+from fastgan.nn import MLP
 
 REASON = None if torch.cuda.is_available() else "this test needs a CUDA GPU, and there is none"
 REASON = REASON or unavailable_reason("cuda")
@@ -222,6 +226,61 @@ def test_more_than_two_to_the_31_elements() -> None:
     assert gradient[0].item() == -0.5
     assert gradient[-1].item() == -1.0
     torch.testing.assert_close(loss.item(), -((n - 1) * 0.6931471805599453 + 100), rtol=1e-2, atol=0)
+
+
+@pytest.mark.parametrize("drawn", [False, True], ids=["noise given", "noise drawn"])
+def test_a_whole_step_never_waits_and_is_one_graph(drawn: bool) -> None:
+    """The third step replays what the second captured; all three are the steps of the plain loop."""
+    pair = networks(num_classes=3, dtype=torch.float32)
+    options = {"num_classes": 3, "d_steps": 2, "ema_decay": 0.9}
+    ours, plain = (twin(kind, *pair, adam_optimizer, **options) for kind in (TrainStep, Plain))
+    for i in range(4):
+        given = inputs(options, torch.float32)
+        labels = given[1].clone()
+        noise = torch.randn_like(given[2]) if drawn else given[2]
+        torch.manual_seed(i)
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            statistics = ours.step(given[0], labels, None if drawn else noise)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+        torch.manual_seed(i)
+        if drawn:
+            noise = torch.empty_like(noise).normal_()
+        expected = plain.step(given[0], given[1], noise)
+        torch.testing.assert_close(tuple(statistics), tuple(expected), rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(state_of(ours), state_of(plain), rtol=1e-3, atol=1e-4)
+    real, labels, noise = inputs(options, torch.float32)
+    launched = [name for name in kernels_of(lambda: ours.step(real, labels, noise)) if "fastgan" in name]
+    assert any("step_loss" in name for name in launched)
+    assert any("update" in name or "product" in name or "mlp_backward" in name for name in launched)
+
+
+def test_a_step_within_a_graph_of_the_callers() -> None:
+    pair = networks(dtype=torch.float32)
+    step = twin(TrainStep, *pair, adam_optimizer)
+    given = inputs({}, torch.float32)
+    step.step(*given)
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        step.step(*given)
+    before = step.generator[0].weight.clone()
+    graph.replay()
+    assert not torch.equal(before, step.generator[0].weight)
+
+
+@pytest.mark.parametrize("path", ["narrow", "tiled"])
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_sanitize_whole_step(path: str, precision: str) -> None:
+    fastgan_backend.module.set_layer_path(path)
+    generator = nn.Sequential(nn.Linear(5, 33), nn.BatchNorm1d(33), nn.ReLU(), nn.Dropout(0.3), nn.Linear(33, 6))
+    step = twin(
+        TrainStep, generator, MLP([8, 33, 1]), adam_optimizer, num_classes=2, ema_decay=0.9, precision=precision
+    )
+    real, labels = torch.randn(9, 6), torch.arange(9) % 2
+    for _ in range(3):
+        assert all(value.isfinite() for value in step.step(real, labels))
 
 
 def test_memory_is_given_back() -> None:
