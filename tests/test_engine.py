@@ -40,11 +40,11 @@ def engine_backend(backend: str) -> str:
     return backend
 
 
-@pytest.fixture
-def tiled() -> Iterator[None]:
-    """A launch a layer, where networks this narrow would have one a network."""
+@pytest.fixture(params=["tiled", "library"])
+def a_launch_a_layer(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Where networks this narrow would have one a network; by the project's products, or by torch's."""
     with run_on_or_skip("simt"):
-        fastgan_backend.module.set_layer_path("tiled")
+        fastgan_backend.module.set_layer_path(request.param)
         yield
         fastgan_backend.module.set_layer_path("automatic")
 
@@ -154,7 +154,7 @@ def test_200_steps_in_float32(engine_backend: str, case: str) -> None:
 
 
 @pytest.mark.parametrize("case", ["mnist", "two D steps, reused", "conditional", "amsgrad", "all"])
-def test_a_launch_a_layer(tiled: None, case: str) -> None:
+def test_other_layer_paths(a_launch_a_layer: None, case: str) -> None:
     steps = 20
     ours, statistics = train(TrainStep, case, torch.float64, steps)
     plain, expected = train(Plain, case, torch.float64, steps)

@@ -34,7 +34,25 @@ class StepScope : public CudaScope {
     return scratch_.mutable_data_ptr();
   }
 
+  // Large products are torch's, as those of the layers' ops are; but for bfloat16 of float operands, which it has not.
+  bool exact = true;
+  bool prefers_library(int64_t m, int64_t n, int64_t k, size_t element) const override {
+    return exact && !is_tiled(m, n, k, element == sizeof(float) ? at::kFloat : at::kDouble);
+  }
+  void product(const cuda::LibraryProduct<float>& p) const override { multiply(p); }
+  void product(const cuda::LibraryProduct<double>& p) const override { multiply(p); }
+
  private:
+  template <class T>
+  void multiply(const cuda::LibraryProduct<T>& p) const {
+    const at::TensorOptions options = counters_.options().dtype(sizeof(T) == sizeof(float) ? at::kFloat : at::kDouble);
+    const auto view = [&](const T* data, int64_t rows, int64_t cols, int64_t row, int64_t col) {
+      return at::from_blob(const_cast<T*>(data), {rows, cols}, {row, col}, options);
+    };
+    Tensor c = view(p.c, p.m, p.n, p.n, 1);
+    at::mm_out(c, view(p.a, p.m, p.k, p.a_row, p.a_col), view(p.b, p.k, p.n, p.b_row, p.b_col));
+  }
+
   const Tensor& counters_;
   Tensor& scratch_;
 };
@@ -48,7 +66,8 @@ class CudaStep {
            const std::vector<Tensor>& learning_rates, bool draws, const Tensor& result) {
     static_assert(sizeof(StepSums<T>) == 4 * sizeof(T), "the four statistics");
     reserve_updates<T>();
-    const StepScope here(networks_.first(), counters_, scratch_);
+    StepScope here(networks_.first(), counters_, scratch_);
+    here.exact = !settings.bf16;
     here_ = &here;
     options_.rounding = settings.bf16  ? cuda::Rounding::bf16
                         : allow_tf32() ? cuda::Rounding::tf32
@@ -77,10 +96,10 @@ class CudaStep {
 
   template <class T>
   void reserve(const StepProblem<T>& problem) {
-    if (workspace_.defined() && workspace_batch_ == problem.batch) return;
-    workspace_ = Tensor();
-    workspace_ = at::empty({int64_t(cuda::step_workspace(*here_, problem))}, bytes());
-    workspace_batch_ = problem.batch;
+    const int64_t needed = int64_t(cuda::step_workspace(*here_, problem));
+    if (workspace_.defined() && workspace_.numel() >= needed) return;
+    workspace_ = Tensor();  // before the new one is made
+    workspace_ = at::empty({needed}, bytes());
   }
 
   template <class T>
@@ -176,7 +195,7 @@ class CudaStep {
 
 #ifdef FASTGAN_WITH_CUDA
   // What a captured graph holds for.
-  using Key = std::tuple<int64_t, int64_t, int64_t, bool, cuda::Rounding, bool>;
+  using Key = std::tuple<int64_t, int64_t, int64_t, bool, cuda::Rounding, LayerPath>;
 
   // The first step of a kind runs launch by launch, so that every kernel is loaded and all memory is there; the second
   // is captured.
@@ -210,7 +229,8 @@ class CudaStep {
       const StepScope* const outer = here_;
       {
         const c10::cuda::CUDAStreamGuard on(c10::cuda::getStreamFromPool(false, networks_.first().device().index()));
-        const StepScope here(networks_.first(), counters_, scratch_);  // on the stream of the capture
+        StepScope here(networks_.first(), counters_, scratch_);  // on the stream of the capture
+        here.exact = outer->exact;
         here_ = &here;
         graph->capture_begin({0, 0}, cudaStreamCaptureModeThreadLocal);
         try {
@@ -241,7 +261,6 @@ class CudaStep {
   int64_t generator_parameters_ = 0;
   bool is_set_ = false;
   Tensor due_, steps_, counts_, counters_, scratch_, sums_tensor_, workspace_;
-  int64_t workspace_batch_ = 0;
   void* sums_ = nullptr;
 };
 

@@ -19,6 +19,17 @@
 
 namespace fastgan::cuda {
 
+// c = a b, m x n sums of k terms: element (i, j) of a is a[i * a_row + j * a_col], of b likewise; c is contiguous.
+template <class T>
+struct LibraryProduct {
+  int64_t m, n, k;
+  const T* a;
+  int64_t a_row, a_col;
+  const T* b;
+  int64_t b_row, b_col;
+  T* c;
+};
+
 // What a launcher needs to know of the call: where it runs, and where it may put what it needs meanwhile. The bindings
 // make one a call.
 class Context {
@@ -31,6 +42,11 @@ class Context {
   virtual void* scratch(size_t bytes) const = 0;
   // counter_count zeros in device memory that no other work uses at the same time. A kernel leaves zeros behind.
   virtual unsigned* counters() const = 0;
+
+  // Whether a product of elements of so many bytes is faster by a library than by the kernels here; and that product.
+  virtual bool prefers_library(int64_t, int64_t, int64_t, size_t) const { return false; }
+  virtual void product(const LibraryProduct<float>&) const {}
+  virtual void product(const LibraryProduct<double>&) const {}
 
   cudaStream_t stream = nullptr;
   int multiprocessors = 1;

@@ -1,5 +1,6 @@
 // The order of a step's launches. The real half of D's batch is its first rows, the fake half the rest; where there are
 // no labels, G writes its output there.
+#include <algorithm>
 #include <vector>
 
 #include "batch_norm.h"
@@ -26,7 +27,8 @@ struct NetworkBuffers {
 template <class T>
 struct Buffers {
   NetworkBuffers<T> generator, discriminator;
-  T* fakes;  // (batch, data), the second half of D's input
+  T* fakes;     // (batch, data), the second half of D's input
+  T* gradient;  // where a library makes the weight gradient: (out, in), then of the bias
 };
 
 // Hands out pieces of the workspace, or only counts what they take.
@@ -70,8 +72,17 @@ NetworkBuffers<T> lay_out(Arena& arena, const StepNetwork<T>& network, int64_t r
 }
 
 template <class T>
-Buffers<T> lay_out(Arena& arena, const StepProblem<T>& problem) {
+Buffers<T> lay_out(const Context& context, Arena& arena, const StepProblem<T>& problem) {
   Buffers<T> buffers;
+  int64_t largest = 0;
+  for (const StepNetwork<T>* network : {&problem.generator, &problem.discriminator})
+    for (int l = 0; l < network->count; ++l) {
+      const StepLayer<T>& layer = network->layers[l];
+      const int64_t rows = (network == &problem.discriminator ? 2 : 1) * problem.batch;
+      if (layer.kind == LayerKind::linear && context.prefers_library(layer.out, layer.in, rows, sizeof(T)))
+        largest = std::max(largest, layer.out * layer.in + layer.out);
+    }
+  buffers.gradient = arena.take<T>(largest);
   buffers.discriminator = lay_out<T>(arena, problem.discriminator, 2 * problem.batch, nullptr);
   T* const input = buffers.discriminator.input;
   buffers.fakes = input == nullptr ? nullptr : input + problem.batch * problem.discriminator.in();
@@ -94,8 +105,14 @@ template <class T>
 class Passes {
  public:
   Passes(const Context& context, const StepNetwork<T>& network, const NetworkBuffers<T>& buffers, Rows rows,
-         const T* input, const StepOptions& options)
-      : context_(context), network_(network), buffers_(buffers), rows_(rows), input_(input), options_(options) {
+         const T* input, T* gradient, const StepOptions& options)
+      : context_(context),
+        network_(network),
+        buffers_(buffers),
+        rows_(rows),
+        input_(input),
+        gradient_(gradient),
+        options_(options) {
     is_narrow_ = options.narrow && options.rounding != Rounding::bf16 && network.count <= max_narrow_layers;
     for (int l = 0; is_narrow_ && l < network.count; ++l) is_narrow_ = network.layers[l].kind == LayerKind::linear;
     is_narrow_ = is_narrow_ && is_narrow(context, narrow());
@@ -108,10 +125,7 @@ class Passes {
       const LayerBuffers<T>& own = buffers_.layers[l];
       T* const z = own.saved == own.y ? nullptr : own.saved;
       if (layer.kind == LayerKind::linear)
-        linear_forward(context_,
-                       LinearForward<T>{rows_.count(), layer.in, layer.out, x(l), layer.weight.value, layer.bias.value,
-                                        layer.activation, z, own.y},
-                       options_.rounding);
+        linear(layer, x(l), z, own.y);
       else if (layer.kind == LayerKind::batch_norm)
         batch_norm_forward(context_,
                            BatchNormForward<T>{layer, rows_.batch, rows_.halves, x(l), own.moments, z, own.y});
@@ -147,25 +161,63 @@ class Passes {
                                                            own.moments, target.width, target.saved, target.activation,
                                                            target.grad, updates, average_rate});
       else if (target.grad != nullptr && layer.kind == LayerKind::linear)
-        linear_input_gradient(
-            context_,
-            LinearInputGradient<T>{rows_.count(), target.width, layer.out, own.grad_z, layer.weight.value, target.saved,
-                                   target.activation, nullptr, target.grad, layer.in},
-            options_.rounding);
+        input_gradient(layer, own.grad_z, target);
       else if (target.grad != nullptr)
         dropout_backward(context_, dropout(layer), target.activation, target.width, own.grad_z, target.saved,
                          target.grad);
       // After the gradient has passed through the weight as it was.
       if (updates && layer.kind == LayerKind::linear && (layer.weight.is_updated() || layer.bias.is_updated()))
-        linear_update(context_,
-                      LinearUpdate<T>{rows_.count(), layer.in, layer.out, own.grad_z, x(l), layer.weight, layer.bias,
-                                      average_rate},
-                      options_.rounding);
+        update(layer, own.grad_z, x(l), average_rate);
     }
   }
 
  private:
   const T* x(int l) const { return l == 0 ? input_ : buffers_.layers[l - 1].y; }
+
+  bool by_library(int64_t m, int64_t n, int64_t k) const { return context_.prefers_library(m, n, k, sizeof(T)); }
+
+  void linear(const StepLayer<T>& layer, const T* x, T* z, T* y) const {
+    const int64_t rows = rows_.count();
+    if (!by_library(rows, layer.out, layer.in))
+      return linear_forward(
+          context_,
+          LinearForward<T>{rows, layer.in, layer.out, x, layer.weight.value, layer.bias.value, layer.activation, z, y},
+          options_.rounding);
+    T* const sums = z != nullptr ? z : y;
+    context_.product(
+        LibraryProduct<T>{rows, layer.out, layer.in, x, layer.in, 1, layer.weight.value, 1, layer.in, sums});
+    bias_act(context_, layer.activation, rows, layer.out, sums, layer.bias.value, y);
+  }
+
+  void input_gradient(const StepLayer<T>& layer, const T* grad_z, const Beyond& target) const {
+    const int64_t rows = rows_.count();
+    if (!by_library(rows, target.width, layer.out))
+      return linear_input_gradient(
+          context_,
+          LinearInputGradient<T>{rows, target.width, layer.out, grad_z, layer.weight.value, target.saved,
+                                 target.activation, nullptr, target.grad, layer.in},
+          options_.rounding);
+    context_.product(LibraryProduct<T>{rows, target.width, layer.out, grad_z, layer.out, 1, layer.weight.value,
+                                       layer.in, 1, target.grad});
+    act_backward<T>(context_, target.activation, rows, target.width, target.grad, target.saved, target.grad, nullptr);
+  }
+
+  void update(const StepLayer<T>& layer, const T* grad_z, const T* x, T average_rate) const {
+    const int64_t rows = rows_.count();
+    if (!by_library(layer.out, layer.in, rows))
+      return linear_update(
+          context_, LinearUpdate<T>{rows, layer.in, layer.out, grad_z, x, layer.weight, layer.bias, average_rate},
+          options_.rounding);
+    if (layer.weight.is_updated()) {
+      context_.product(LibraryProduct<T>{layer.out, layer.in, rows, grad_z, 1, layer.out, x, layer.in, 1, gradient_});
+      update_parameter(context_, layer.weight, layer.out * layer.in, gradient_, average_rate);
+    }
+    if (layer.bias.is_updated()) {
+      T* const sums = gradient_ + layer.out * layer.in;
+      act_backward<T>(context_, {Activation::identity, 0}, rows, layer.out, grad_z, grad_z, nullptr, sums);
+      update_parameter(context_, layer.bias, layer.out, sums, average_rate);
+    }
+  }
 
   // A pass of one half has just the first of the masks.
   Dropout<T> dropout(const StepLayer<T>& layer) const {
@@ -219,6 +271,7 @@ class Passes {
   const NetworkBuffers<T>& buffers_;
   const Rows rows_;
   const T* const input_;
+  T* const gradient_;
   const StepOptions& options_;
   bool is_narrow_;
 };
@@ -252,9 +305,9 @@ void pack_fakes(const Context& context, const StepProblem<T>& problem, const Buf
 }  // namespace
 
 template <class T>
-size_t step_workspace(const Context&, const StepProblem<T>& problem) {
+size_t step_workspace(const Context& context, const StepProblem<T>& problem) {
   Arena arena(nullptr);
-  lay_out(arena, problem);
+  lay_out(context, arena, problem);
   return arena.used();
 }
 
@@ -262,15 +315,16 @@ template <class T>
 void discriminator_step(const Context& context, const StepProblem<T>& problem, void* workspace, StepSums<T>* sums,
                         const StepOptions& options) {
   Arena arena(workspace);
-  const Buffers<T> buffers = lay_out(arena, problem);
+  const Buffers<T> buffers = lay_out(context, arena, problem);
   const Rows half{problem.batch, 1}, both{problem.batch, 2};
   const PackedRows<T> packed[] = {{problem.noise, buffers.generator.input},
                                   {problem.real, buffers.discriminator.input}};
   pack_rows(context, packed, 2, problem.batch, problem.labels, problem.classes);
-  Passes<T>(context, problem.generator, buffers.generator, half, buffers.generator.input, options).forward();
+  Passes<T>(context, problem.generator, buffers.generator, half, buffers.generator.input, buffers.gradient, options)
+      .forward();
   pack_fakes(context, problem, buffers);
   const Passes<T> passes(context, problem.discriminator, buffers.discriminator, both, buffers.discriminator.input,
-                         options);
+                         buffers.gradient, options);
   passes.forward();
   loss(context, problem, buffers.discriminator, both, problem.real_target, problem.fake_target, 1, &sums->d_loss,
        &sums->real_score, &sums->fake_score);
@@ -281,16 +335,18 @@ template <class T>
 void generator_step(const Context& context, const StepProblem<T>& problem, void* workspace, bool fresh,
                     StepSums<T>* sums, const StepOptions& options) {
   Arena arena(workspace);
-  const Buffers<T> buffers = lay_out(arena, problem);
+  const Buffers<T> buffers = lay_out(context, arena, problem);
   const Rows half{problem.batch, 1};
-  const Passes<T> generator(context, problem.generator, buffers.generator, half, buffers.generator.input, options);
+  const Passes<T> generator(context, problem.generator, buffers.generator, half, buffers.generator.input,
+                            buffers.gradient, options);
   if (fresh) {
     const PackedRows<T> packed{problem.noise, buffers.generator.input};
     pack_rows(context, &packed, 1, problem.batch, problem.labels, problem.classes);
     generator.forward();
     pack_fakes(context, problem, buffers);
   }
-  const Passes<T> discriminator(context, problem.discriminator, buffers.discriminator, half, buffers.fakes, options);
+  const Passes<T> discriminator(context, problem.discriminator, buffers.discriminator, half, buffers.fakes,
+                                buffers.gradient, options);
   discriminator.forward();
   const double target = problem.minimax ? 0 : 1;
   loss<T>(context, problem, buffers.discriminator, half, target, target, problem.minimax ? -1 : 1, &sums->g_loss,

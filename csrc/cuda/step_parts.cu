@@ -2,6 +2,7 @@
 #include "elementwise.h"
 #include "reduce.h"
 #include "step_parts.h"
+#include "trained.h"
 
 namespace fastgan::cuda {
 
@@ -104,6 +105,13 @@ __global__ void __launch_bounds__(threads)
   });
 }
 
+template <class T>
+__global__ void __launch_bounds__(threads) update_parameter_kernel(const __grid_constant__ Trained<T> parameter,
+                                                                   int64_t n, const T* gradient, T average_rate) {
+  const AdamStep<T> step = *parameter.step;
+  for_vectors<1>(n, [&](int64_t i) { update(parameter, step, i, gradient[i], average_rate); });
+}
+
 // A thread an element, as far as that fills the device.
 Grid grid_of(const Context& context, int64_t n, unsigned down = 1) {
   const int64_t most = int64_t{8} * context.multiprocessors;
@@ -149,12 +157,20 @@ void dropout_backward(const Context& context, const Dropout<T>& dropout, Activat
          saved, grad);
 }
 
+template <class T>
+void update_parameter(const Context& context, const Trained<T>& parameter, int64_t n, const T* gradient,
+                      T average_rate) {
+  launch(context, "update_parameter", update_parameter_kernel<T>, grid_of(context, n), parameter, n, gradient,
+         average_rate);
+}
+
 #define FASTGAN_INSTANTIATE(T)                                                                                 \
   template void pack_rows<T>(const Context&, const PackedRows<T>*, int, int64_t, const int64_t*, int64_t);     \
   template void step_loss<T>(const Context&, const StepLoss<T>&);                                              \
   template void dropout_forward<T>(const Context&, const Dropout<T>&, ActivationArguments, const T*, T*, T*);  \
   template void dropout_backward<T>(const Context&, const Dropout<T>&, ActivationArguments, int64_t, const T*, \
-                                    const T*, T*);
+                                    const T*, T*);                                                             \
+  template void update_parameter<T>(const Context&, const Trained<T>&, int64_t, const T*, T);
 FASTGAN_INSTANTIATE(float)
 FASTGAN_INSTANTIATE(double)
 #undef FASTGAN_INSTANTIATE

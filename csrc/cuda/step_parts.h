@@ -57,4 +57,9 @@ template <class T>
 void dropout_backward(const Context& context, const Dropout<T>& dropout, ActivationArguments activation,
                       int64_t target_width, const T* grad_z, const T* saved, T* grad);
 
+// One update of n elements, where their gradient is in memory.
+template <class T>
+void update_parameter(const Context& context, const Trained<T>& parameter, int64_t n, const T* gradient,
+                      T average_rate);
+
 }  // namespace fastgan::cuda
