@@ -202,7 +202,7 @@ class CudaStep {
   template <class T>
   void replay_or_run(const StepSettings& settings, const StepInputs& given, bool draws) {
     const Key key{given.batch(), given.real.size(0), given.labels.defined() ? given.labels.size(0) : 0,
-                  draws,         options_.rounding,  options_.narrow};
+                  draws,         options_.rounding,  layer_path()};
     const auto copied = [](Tensor& own, const Tensor& from) {
       if (!from.defined()) return;
       if (!own.defined() || own.sizes() != from.sizes()) own = at::empty(from.sizes(), from.options());
