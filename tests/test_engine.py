@@ -143,6 +143,8 @@ def test_200_steps_in_float32(engine_backend: str, case: str) -> None:
 
     Not where a bias is followed by BatchNorm: its gradient is zero but for rounding, and Adam makes a full step of it.
     """
+    if engine_backend == "simt" and case not in ("mnist", "two D steps, reused", "amsgrad"):
+        pytest.skip("the host model takes its time, and the other cases are the same kernels")
     steps = 200
     exact, _ = train(Plain, case, torch.float64, steps)
     errors = []

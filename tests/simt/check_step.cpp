@@ -29,12 +29,35 @@ struct Parameter {
   Buffer<T> value, exp_avg, exp_avg_sq, most, average;
 };
 
+// A device with a library of products.
+class LibraryContext : public Context {
+ public:
+  bool prefers_library(int64_t m, int64_t, int64_t, size_t) const override { return m % 2 == 1; }  // some of them
+  void product(const fastgan::cuda::LibraryProduct<float>& p) const override { multiply(p); }
+  void product(const fastgan::cuda::LibraryProduct<double>& p) const override { multiply(p); }
+
+ private:
+  template <class T>
+  static void multiply(const fastgan::cuda::LibraryProduct<T>& p) {
+    for (int64_t i = 0; i < p.m; ++i)
+      for (int64_t j = 0; j < p.n; ++j) {
+        double sum = 0;
+        for (int64_t l = 0; l < p.k; ++l)
+          sum += double(p.a[i * p.a_row + l * p.a_col]) * double(p.b[l * p.b_row + j * p.b_col]);
+        p.c[i * p.n + j] = T(sum);
+      }
+  }
+};
+
+enum class Optimizer { all_options, plain, frozen_below };
+
 // Two networks, and everything that a step of them takes.
 template <class T>
 struct Training {
-  static constexpr int64_t batch = 19, latent = 3, data = 5, classes = 2;
+  static constexpr int64_t batch = 19, latent = 3, data = 5;
 
-  explicit Training(bool extra) : extra(extra) {
+  explicit Training(bool extra, int64_t classes = 2, Optimizer optimizer = Optimizer::all_options)
+      : extra(extra), classes(classes), optimizer(optimizer) {
     add(generator, LayerKind::linear, latent + classes, 33, {Activation::relu, 0});
     if (extra) {
       add(generator, LayerKind::batch_norm, 33, 33, {Activation::softplus, 0});
@@ -46,7 +69,7 @@ struct Training {
     add(discriminator, LayerKind::linear, data + classes, 40, {Activation::leaky_relu, 0.2});
     if (extra) add(discriminator, LayerKind::dropout, 40, 40, {Activation::elu, 0});
     add(discriminator, LayerKind::linear, 40, 1, {Activation::identity, 0});
-    for (int64_t i = 0; i < batch; ++i) labels.data()[i] = i % classes;
+    for (int64_t i = 0; i < batch; ++i) labels.data()[i] = classes == 0 ? 0 : i % classes;
   }
 
   void add(std::vector<fastgan::StepLayer<T>>& network, LayerKind kind, int64_t in, int64_t out,
@@ -58,13 +81,18 @@ struct Training {
       layer.weight = parameters.back()->trained(&step);
       parameters.push_back(std::make_unique<Parameter<T>>(out));
       layer.bias = parameters.back()->trained(&step);
+      for (fastgan::Trained<T>* trained : {&layer.weight, &layer.bias}) {
+        if (optimizer == Optimizer::plain) trained->max_exp_avg_sq = trained->average = nullptr;
+        if (optimizer == Optimizer::frozen_below && (network.empty() || trained == &layer.weight))
+          trained->exp_avg = nullptr;
+      }
     }
     if (kind == LayerKind::batch_norm) {
       for (T** statistic : {&layer.running_mean, &layer.running_var}) {
         statistics.push_back(std::make_unique<Buffer<T>>(random<T>(out, 0.5, 1)));
         *statistic = statistics.back()->data();
       }
-      layer.batch_statistics = true, layer.momentum = 0.1, layer.eps = 1e-5;
+      layer.batch_statistics = optimizer != Optimizer::frozen_below, layer.momentum = 0.1, layer.eps = 1e-5;
       layer.batches = batches.data(), layer.cumulative = true;
     }
     if (kind == LayerKind::dropout) {
@@ -79,8 +107,8 @@ struct Training {
   }
 
   // A D step and a G step; returns the statistics.
-  fastgan::StepSums<T> run(const fastgan::cuda::StepOptions& step_options, bool fresh) {
-    const Context context;
+  fastgan::StepSums<T> run(const fastgan::cuda::StepOptions& step_options, bool fresh,
+                           const Context& context = Context()) {
     fastgan::StepProblem<T> problem;
     problem.generator = {int(generator.size()), generator.data()};
     problem.discriminator = {int(discriminator.size()), discriminator.data()};
@@ -105,6 +133,8 @@ struct Training {
   }
 
   const bool extra;
+  const int64_t classes;
+  const Optimizer optimizer;
   fastgan::AdamStep<T> step{};
   std::vector<std::unique_ptr<Parameter<T>>> parameters;
   std::vector<std::unique_ptr<Buffer<T>>> statistics, masks;
@@ -123,28 +153,37 @@ void copy_into(const Training<T>& from, Training<T>& to) {
   std::copy_n(from.noise.data(), from.noise.size(), to.noise.data());
 }
 
-// The same step with a launch a layer and with one a network, and on tensor cores.
 template <class T>
-void check_paths() {
-  Training<T> one(false), other(false), rounded(false);
-  copy_into(one, other), copy_into(one, rounded);
-  const auto a = one.run({Rounding::none, false}, false), b = other.run({Rounding::none, true}, false);
-  const double relative = 20 * tolerance<T>;
-  const std::string what = std::string(name_of<T>()) + " step";
-  for (const auto part : {&fastgan::StepSums<T>::d_loss, &fastgan::StepSums<T>::g_loss,
-                          &fastgan::StepSums<T>::real_score, &fastgan::StepSums<T>::fake_score})
-    expect_close(a.*part, b.*part, 1, relative, what + ", statistics");
+void expect_same(const Training<T>& one, const Training<T>& other, const std::string& what) {
   for (size_t k = 0; k < one.parameters.size(); ++k)
     for (const auto part : {&Parameter<T>::value, &Parameter<T>::exp_avg, &Parameter<T>::average})
       for (int64_t i = 0; i < one.parameters[k]->value.size(); ++i)
-        expect_close((one.parameters[k].get()->*part)[i], (other.parameters[k].get()->*part)[i], 1, relative,
+        expect_close((one.parameters[k].get()->*part)[i], (other.parameters[k].get()->*part)[i], 1, 20 * tolerance<T>,
                      what + ", parameters");
+}
+
+// The same step with a launch a layer, with one a network and with a library's products; and on tensor cores.
+template <class T>
+void check_paths(int64_t classes, Optimizer optimizer) {
+  const auto copy = [&](const Training<T>& from) {
+    auto to = std::make_unique<Training<T>>(false, classes, optimizer);
+    copy_into(from, *to);
+    return to;
+  };
+  Training<T> one(false, classes, optimizer);
+  const auto narrow = copy(one), library = copy(one), rounded = copy(one), half = copy(one);
+  const auto a = one.run({Rounding::none, false}, false), b = narrow->run({Rounding::none, true}, false);
+  const std::string what = std::string(name_of<T>()) + " step";
+  for (const auto part : {&fastgan::StepSums<T>::d_loss, &fastgan::StepSums<T>::g_loss,
+                          &fastgan::StepSums<T>::real_score, &fastgan::StepSums<T>::fake_score})
+    expect_close(a.*part, b.*part, 1, 20 * tolerance<T>, what + ", statistics");
+  expect_same(one, *narrow, what);
+  library->run({}, false, LibraryContext());
+  expect_same(one, *library, what + " with a library");
   if (!std::is_same_v<T, float>) return;
-  const auto c = rounded.run({Rounding::tf32, !few}, true);
+  const auto c = rounded->run({Rounding::tf32, !few}, true);
   expect_close(c.d_loss, a.d_loss, 1, 1e-2, "a step in tf32");
-  Training<T> half(false);
-  copy_into(one, half);
-  half.run({Rounding::bf16, true}, true);
+  half->run({Rounding::bf16, true}, true);
 }
 
 // Every kind of layer; against the definition only what is simple: the first loss and the running statistics.
@@ -223,15 +262,22 @@ void check_loss(int64_t batch) {
 }  // namespace
 
 void check_step() {
-  check_paths<float>();
+  check_paths<float>(2, Optimizer::all_options);
   check_all_layers<float>();
   check_batch_norm<float>();
   check_loss<float>(7);
   if (few) return;
   check_loss<float>(3000);  // several blocks
   check_loss<double>(33);
-  check_paths<double>();
+  check_paths<float>(0, Optimizer::frozen_below);
+  check_paths<double>(0, Optimizer::plain);
   check_all_layers<double>();
+  for (const Optimizer optimizer : {Optimizer::plain, Optimizer::frozen_below}) {
+    Training<float> training(true, 0, optimizer);
+    const auto sums = training.run({}, false);
+    expect(std::isfinite(sums.d_loss) && std::isfinite(sums.g_loss), "statistics are finite");
+    expect((training.batches.data()[0] > 0) == (optimizer == Optimizer::plain), "batches are counted in training");
+  }
   check_batch_norm<double>();
 }
 
