@@ -16,7 +16,8 @@ from torch import Tensor
 from fastgan import backend, checks, reference
 
 _REDUCTION = {"none": 0, "mean": 1, "sum": 2}  # torch's own numbers (at::Reduction)
-_ACTIVATION = {name: index for index, name in enumerate(reference.ACTIVATIONS)}
+# Their numbers in csrc/core/activation.h.
+ACTIVATION = {name: index for index, name in enumerate(reference.ACTIVATIONS)}
 _SIGN = {"non_saturating": 1.0, "minimax": -1.0}
 
 __all__ = [
@@ -306,7 +307,7 @@ def _mlp(
     slopes: list[float],
 ) -> Tensor:
     if weights and backend.is_compiled(input):
-        return backend.ops.mlp(input, weights, biases, [_ACTIVATION[name] for name in activations], slopes)
+        return backend.ops.mlp(input, weights, biases, [ACTIVATION[name] for name in activations], slopes)
     return reference.mlp(input, weights, biases, activations, slopes)
 
 
