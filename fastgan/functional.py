@@ -110,6 +110,11 @@ def discriminator_loss(
         ValueError: a target is outside [0, 1], or the reduction is unknown.
         RuntimeError: a dtype is not floating, or dtypes or devices differ.
     """
+    direct = backend.direct()
+    if direct is not None:
+        loss = direct.discriminator_loss(real_logits, fake_logits, real_target, fake_target, reduction)
+        if loss is not None:
+            return loss
     checks.choice("reduction", reduction, checks.REDUCTIONS)
     checks.number("real_target", real_target, 0.0, 1.0)
     checks.number("fake_target", fake_target, 0.0, 1.0)
@@ -149,6 +154,11 @@ def generator_loss(
         ValueError: the kind or reduction is unknown, or the target is outside [0, 1].
         RuntimeError: the dtype is not floating.
     """
+    direct = backend.direct()
+    if direct is not None and kind == "non_saturating":
+        loss = direct.logits_loss(fake_logits, target, 1.0, reduction)
+        if loss is not None:
+            return loss
     checks.choice("kind", kind, checks.GENERATOR_LOSSES)
     checks.choice("reduction", reduction, checks.REDUCTIONS)
     checks.number("target", target, 0.0, 1.0)

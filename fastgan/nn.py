@@ -103,11 +103,13 @@ _ACTIVATION_MODULES: dict[type[nn.Module], Callable[[Any], tuple[str, float] | N
 
 
 # Reads plain layers and runs them in C++, which takes a third of the time that the Python below takes (9 us of 28).
-_module = backend.module
-_reader: Any = _module and _module.LayerReader(
+_reader: Any = backend.module and backend.module.LayerReader(
     nn.Linear,
     nn.LeakyReLU,
-    {kind: functional.ACTIVATION[kind.__name__.lower()] for kind in (nn.Identity, nn.ReLU, nn.Tanh, nn.Sigmoid, nn.SiLU)},
+    {
+        kind: functional.ACTIVATION[kind.__name__.lower()]
+        for kind in (nn.Identity, nn.ReLU, nn.Tanh, nn.Sigmoid, nn.SiLU)
+    },
     functional.ACTIVATION["leaky_relu"],
 )
 
@@ -218,8 +220,7 @@ class _Fused:
         """Run the modules in turn, each run of Linear + activation fused; shapes as the modules have them."""
         if not isinstance(input, Tensor) or any(global_hooks()):
             return nn.Sequential.forward(self, input)  # type: ignore[arg-type]
-        # backend.module may be another one than the reader's, in the tests of CUDA sources on the host.
-        if _reader and not torch.compiler.is_compiling() and backend.module is _module and backend.is_compiled(input):
+        if backend.direct() is not None:
             output = _reader.run(self._modules, input)  # type: ignore[attr-defined]
             if output is not None:
                 return output

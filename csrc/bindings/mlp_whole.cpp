@@ -3,8 +3,10 @@
 #ifndef FASTGAN_SIMT
 
 #include "../cpu/mlp.h"
+#include "../cpu/simd.h"
 #include "layer_path.h"
 
+namespace fastgan::cpu { extern int variant; }
 namespace fastgan::bindings {
 
 namespace {
@@ -64,7 +66,7 @@ struct Call {
 
 bool prefers_whole(const Tensor& x, TensorList weights) {
   if (x.scalar_type() != at::kFloat && x.scalar_type() != at::kDouble) return false;
-  if (x.size(0) == 0 || layer_path() == LayerPath::library) return false;
+  if (x.size(0) == 0 || layer_path() == LayerPath::library || cpu::isa() == cpu::Isa::baseline) return false;
   for (const Tensor& w : weights)
     if (w.numel() == 0) return false;
   return true;
@@ -105,6 +107,7 @@ std::optional<WholeGradients> whole_backward(const CpuScope& here, const Tensor&
                                              bool keep_intermediates) {
   if (!prefers_whole(x, weights) || kept.lowest >= weights.size()) return std::nullopt;
   const size_t count = weights.size();
+  cpu::variant = layer_path() == LayerPath::narrow;
   WholeGradients gradients{{},
                            std::vector<Tensor>(count),
                            std::vector<Tensor>(count),

@@ -7,8 +7,8 @@
 #include <vector>
 
 #include "../cpu/simd.h"
+#include "direct_calls.h"
 #include "layer_path.h"
-#include "layer_reader.h"
 #include "step.h"
 #ifdef FASTGAN_WITH_CUDA
 #include "../cuda/device.h"
@@ -65,6 +65,6 @@ PYBIND11_MODULE(_C, m) {
         "Choose them: automatic, narrow (a whole network a launch, where it fits), tiled (a product a launch) or "
         "library (torch's products). On the CPU both narrow and tiled are a whole network in one parallel region.");
 
-  fastgan::bindings::register_layer_reader(m);
+  fastgan::bindings::register_direct_calls(m);
   fastgan::bindings::register_step_engine(m);
 }

@@ -84,7 +84,7 @@ void input_gradient(const MlpLayer<T>& layer, const MlpLayer<T>* before, int64_t
   const int64_t in = layer.in, out = layer.out, blocks = (in + panel - 1) / panel;
   const Tiles tiles = shared_tiles(batch, threads);
   // Each thread packs the weight for its samples, or the gradients for its inputs.
-  const bool by_rows = tiles.count >= 4 * threads || blocks < 2 * threads;
+  const bool by_rows = variant ? (batch > in || blocks < 2 * threads) : tiles.count >= 4 * threads || blocks < 2 * threads;
   const Share rows = by_rows ? Share(tiles.count, thread, threads) : Share(tiles.count, 0, 1);
   const Share columns = by_rows ? Share(blocks, 0, 1) : Share(blocks, thread, threads);
   T* weight = own;                            // [sum_block][32]
