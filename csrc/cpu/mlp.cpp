@@ -79,9 +79,6 @@ void in_parallel(int threads, const F& work) {
   work(0, 1);
 }
 
-}
-int variant = 0;
-namespace {
 int64_t aligned(int64_t elements, size_t size) { return (elements * int64_t(size) + 63) / 64 * 64 / int64_t(size); }
 
 // Panels that go through the layers at once.

@@ -47,6 +47,21 @@ void pack_columns(int64_t rows, int64_t width, const T* from, int64_t stride, T*
   copy_columns<panel>(rows, width, from, stride, to, panel);
 }
 
+// The rows [begin, end) of a matrix into blocks of 32 columns, [width / 32][rows][32]: row by row, as they are read
+// fastest.
+template <class T>
+void pack_blocks(int64_t begin, int64_t end, int64_t rows, int64_t width, const T* from, T* to) {
+  const int64_t whole = width / panel * panel;
+  for (int64_t r = begin; r < end; ++r) {
+    const T* row = from + r * width;
+    T* out = to + r * panel;
+    for (int64_t c = 0; c < whole; c += panel, out += rows * panel) std::memcpy(out, row + c, panel * sizeof(T));
+    if (whole == width) continue;
+    std::memset(out, 0, panel * sizeof(T));
+    for (int64_t c = whole; c < width; ++c) out[c - whole] = row[c];
+  }
+}
+
 // A tile of the gradient by layer l's y (y is null: by the input), on through the activation where there is one.
 template <class T>
 void finish_gradient(const MlpLayer<T>* layer, T* tile, int rows, int64_t width, int64_t at, int64_t stride, T* to) {
@@ -84,7 +99,7 @@ void input_gradient(const MlpLayer<T>& layer, const MlpLayer<T>* before, int64_t
   const int64_t in = layer.in, out = layer.out, blocks = (in + panel - 1) / panel;
   const Tiles tiles = shared_tiles(batch, threads);
   // Each thread packs the weight for its samples, or the gradients for its inputs.
-  const bool by_rows = variant ? (batch > in || blocks < 2 * threads) : tiles.count >= 4 * threads || blocks < 2 * threads;
+  const bool by_rows = tiles.count >= 4 * threads || blocks < 2 * threads;
   const Share rows = by_rows ? Share(tiles.count, thread, threads) : Share(tiles.count, 0, 1);
   const Share columns = by_rows ? Share(blocks, 0, 1) : Share(blocks, thread, threads);
   T* weight = own;                            // [sum_block][32]
@@ -142,10 +157,8 @@ void parameter_gradients(const MlpLayer<T>& layer, int64_t batch, Team& team, in
     const int64_t samples = std::min(samples_at_once, batch - first);
     if (layer.grad_weight != nullptr) {
       if (first > 0) team.barrier.wait();
-      const Share packed(blocks, thread, threads);
-      for (int64_t block = packed.begin; block < packed.end; ++block)
-        pack_columns(samples, std::min(panel, in - block * panel), layer.x + first * in + block * panel, in,
-                     x_rows + block * samples * panel);
+      const Share packed(samples, thread, threads);
+      pack_blocks(packed.begin, packed.end, samples, in, layer.x + first * in, x_rows);
       team.barrier.wait();
     }
     // So many blocks that their rows of x take half of a second-level cache.

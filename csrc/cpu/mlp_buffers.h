@@ -9,7 +9,6 @@
 
 namespace fastgan::cpu {
 
-extern int variant;
 // Samples that go through the layers of a forward pass at once, a thread: they bound the scratch memory.
 constexpr int64_t panels_a_thread = 16;
 
