@@ -140,6 +140,91 @@ void input_gradient(const MlpLayer<T>& layer, const MlpLayer<T>* before, int64_t
   }
 }
 
+// The sums of the columns [row, row + height) of `samples` rows of packed gradients.
+template <class T>
+void add_bias_gradient(const T* gradients, int64_t stride, int64_t samples, int64_t row, int64_t height, bool first,
+                       T* grad_bias) {
+  alignas(64) T total[panel] = {};
+  for (int64_t k = 0; k < samples; k += panel) {
+    alignas(64) T sum[panel] = {};
+    for (int64_t s = k; s < std::min(samples, k + panel); ++s)
+      for (int64_t m = 0; m < packed_stride; ++m) sum[m] += gradients[s * stride + m];
+    for (int64_t m = 0; m < packed_stride; ++m) total[m] += sum[m];
+  }
+  for (int64_t m = 0; m < height; ++m) grad_bias[row + m] = first ? total[m] : grad_bias[row + m] + total[m];
+}
+
+// Of layers with few inputs, whose tiles have inputs as rows and 32 outputs as columns.
+template <class T>
+void thin_parameter_gradients(const MlpLayer<T>& layer, int64_t batch, int thread, int threads, const T* grad_z,
+                              T* own) {
+  const int64_t in = layer.in, out = layer.out;
+  const Share blocks((out + panel - 1) / panel, thread, threads);
+  T* const inputs = own;                                                        // [samples][packed_stride]
+  T* const gradients = own + std::min(batch, samples_at_once) * packed_stride;  // [samples][32]
+  alignas(64) T tile[thin_width * panel];
+  for (int64_t first = 0; first < batch && blocks.begin < blocks.end; first += samples_at_once) {
+    const int64_t samples = std::min(samples_at_once, batch - first);
+    if (layer.grad_weight != nullptr)
+      copy_columns<packed_stride>(samples, in, layer.x + first * in, in, inputs, packed_stride);
+    for (int64_t block = blocks.begin; block < blocks.end; ++block) {
+      const int64_t row = block * panel, width = std::min(panel, out - row);
+      pack_columns(samples, width, grad_z + first * out + row, out, gradients);
+      for (int64_t half = 0; layer.grad_bias != nullptr && half < width; half += packed_stride)
+        add_bias_gradient(gradients + half, panel, samples, row + half, std::min<int64_t>(packed_stride, width - half),
+                          first == 0, layer.grad_bias);
+      if (layer.grad_weight == nullptr) continue;
+      TileTask<T> task{};
+      task.a = inputs;
+      task.b = gradients;
+      task.k = samples;
+      task.c = tile;
+      task.fetch.from = tile;  // nothing
+      multiply<T, Storage::packed>(int(in), task);
+      for (int64_t m = 0; m < width; ++m)
+        for (int64_t i = 0; i < in; ++i) {
+          T& to = layer.grad_weight[(row + m) * in + i];
+          to = first == 0 ? tile[i * panel + m] : to + tile[i * panel + m];
+        }
+    }
+  }
+}
+
+// Of a layer with one output: a sum of rows of x.
+template <class T>
+void row_parameter_gradients(const MlpLayer<T>& layer, int64_t batch, int thread, int threads, const T* grad_z) {
+  const int64_t in = layer.in;
+  const Share blocks((in + panel - 1) / panel, thread, threads);
+  for (int64_t block = blocks.begin; block < blocks.end; ++block) {
+    const int64_t column = block * panel, width = std::min(panel, in - column);
+    alignas(64) T total[panel] = {};
+    for (int64_t first = 0; layer.grad_weight != nullptr && first < batch; first += samples_at_once) {
+      constexpr int chains = 4;
+      alignas(64) T sum[chains][panel] = {};
+      const int64_t last = std::min(batch, first + samples_at_once);
+      const T* x = layer.x + first * in + column;
+      int64_t s = first;
+      if (width == panel)
+        for (; s + chains <= last; s += chains, x += chains * in)
+          for (int chain = 0; chain < chains; ++chain)
+#pragma omp simd
+            for (int64_t c = 0; c < panel; ++c) sum[chain][c] += grad_z[s + chain] * x[chain * in + c];
+      for (; s < last; ++s, x += in)
+        for (int64_t c = 0; c < width; ++c) sum[0][c] += grad_z[s] * x[c];
+      for (int64_t c = 0; c < panel; ++c) total[c] += (sum[0][c] + sum[1][c]) + (sum[2][c] + sum[3][c]);
+    }
+    if (layer.grad_weight != nullptr) std::memcpy(layer.grad_weight + column, total, width * sizeof(T));
+  }
+  if (layer.grad_bias == nullptr || blocks.begin > 0 || blocks.end == 0) return;
+  T total = 0;
+  for (int64_t s = 0; s < batch; s += panel) {
+    T sum = 0;
+    for (int64_t i = s; i < std::min(batch, s + panel); ++i) sum += grad_z[i];
+    total += sum;
+  }
+  layer.grad_bias[0] = total;
+}
+
 // The gradients by a layer's weight and bias. Begins and ends with the threads at work on memory of their own, but for
 // x_rows, which is free again after the next barrier.
 template <class T>
@@ -147,6 +232,8 @@ void parameter_gradients(const MlpLayer<T>& layer, int64_t batch, Team& team, in
                          T* own) {
   const int threads = team.threads;
   const int64_t in = layer.in, out = layer.out, blocks = (in + panel - 1) / panel;
+  if (out == 1) return row_parameter_gradients(layer, batch, thread, threads, grad_z);
+  if (in <= thin_width && out > thin_width) return thin_parameter_gradients(layer, batch, thread, threads, grad_z, own);
   const Tiles tiles = shared_tiles(out, threads);
   const bool by_outputs = tiles.count >= 2 * threads || blocks < 2 * threads;
   const Share rows = by_outputs ? Share(tiles.count, thread, threads) : Share(tiles.count, 0, 1);
@@ -170,17 +257,8 @@ void parameter_gradients(const MlpLayer<T>& layer, int64_t batch, Team& team, in
         const int height = tiles.height(i);
         copy_columns<packed_stride>(samples, row + packed_stride <= out ? packed_stride : height,
                                     grad_z + first * out + row, out, gradients, packed_stride);
-        if (layer.grad_bias != nullptr && group == 0) {
-          alignas(64) T total[packed_stride] = {};
-          for (int64_t k = 0; k < samples; k += panel) {
-            alignas(64) T sum[packed_stride] = {};
-            for (int64_t s = k; s < std::min(samples, k + panel); ++s)
-              for (int m = 0; m < packed_stride; ++m) sum[m] += gradients[s * packed_stride + m];
-            for (int m = 0; m < packed_stride; ++m) total[m] += sum[m];
-          }
-          for (int m = 0; m < height; ++m)
-            layer.grad_bias[row + m] = first == 0 ? total[m] : layer.grad_bias[row + m] + total[m];
-        }
+        if (layer.grad_bias != nullptr && group == 0)
+          add_bias_gradient(gradients, packed_stride, samples, row, height, first == 0, layer.grad_bias);
         for (int64_t block = group; layer.grad_weight != nullptr && block < group_end; ++block) {
           const int64_t column = block * panel, width = std::min(panel, in - column);
           T* to = layer.grad_weight + row * in + column;
@@ -190,7 +268,9 @@ void parameter_gradients(const MlpLayer<T>& layer, int64_t batch, Team& team, in
           task.k = samples;
           task.c = tile;
           task.accumulate = first > 0;
-          task.fetch.from = tile;  // nothing
+          // The next rows of x, half of which another thread has packed.
+          task.fetch = {task.b + samples * panel, panel * panel, panel};
+          if (i > rows.begin || block + 1 == group_end) task.fetch = {tile};
           if (first > 0) load_tile(height, width, to, in, tile);
           multiply<T, Storage::packed>(height, task);
           store_tile(height, width, tile, to, in);

@@ -37,12 +37,12 @@ constexpr int64_t most_tile_rows = 14;
 template <class T>
 constexpr int64_t most_copied = (1024 + 64) / sizeof(T);
 
-// A tile of a weight and the gradients that it multiplies, or some columns of gradients.
+// A tile of a weight and the gradients that it multiplies, or some columns of gradients and of inputs.
 template <class T>
 constexpr int64_t own_size(int64_t batch) {
   const int64_t product =
       1024 / sizeof(T) * panel + std::min(batch, row_tiles_at_once * most_tile_rows) * most_copied<T>;
-  return std::max(product, std::min(batch, samples_at_once) * 16);
+  return std::max(product, std::min(batch, samples_at_once) * (16 + panel));
 }
 
 }  // namespace fastgan::cpu
