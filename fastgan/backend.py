@@ -72,6 +72,7 @@ def _is_cut_short(file: Path) -> bool:
 
 
 module, missing_reason = _load()
+_direct = module
 ops = torch.ops.fastgan
 _device_types = frozenset(module.device_types()) if module else frozenset()
 _dtypes = frozenset((torch.float32, torch.float64, torch.bfloat16, torch.float16))
@@ -133,6 +134,14 @@ def use_backend(name: str) -> Iterator[None]:
         yield
     finally:
         set_backend(before)
+
+
+def direct() -> ModuleType | None:
+    """The compiled module, where a call may first try the functions there that skip what follows the usual course.
+
+    torch.compile traces torch.ops instead.
+    """
+    return _direct if _name == "auto" and not torch.compiler.is_compiling() else None
 
 
 def is_compiled(tensor: Tensor) -> bool:

@@ -16,7 +16,8 @@ from torch import Tensor
 from fastgan import backend, checks, reference
 
 _REDUCTION = {"none": 0, "mean": 1, "sum": 2}  # torch's own numbers (at::Reduction)
-_ACTIVATION = {name: index for index, name in enumerate(reference.ACTIVATIONS)}
+# Their numbers in csrc/core/activation.h.
+ACTIVATION = {name: index for index, name in enumerate(reference.ACTIVATIONS)}
 _SIGN = {"non_saturating": 1.0, "minimax": -1.0}
 
 __all__ = [
@@ -109,6 +110,11 @@ def discriminator_loss(
         ValueError: a target is outside [0, 1], or the reduction is unknown.
         RuntimeError: a dtype is not floating, or dtypes or devices differ.
     """
+    direct = backend.direct()
+    if direct is not None:
+        loss = direct.discriminator_loss(real_logits, fake_logits, real_target, fake_target, reduction)
+        if loss is not None:
+            return loss
     checks.choice("reduction", reduction, checks.REDUCTIONS)
     checks.number("real_target", real_target, 0.0, 1.0)
     checks.number("fake_target", fake_target, 0.0, 1.0)
@@ -148,6 +154,11 @@ def generator_loss(
         ValueError: the kind or reduction is unknown, or the target is outside [0, 1].
         RuntimeError: the dtype is not floating.
     """
+    direct = backend.direct()
+    if direct is not None and kind == "non_saturating":
+        loss = direct.logits_loss(fake_logits, target, 1.0, reduction)
+        if loss is not None:
+            return loss
     checks.choice("kind", kind, checks.GENERATOR_LOSSES)
     checks.choice("reduction", reduction, checks.REDUCTIONS)
     checks.number("target", target, 0.0, 1.0)
@@ -306,7 +317,7 @@ def _mlp(
     slopes: list[float],
 ) -> Tensor:
     if weights and backend.is_compiled(input):
-        return backend.ops.mlp(input, weights, biases, [_ACTIVATION[name] for name in activations], slopes)
+        return backend.ops.mlp(input, weights, biases, [ACTIVATION[name] for name in activations], slopes)
     return reference.mlp(input, weights, biases, activations, slopes)
 
 

@@ -123,14 +123,20 @@ struct Call {
   double sign;
   int64_t reduction;
 
+  // In one list: targets, sign, reduction.
   void save(AutogradContext* ctx) const {
-    ctx->saved_data["targets"] = targets;
-    ctx->saved_data["sign"] = sign;
-    ctx->saved_data["reduction"] = reduction;
+    std::vector<double> packed = targets;
+    packed.push_back(sign);
+    packed.push_back(static_cast<double>(reduction));
+    ctx->saved_data["call"] = std::move(packed);
   }
   static Call of(AutogradContext* ctx) {
-    return {ctx->saved_data["targets"].toDoubleVector(), ctx->saved_data["sign"].toDouble(),
-            ctx->saved_data["reduction"].toInt()};
+    std::vector<double> packed = ctx->saved_data["call"].toDoubleVector();
+    const auto reduction = static_cast<int64_t>(packed.back());
+    packed.pop_back();
+    const double sign = packed.back();
+    packed.pop_back();
+    return {std::move(packed), sign, reduction};
   }
 };
 
@@ -202,6 +208,7 @@ class LogitsLossFunction : public torch::autograd::Function<LogitsLossFunction> 
       out = LogitsLossBackwardFunction::apply(grad_outputs[0], logits, call,
                                               LogitsLossBackwardFunction::Constants{gradients.vec()});
     } else {
+      const at::AutoDispatchBelowADInplaceOrView below;  // nothing to record
       FASTGAN_OP("logits_loss_backward", Backward);
       out = op.call(grad_outputs[0], gradients, call.reduction);
     }

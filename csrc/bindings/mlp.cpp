@@ -180,6 +180,7 @@ class MlpBackwardFunction : public torch::autograd::Function<MlpBackwardFunction
       size_t edge = 2 + count;
       for (size_t l = 0; l < count; ++l)
         need.push_back(call.has_bias[l] && ctx->needs_input_grad(edge++) && paths.biases[l]);
+      const at::AutoDispatchBelowADInplaceOrView below;  // nothing to record
       FASTGAN_OP("mlp_double_backward", MlpDoubleBackward);
       const auto packed =
           op.call(defined, given, variables[1], weights, outputs, intermediates, call.activations, call.slopes, need);
@@ -263,6 +264,7 @@ class MlpFunction : public torch::autograd::Function<MlpFunction> {
       for (const Tensor& output : outputs) constants.outputs.push_back(output.detach());
       packed = MlpBackwardFunction::apply(grad_outputs[0], input, weights, TensorList(biases), call, constants);
     } else {
+      const at::AutoDispatchBelowADInplaceOrView below;  // nothing to record
       FASTGAN_OP("mlp_backward", MlpBackward);
       packed = op.call(grad_outputs[0], input, weights, outputs, call.activations, call.slopes, need, false);
     }

@@ -1,10 +1,21 @@
 // The kernels of the mlp ops, for every scope that the build has: the loops over layers.
 #include "mlp.h"
 #include "mlp_narrow.h"
+#include "mlp_whole.h"
 
 namespace fastgan::bindings {
 
 namespace {
+
+// All layers' outputs in one launch or parallel region, where that is the way for them.
+template <class Scope>
+std::optional<std::vector<LayerOutput>> forward_at_once(const Scope& here, const Tensor& x, TensorList weights,
+                                                        const Biases& biases, const Layers& layers, bool keep) {
+  if constexpr (Scope::has_narrow)
+    return narrow_forward(here, x, weights, biases, layers, keep);
+  else
+    return whole_forward(here, x, weights, biases, layers, keep);
+}
 
 // The rows are counted, for reshape cannot infer them where there are no elements.
 Tensor as_matrix(const Tensor& x, int64_t rows) { return x.dim() == 2 ? x : x.reshape({rows, x.size(-1)}); }
@@ -54,10 +65,8 @@ Tensor mlp_kernel(const Tensor& input, TensorList weights, const Biases& biases,
   const Scope here(input);
   const Layers layers(activations, slopes);
   check_biases(input, weights, biases, layers);
-  if constexpr (Scope::has_narrow) {
-    if (const auto whole = narrow_forward(here, as_matrix(input, row_count(input)), weights, biases, layers, false))
-      return with_leading_dimensions(whole->back().y, input);
-  }
+  if (const auto whole = forward_at_once(here, as_matrix(input, row_count(input)), weights, biases, layers, false))
+    return with_leading_dimensions(whole->back().y, input);
   Tensor y;
   run_layers(here, input, weights, biases, layers, false, [&](size_t, const LayerOutput& out) { y = out.y; });
   return with_leading_dimensions(y, input);
@@ -74,9 +83,7 @@ std::vector<Tensor> mlp_forward_kernel(const Tensor& input, TensorList weights, 
     outputs.push_back(with_leading_dimensions(out.y, input));
     if (out.z.defined()) pre_activations.push_back(with_leading_dimensions(out.z, input));
   };
-  std::optional<std::vector<LayerOutput>> whole;
-  if constexpr (Scope::has_narrow)
-    whole = narrow_forward(here, as_matrix(input, row_count(input)), weights, biases, layers, true);
+  const auto whole = forward_at_once(here, as_matrix(input, row_count(input)), weights, biases, layers, true);
   if (!whole) run_layers(here, input, weights, biases, layers, true, collect);
   for (size_t l = 0; whole && l < layers.count(); ++l) collect(l, (*whole)[l]);
   outputs.insert(outputs.end(), pre_activations.begin(), pre_activations.end());
@@ -107,15 +114,22 @@ std::vector<Tensor> mlp_backward_kernel(const Tensor& grad_output, const Tensor&
   std::vector<Tensor> grad_weights(count), grad_biases(count), grad_z(count), grad_y(count);
   const auto layer_input = [&](size_t l) { return as_matrix(l == 0 ? input : outputs[l - 1], rows); };
   bool whole = false;
+  const auto as_rows = [&](TensorList list) {
+    std::vector<Tensor> matrices;
+    for (const Tensor& x : list) matrices.push_back(as_matrix(x, rows));
+    return matrices;
+  };
   if constexpr (Scope::has_narrow) {
-    const auto as_rows = [&](TensorList list) {
-      std::vector<Tensor> matrices;
-      for (const Tensor& x : list) matrices.push_back(as_matrix(x, rows));
-      return matrices;
-    };
     whole = !keep_intermediates && narrow_backward(here, as_matrix(grad_output, rows), as_matrix(input, rows), weights,
                                                    as_rows(outputs.slice(0, count)), as_rows(saved), layers, need,
                                                    kept.lowest, grad_input, grad_weights, grad_biases);
+  } else if (auto gradients = whole_backward(here, as_matrix(grad_output, rows), as_matrix(input, rows), weights,
+                                             as_rows(outputs.slice(0, count)), as_rows(saved), layers, need, kept,
+                                             keep_intermediates)) {
+    whole = true;
+    grad_input = gradients->grad_input;
+    grad_weights = std::move(gradients->grad_weights), grad_biases = std::move(gradients->grad_biases);
+    grad_z = std::move(gradients->grad_z), grad_y = std::move(gradients->grad_y);
   }
   // g is grad_y of layer l; where the layer after has done it already, next_z is its grad_z.
   Tensor g = as_matrix(grad_output, rows), next_z;

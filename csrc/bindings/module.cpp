@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "../cpu/simd.h"
+#include "direct_calls.h"
 #include "layer_path.h"
 #include "step.h"
 #ifdef FASTGAN_WITH_CUDA
@@ -59,10 +60,11 @@ PYBIND11_MODULE(_C, m) {
       },
       "The torch device types that the ops have compiled kernels for.");
 
-  m.def("layer_path", fastgan::bindings::layer_path_name, "Which kernels run the layers on CUDA.");
+  m.def("layer_path", fastgan::bindings::layer_path_name, "Which kernels run the layers.");
   m.def("set_layer_path", fastgan::bindings::set_layer_path, py::arg("name"),
         "Choose them: automatic, narrow (a whole network a launch, where it fits), tiled (a product a launch) or "
-        "library (torch's products).");
+        "library (torch's products). On the CPU both narrow and tiled are a whole network in one parallel region.");
 
+  fastgan::bindings::register_direct_calls(m);
   fastgan::bindings::register_step_engine(m);
 }

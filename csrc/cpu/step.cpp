@@ -32,6 +32,15 @@ FASTGAN_DECLARE(amx)
 #endif
 #undef FASTGAN_DECLARE
 
+int groups_for(int threads, int64_t panels) {
+  for (int groups = threads; groups > 1; --groups) {
+    if (threads % groups != 0 || groups > panels) continue;
+    const int64_t most = (panels + groups - 1) / groups;
+    if (double(panels) / double(most * groups) >= 0.8) return groups;
+  }
+  return 1;
+}
+
 namespace {
 
 // Hands out pieces of the workspace, or only counts what they take.
@@ -125,17 +134,6 @@ int threads_for(const StepProblem<T>& problem) {
 #else
   return 1;
 #endif
-}
-
-// Into how many groups the panels are shared out: as many as there are threads, unless that leaves some with fewer
-// panels than others; then several threads share each layer's features of one group.
-int groups_for(int threads, int64_t panels) {
-  for (int groups = threads; groups > 1; --groups) {
-    if (threads % groups != 0 || groups > panels) continue;
-    const int64_t most = (panels + groups - 1) / groups;
-    if (double(panels) / double(most * groups) >= 0.8) return groups;
-  }
-  return 1;
 }
 
 // For the length of a scope, subnormal numbers are zeros. The moments of units that get no gradient fade into them and

@@ -90,6 +90,10 @@ class Barrier {
   alignas(64) std::atomic<int> round_{0};
 };
 
+// Into how many groups the panels are shared out: as many as there are threads, unless that leaves some with fewer
+// panels than others; then several threads share each layer's features of one group.
+int groups_for(int threads, int64_t panels);
+
 // What the threads of one phase have in common.
 struct Team {
   Team(int threads, int64_t panels, int panel_groups)
