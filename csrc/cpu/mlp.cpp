@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "mlp_buffers.h"
+#include "parallel.h"
 #include "simd.h"
 
 #ifdef _OPENMP
@@ -58,25 +59,6 @@ int threads_for(const Mlp<T>& mlp) {
 #else
   return 1;
 #endif
-}
-
-// Calls work(thread, threads) in that many threads, or in one where the runtime gives fewer.
-template <class F>
-void in_parallel(int threads, const F& work) {
-#ifdef _OPENMP
-  if (threads > 1) {
-    bool all = false;
-#pragma omp parallel num_threads(threads)
-    {
-      if (omp_get_num_threads() == threads) {
-        work(omp_get_thread_num(), threads);
-        if (omp_get_thread_num() == 0) all = true;
-      }
-    }
-    if (all) return;
-  }
-#endif
-  work(0, 1);
 }
 
 int64_t aligned(int64_t elements, size_t size) { return (elements * int64_t(size) + 63) / 64 * 64 / int64_t(size); }

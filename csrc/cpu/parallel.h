@@ -8,6 +8,10 @@
 #include <algorithm>
 #include <cstdint>
 
+#ifdef _OPENMP
+#include <omp.h>
+#endif
+
 namespace fastgan::cpu {
 
 // Elements a chunk. Float sums within one chunk have at most 4096 / 16 terms in a lane.
@@ -32,6 +36,25 @@ void for_chunks(int64_t count, int64_t work, const F& f) {
 template <class F>
 void for_ranges(int64_t n, const F& f) {
   for_chunks(chunk_count(n), n, [&](int64_t chunk) { f(chunk * chunk_size, std::min(n, (chunk + 1) * chunk_size)); });
+}
+
+// Calls work(thread, threads) in that many threads, or in one where the runtime gives fewer.
+template <class F>
+void in_parallel(int threads, const F& work) {
+#ifdef _OPENMP
+  if (threads > 1) {
+    bool all = false;
+#pragma omp parallel num_threads(threads)
+    {
+      if (omp_get_num_threads() == threads) {
+        work(omp_get_thread_num(), threads);
+        if (omp_get_thread_num() == 0) all = true;
+      }
+    }
+    if (all) return;
+  }
+#endif
+  work(0, 1);
 }
 
 }  // namespace fastgan::cpu

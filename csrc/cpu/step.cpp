@@ -2,6 +2,7 @@
 
 #include <algorithm>
 
+#include "parallel.h"
 #include "simd.h"
 #include "step_buffers.h"
 
@@ -128,6 +129,7 @@ constexpr double flops_worth_a_thread = 1e6;
 template <class T>
 int threads_for(const StepProblem<T>& problem) {
 #ifdef _OPENMP
+  if (omp_in_parallel()) return 1;
   const double flops =
       6.0 * double(problem.batch) * (weights_of(problem.generator) + 2 * weights_of(problem.discriminator));
   return std::max(1, std::min(omp_get_max_threads(), int(std::min(1e6, flops / flops_worth_a_thread))));
@@ -154,19 +156,11 @@ template <class T, class F>
 void run(const StepProblem<T>& problem, const F& work) {
   const int threads = threads_for(problem);
   const int64_t panels = panel_count(problem.batch);
-  if (threads == 1) {
-    Team team(1, panels, 1);
+  Team team(threads, panels, groups_for(threads, panels)), alone(1, panels, 1);
+  in_parallel(threads, [&](int thread, int in_force) {
     const WithoutSubnormals without_subnormals;
-    return work(team, 0);
-  }
-#ifdef _OPENMP
-  Team team(threads, panels, groups_for(threads, panels));
-#pragma omp parallel num_threads(threads)
-  {
-    const WithoutSubnormals without_subnormals;
-    work(team, omp_get_thread_num());
-  }
-#endif
+    work(in_force < threads ? alone : team, thread);
+  });
 }
 
 #ifdef FASTGAN_AMX
