@@ -12,11 +12,17 @@ void update(const Trained<T>& parameter, int64_t at, int64_t stride, int rows, i
     const AdamFloats adam(*parameter.step, average_rate);
     for (int64_t i = 0; i < n; i += 16) {
       const __mmask16 mask = n - i < 16 ? __mmask16((1u << (n - i)) - 1) : __mmask16(0xffff);
-      for (int m = 0; m < rows; ++m)
+      for (int m = 0; m < rows; ++m) {
+#if defined(FASTGAN_ISA_AMX)
+        // The next tile's elements: its product is too short to fetch them meanwhile.
+        for (float* next : {parameter.value, parameter.exp_avg, parameter.exp_avg_sq})
+          __builtin_prefetch(from(next + i, m) + panel, 1, 3);
+#endif
         adam.update(mask, grad + m * panel + i, from(parameter.value + i, m), from(parameter.exp_avg + i, m),
                     from(parameter.exp_avg_sq + i, m),
                     parameter.max_exp_avg_sq == nullptr ? nullptr : from(parameter.max_exp_avg_sq + i, m),
                     parameter.average == nullptr ? nullptr : from(parameter.average + i, m));
+      }
     }
     return;
   }
