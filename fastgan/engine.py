@@ -37,6 +37,7 @@ _OPTIONS = (
     "d_steps",
     "reuse_fake",
     "r1_gamma",
+    "r1_every",
     "num_classes",
     "ema",
     "ema_decay",
@@ -110,6 +111,8 @@ class Plan:
             f"the whole step as one native call on {device.type}, real and fake through D as one batch, "
             f"{step.precision}"
         )
+        if step.r1_gamma > 0:
+            self.text += f"; 1 step in {step.r1_every}, with the R1 penalty, composed of fused ops under autograd"
 
     def run(self, step: TrainStep, real: Tensor, labels: Tensor | None, noise: Tensor | None) -> StepStats | None:
         """The statistics of a step; or None, and nothing is done, where the plan is out of date, or the inputs are not
@@ -340,8 +343,8 @@ def _check_step(step: TrainStep) -> None:
         raise CannotPlan("the backend is the reference")
     if backend.module is None:
         raise CannotPlan(backend.missing_reason)
-    if step.r1_gamma > 0:
-        raise CannotPlan("r1_gamma is over 0")
+    if step.r1_gamma > 0 and step.r1_every == 1:
+        raise CannotPlan("every step has the R1 penalty (r1_gamma is over 0 and r1_every is 1)")
     if any(_hooks(step)):
         raise CannotPlan("an optimizer or all modules have hooks")
     for name in ("g_optimizer", "d_optimizer"):

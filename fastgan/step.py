@@ -29,8 +29,8 @@ class TrainStep:
     Where both networks are Sequentials of Linear, BatchNorm1d, Dropout and activations (`fastgan.nn.MLP` is one) and
     both optimizers Adam or AdamW, the whole step is one native call on memory set aside once, which updates the
     parameters and the optimizers' state in place. Gradients are not kept: `Parameter.grad` is None afterwards. Anything
-    else runs composed, of fused ops under autograd. `plan` says in one line which path runs and, when it is not the
-    fastest, why.
+    else runs composed, of fused ops under autograd; so does each step with the R1 penalty. `plan` says in one line
+    which path runs and, when it is not the fastest, why.
     """
 
     def __init__(
@@ -159,17 +159,18 @@ class TrainStep:
         Raises:
             ValueError, TypeError, RuntimeError: a shape, dtype, label or device does not fit; nothing was updated.
         """
-        if self._plan is not None:
+        penalize = self.r1_gamma > 0 and self.steps_done % self.r1_every == 0
+        if self._plan is not None and not penalize:
             statistics = self._plan.run(self, real, labels, noise)
             if statistics is not None:
                 self.steps_done += 1
                 return statistics
         # The plan is out of date, or there is something about the inputs.
         real, labels, noise = self._check_inputs(real, labels, noise)
-        plan = self._current_plan()
+        plan = None if penalize else self._current_plan()
         statistics = None if plan is None else plan.run(self, real, labels, noise)
         if statistics is None:
-            statistics = self._composed_step(real, labels, noise)
+            statistics = self._composed_step(real, labels, noise, penalize)
         self.steps_done += 1
         return statistics
 
@@ -194,12 +195,11 @@ class TrainStep:
         self.steps_done += 1
         return seconds
 
-    def _composed_step(self, real: Tensor, labels: Tensor | None, noise: Tensor | None) -> StepStats:
+    def _composed_step(self, real: Tensor, labels: Tensor | None, noise: Tensor | None, penalize: bool) -> StepStats:
         conditions = None if labels is None else F.one_hot(labels, self.num_classes).to(real.dtype)
         if noise is None:
             rows = self.d_steps + (0 if self.reuse_fake else 1)
             noise = torch.randn(rows, real.shape[1], self._latent_size(), device=real.device, dtype=real.dtype)
-        penalize = self.r1_gamma > 0 and self.steps_done % self.r1_every == 0
         for i in range(self.d_steps):
             condition = conditions[i] if conditions is not None else None
             # The reused fake keeps its graph for G's backward; any other needs none.

@@ -382,11 +382,17 @@ def test_changed_options_are_noticed(engine_backend: str) -> None:
     assert follow(change).plan.startswith(NATIVE)
 
 
+def test_the_steps_between_those_with_the_r1_penalty(engine_backend: str) -> None:
+    trainer = follow(lambda trainer, i: None, r1_gamma=2.0, r1_every=3)
+    assert trainer.plan.startswith(NATIVE)
+    assert "1 step in 3, with the R1 penalty, composed" in trainer.plan
+
+
 @pytest.mark.parametrize(
     ("changed", "reason"),
     [
         ({"make": functools.partial(SGD, lr=0.1)}, "g_optimizer is SGD"),
-        ({"r1_gamma": 1.0}, "r1_gamma"),
+        ({"r1_gamma": 1.0, "r1_every": 1}, "r1_gamma"),
         ({"engine": False}, "engine is False"),
         ({"tail": nn.Hardtanh()}, "generator[4] is a Hardtanh"),
         ({"make": functools.partial(Adam, differentiable=True)}, "differentiable"),
