@@ -169,6 +169,7 @@ void check_layers() {
       const ActivationArguments act{Activation(activation++ % int(Activation::count)), 0.2};
       for (const Rounding rounding : {Rounding::none, Rounding::tf32, Rounding::bf16}) {
         if ((rounding != Rounding::none && !std::is_same_v<T, float>) || (few && in < 264)) continue;
+        if (few && rounding == Rounding::bf16) continue;  // check_step has it
         if (!few) check_products<T>(batch, in, out, act, rounding, 4, 0);
         check_products<T>(batch, in, out, act, rounding, 64, 1);  // many processors: k is shared out; and not aligned
       }
