@@ -15,10 +15,12 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
 import shutil
 import site
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 from setuptools import setup
@@ -126,6 +128,29 @@ def nvidia_package_paths() -> tuple[list[str], list[str]]:
     )
 
 
+def shared_runtime() -> list[str]:
+    """The C++ runtime that PyTorch has loaded, to be linked where the compiler would put another one into the module.
+
+    Some toolchains link libstdc++ statically. An exception that one copy of it throws crashes the process where it
+    passes code that was linked with another, and every error that a user is to read is such an exception.
+    """
+    compiler = shlex.split(os.environ.get("CXX", "").strip() or "g++")
+    with tempfile.TemporaryDirectory() as folder:
+        source, library = Path(folder) / "throws.cpp", Path(folder) / "throws.so"
+        source.write_text("void throws() { throw 1; }\n")
+        command = [*compiler, "-shared", "-fPIC", str(source), "-o", str(library)]
+        if subprocess.run(command, capture_output=True).returncode != 0 or b"libstdc++.so" in library.read_bytes():
+            return []
+    import torch  # noqa: F401, loads it
+
+    for line in Path("/proc/self/maps").read_text().splitlines():
+        file = line.split(maxsplit=5)[5] if line.count("/") else ""
+        if Path(file).name.startswith("libstdc++.so"):
+            say(f"{compiler[0]} links the C++ runtime statically; the module is linked to PyTorch's, {file}")
+            return [file]
+    return []
+
+
 def extension(mode: str):
     from torch.utils import cpp_extension
 
@@ -134,7 +159,7 @@ def extension(mode: str):
 
     files = sources("bindings", "*.cpp") + sources("cpu", "*.cpp")
     cxx = ["-O3", "-g0", "-fno-math-errno", "-fno-trapping-math", "-fvisibility=hidden", "-Wno-attributes"]
-    link = ["-Wl,-s"] if sys.platform.startswith("linux") else []
+    link = ["-Wl,-s", *shared_runtime()] if sys.platform.startswith("linux") else []
     if sys.platform.startswith("linux"):
         # Compiled for OpenMP but not linked to a runtime: its symbols are found in the one that PyTorch has loaded.
         cxx.append("-fopenmp")
