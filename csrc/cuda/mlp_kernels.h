@@ -9,9 +9,8 @@
 #include <algorithm>
 #include <type_traits>
 
+#include "epilogue.h"
 #include "mlp.h"
-#include "tile.h"
-#include "trained.h"
 
 namespace fastgan::cuda {
 
@@ -71,16 +70,26 @@ __device__ __forceinline__ void layer_product(const Matrix<T>* from, const T* re
   }
 }
 
-// Calls each(sample, col, sum) for a tile of sums from column col0 on, every sample of the block and every column up to
-// the next multiple of step_k after `cols`: a product that reads what is on chip reads so far.
-template <class N, class T, class Each>
-__device__ __forceinline__ void for_tile(const typename N::C* tile, int col0, int cols, const Each& each) {
+// Calls each(sample, col, sum, loaded) for a tile of sums from column col0 on, every sample of the block and every
+// column up to the next multiple of step_k after `cols`: a product that reads what is on chip reads so far. A thread
+// has one column; loaded is load(sample, col), called for several samples ahead, so that their memory is on its way
+// together.
+template <class N, class T, class Load, class Each>
+__device__ __forceinline__ void for_tile(const typename N::C* tile, int col0, int cols, const Load& load,
+                                         const Each& each) {
+  static_assert(tile_threads == across, "a column a thread");
   const int padded = (cols + step_k<T> - 1) / step_k<T> * step_k<T>;
-  constexpr int unrolled = sizeof(T) == 8 ? 1 : 4;  // more doubles would spill registers
-#pragma unroll(unrolled)
-  for (int i = threadIdx.x; i < samples * across; i += tile_threads) {
-    const int sample = i / across, col = col0 + i % across;
-    if (col < padded) each(sample, col, tile[sample * N::tile_stride + i % across]);
+  const int col = col0 + int(threadIdx.x);
+  if (col >= padded) return;
+  constexpr int in_flight = sizeof(T) == 8 ? 4 : samples;  // more doubles would spill registers
+#pragma unroll(sizeof(T) == 8 ? 1 : samples / in_flight)
+  for (int begin = 0; begin < samples; begin += in_flight) {
+    decltype(load(0, 0)) loaded[in_flight];
+#pragma unroll
+    for (int i = 0; i < in_flight; ++i) loaded[i] = load(begin + i, col);
+#pragma unroll
+    for (int i = 0; i < in_flight; ++i)
+      each(begin + i, col, tile[(begin + i) * N::tile_stride + int(threadIdx.x)], loaded[i]);
   }
 }
 
@@ -101,9 +110,11 @@ __global__ void __launch_bounds__(tile_threads, 2)
       with_activation(layer.activation.activation, [&](auto act) {
         using A = decltype(act);
         const C slope = C(layer.activation.negative_slope);
-        for_tile<N, T>(tile, col0, layer.out, [&](int sample, int col, C sum) {
-          const bool real = col < layer.out;
-          const C z = real && layer.bias != nullptr ? sum + load(layer.bias + col) : sum;
+        const bool real = col0 + int(threadIdx.x) < layer.out;
+        const C bias = real && layer.bias != nullptr ? load(layer.bias + col0 + threadIdx.x) : C(0);
+        const auto nothing = [](int, int) { return 0; };
+        for_tile<N, T>(tile, col0, layer.out, nothing, [&](int sample, int col, C sum, int) {
+          const C z = layer.bias != nullptr ? sum + bias : sum;
           T y{};
           if (real) store(&y, A::value(z, slope));
           if (next != nullptr) next[sample * N::resident_stride + col] = y;
@@ -163,12 +174,16 @@ __device__ __forceinline__ void backward_chain(const NarrowNetwork<T>& network, 
       with_activation(before.saved == nullptr ? Activation::identity : before.activation.activation, [&](auto act) {
         using A = decltype(act);
         const C slope = C(before.activation.negative_slope);
-        for_tile<N, T>(tile, col0, before.width, [&](int sample, int col, C sum) {
+        const auto place_of = [&](int sample, int col) { return (row0 + sample) * before.width + col; };
+        const auto is_inside = [&](int sample, int col) { return col < before.width && row0 + sample < network.batch; };
+        const auto saved = [&](int sample, int col) {
+          return before.saved != nullptr && is_inside(sample, col) ? load(before.saved + place_of(sample, col)) : C(0);
+        };
+        for_tile<N, T>(tile, col0, before.width, saved, [&](int sample, int col, C sum, C at) {
           T g{};
-          if (col < before.width && row0 + sample < network.batch) {
-            const int64_t place = (row0 + sample) * before.width + col;
-            store(&g, before.saved == nullptr ? sum : sum * A::d(load(before.saved + place), slope));
-            before.grad[place] = g;
+          if (is_inside(sample, col)) {
+            store(&g, before.saved == nullptr ? sum : sum * A::d(at, slope));
+            before.grad[place_of(sample, col)] = g;
           }
           if (l > 0) next[sample * N::resident_stride + col] = g;
         });
@@ -212,19 +227,11 @@ __device__ __forceinline__ void weight_gradient_tile(const NarrowNetwork<T>& net
   arithmetic.write(tile, N::weight_stride);
   __syncthreads();
   if (wants_weight<trains>(layer)) {
-    const auto each = [&](auto&& body) {
-      for (int i = threadIdx.x; i < weight_tile * weight_tile; i += tile_threads) {
-        const int row = row0 + i / weight_tile, col = col0 + i % weight_tile;
-        if (row < layer.out && col < layer.in)
-          body(int64_t{row} * layer.in + col, tile[i / weight_tile * N::weight_stride + i % weight_tile]);
-      }
-    };
-    if constexpr (trains) {
-      const AdamStep<T> step = *layer.trained_weight.step;
-      each([&](int64_t place, C sum) { update(layer.trained_weight, step, place, sum, network.average_rate); });
-    } else {
-      each([&](int64_t place, C sum) { store(layer.grad_weight + place, sum); });
-    }
+    const Tile<C, weight_tile, N::weight_stride> sums{tile, row0, col0, layer.out, layer.in};
+    if constexpr (trains)
+      update_tile(sums, layer.trained_weight, network.average_rate);
+    else
+      store_tile(sums, layer.grad_weight);
   }
   const int row = row0 + int(threadIdx.x);
   if (sums_bias && row < layer.out) {

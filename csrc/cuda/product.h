@@ -5,10 +5,9 @@
 #include <algorithm>
 #include <type_traits>
 
+#include "epilogue.h"
 #include "linear.h"
 #include "reduce.h"
-#include "tile.h"
-#include "trained.h"
 
 namespace fastgan::cuda {
 
@@ -50,36 +49,47 @@ __host__ __device__ __forceinline__ bool has_bias_sum(const Product<T>& p) {
   return pass == Pass::weight_gradient && p.grad_bias != nullptr;
 }
 
-// What becomes of element (row, col) of the product.
-template <Pass pass, class T, class C>
-__device__ __forceinline__ void finish(const Product<T>& p, const C* tile, int64_t row0, int64_t col0) {
-  const int64_t m = p.a.rows, n = p.b.rows;
-  const auto each = [&](auto&& body) {
-    for (int i = threadIdx.x; i < tile_size * tile_size; i += tile_threads) {
-      const int64_t row = row0 + i / tile_size, col = col0 + i % tile_size;
-      if (row < m && col < n)
-        body(tile[i / tile_size * (tile_size + 16 / int(sizeof(C))) + i % tile_size], row * n + col, col);
-    }
-  };
+// What becomes of a tile of the product.
+template <Pass pass, class T, class Whole>
+__device__ __forceinline__ void finish(const Product<T>& p, const Whole& tile) {
+  using C = compute_t<T>;
+  const int count = tile.count();
+  const bool quads = tile.has_quads() && takes_quads(p.first) && takes_quads(p.second) && takes_quads(p.saved);
   if constexpr (pass == Pass::weight_gradient) {
-    each([&](C sum, int64_t place, int64_t) { store(p.second + place, sum); });
+    store_tile(tile, p.second);
   } else if constexpr (pass == Pass::weight_update) {
-    const AdamStep<C> step = *p.trained_weight.step;
-    each([&](C sum, int64_t place, int64_t) { update(p.trained_weight, step, place, sum, p.average_rate); });
+    update_tile(tile, p.trained_weight, p.average_rate);
+  } else if constexpr (pass == Pass::forward) {
+    const Values<C> bias =
+        p.bias == nullptr ? Values<C>{} : load_values(p.bias + tile.col0 + tile.first_col(), count, false);
+    with_activation(p.activation.activation, [&](auto act) {
+      using A = decltype(act);
+      const C slope = C(p.activation.negative_slope);
+      tile.template for_rows<1>([](int64_t) { return 0; },
+                                [&](int, Values<C> sums, int64_t place) {
+                                  Values<C> y;
+#pragma unroll
+                                  for (int i = 0; i < 4; ++i) {
+                                    if (p.bias != nullptr) sums.element[i] += bias.element[i];
+                                    y.element[i] = A::value(sums.element[i], slope);
+                                  }
+                                  if (p.first != nullptr) store_values(p.first + place, count, quads, sums);
+                                  store_values(p.second + place, count, quads, y);
+                                });
+    });
   } else {
     with_activation(p.activation.activation, [&](auto act) {
       using A = decltype(act);
       const C slope = C(p.activation.negative_slope);
-      each([&](C sum, int64_t place, int64_t col) {
-        if constexpr (pass == Pass::forward) {
-          const C z = p.bias == nullptr ? sum : sum + load(p.bias + col);
-          if (p.first != nullptr) store(p.first + place, z);
-          store(p.second + place, A::value(z, slope));
-        } else {
-          if (p.first != nullptr) store(p.first + place, sum);
-          if (p.second != nullptr) store(p.second + place, sum * A::d(load(p.saved + place), slope));
-        }
-      });
+      tile.template for_rows<4>(
+          [&](int64_t place) { return p.second == nullptr ? Values<C>{} : load_values(p.saved + place, count, quads); },
+          [&](const Values<C>& saved, Values<C> sums, int64_t place) {
+            if (p.first != nullptr) store_values(p.first + place, count, quads, sums);
+            if (p.second == nullptr) return;
+#pragma unroll
+            for (int i = 0; i < 4; ++i) sums.element[i] *= A::d(saved.element[i], slope);
+            store_values(p.second + place, count, quads, sums);
+          });
     });
   }
 }
@@ -116,20 +126,14 @@ __global__ void __launch_bounds__(tile_threads, 2) product_kernel(Product<typena
 
   if (gridDim.y > 1) {
     C* const sums = static_cast<C*>(p.partial) + int64_t{blockIdx.x} * gridDim.y * Layout::size;
-    for (int i = threadIdx.x; i < Layout::size; i += tile_threads) {
-      const bool written = i >= Layout::sums || i % Layout::stride < tile_size;  // the padding is not
-      if (written) sums[int64_t{blockIdx.y} * Layout::size + i] = tile[i];
-    }
+    for (int i = threadIdx.x; i < Layout::size / 4; i += tile_threads)
+      reinterpret_cast<Quad<C>*>(sums + int64_t{blockIdx.y} * Layout::size)[i] =
+          reinterpret_cast<const Quad<C>*>(tile)[i];
     if (!is_last_block(p.counters + blockIdx.x, gridDim.y)) return;
-    for (int i = threadIdx.x; i < Layout::size; i += tile_threads) {
-      if (i < Layout::sums && i % Layout::stride >= tile_size) continue;
-      C total = 0;
-      for (unsigned split = 0; split < gridDim.y; ++split) total += sums[int64_t{split} * Layout::size + i];
-      tile[i] = total;
-    }
+    sum_splits<C, Layout::size>(tile, sums, gridDim.y);
     __syncthreads();
   }
-  if (p.b.rows > 0) finish<pass>(p, tile, row0, col0);
+  if (p.b.rows > 0) finish<pass>(p, Tile<C, tile_size, Layout::stride>{tile, row0, col0, p.a.rows, p.b.rows});
   if (sums_bias && threadIdx.x < tile_size && row0 + threadIdx.x < p.a.rows) {
     const C sum = tile[Layout::sums + threadIdx.x];
     if constexpr (pass == Pass::weight_update)
