@@ -51,6 +51,11 @@ bool is_tiled(int64_t m, int64_t n, int64_t k, at::ScalarType dtype) {
   return static_cast<double>(m) * static_cast<double>(n) * static_cast<double>(k) <= most;
 }
 
+bool is_tiled_bf16(int64_t m, int64_t n, int64_t k) {
+  if (layer_path() != LayerPath::automatic) return layer_path() != LayerPath::library;
+  return static_cast<double>(m) * static_cast<double>(n) * static_cast<double>(k) <= cuda::crossover::bf16_operands;
+}
+
 bool prefers_narrow(int64_t batch) {
   if (layer_path() != LayerPath::automatic) return layer_path() == LayerPath::narrow;
   return batch <= cuda::crossover::narrow_batch;

@@ -24,6 +24,9 @@ bool allow_tf32();
 // Whether a product of m x n results, each a sum of k terms, is this project's kernel's rather than the library's.
 bool is_tiled(int64_t m, int64_t n, int64_t k, at::ScalarType dtype);
 
+// The same of float operands that are rounded to bfloat16, which the library must first be given as such.
+bool is_tiled_bf16(int64_t m, int64_t n, int64_t k);
+
 // Whether a network that fits the narrow kernels should run on them at this batch size.
 bool prefers_narrow(int64_t batch);
 
