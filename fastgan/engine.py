@@ -269,7 +269,8 @@ class Plan:
                 torch.float64 if torch.get_default_dtype() == torch.float64 and not group["fused"] else torch.float32
             )
             on_device = group["fused"] or group["capturable"]
-            state["step"] = torch.zeros((), dtype=dtype, device=parameter.device if on_device else "cpu")
+            # On the default device where it is not said, which need not be the CPU.
+            state["step"] = torch.zeros((), dtype=dtype, device=parameter.device if on_device else None)
             names = ("exp_avg", "exp_avg_sq", *(("max_exp_avg_sq",) if group["amsgrad"] else ()))
             state.update({name: torch.zeros_like(parameter, memory_format=torch.preserve_format) for name in names})
         names = ["step", "exp_avg", "exp_avg_sq", *(["max_exp_avg_sq"] if group["amsgrad"] else [])]

@@ -2,11 +2,16 @@
 //
 // What changes from step to step lies on the device, at places that stay: the inputs are copied to tensors of the
 // engine's own, and what the updates depend on (learning rates, counts of steps) is set there when it has changed. So a
-// step is the copies of the inputs, a replay and a copy of four numbers; the host waits for nothing.
+// step is the copies of the inputs, a replay and a copy of four numbers; the host waits for nothing. A graph holds
+// addresses, of the user's tensors too: they are compared at each step with where those tensors are now.
 #pragma once
 
+#include <torch/version.h>
+
+#include <algorithm>
 #include <memory>
 #include <tuple>
+#include <vector>
 
 #include "../cuda/adam.h"
 #include "../cuda/step.h"
@@ -16,6 +21,7 @@
 
 #ifdef FASTGAN_WITH_CUDA
 #include <ATen/cuda/CUDAGraph.h>
+#include <c10/cuda/CUDACachingAllocator.h>
 #endif
 
 namespace fastgan::bindings {
@@ -34,10 +40,11 @@ class StepScope : public CudaScope {
     return scratch_.mutable_data_ptr();
   }
 
-  // Large products are torch's, as those of the layers' ops are; but for bfloat16 of float operands, which it has not.
-  bool exact = true;
+  // Large products are torch's, as those of the layers' ops are.
+  bool rounds_to_bf16 = false;
   bool prefers_library(int64_t m, int64_t n, int64_t k, size_t element) const override {
-    return exact && !is_tiled(m, n, k, element == sizeof(float) ? at::kFloat : at::kDouble);
+    if (rounds_to_bf16) return has_mixed_products && !is_tiled_bf16(m, n, k);
+    return !is_tiled(m, n, k, element == sizeof(float) ? at::kFloat : at::kDouble);
   }
   void product(const cuda::LibraryProduct<float>& p) const override { multiply(p); }
   void product(const cuda::LibraryProduct<double>& p) const override { multiply(p); }
@@ -50,8 +57,26 @@ class StepScope : public CudaScope {
       return at::from_blob(const_cast<T*>(data), {rows, cols}, {row, col}, options);
     };
     Tensor c = view(p.c, p.m, p.n, p.n, 1);
-    at::mm_out(c, view(p.a, p.m, p.k, p.a_row, p.a_col), view(p.b, p.k, p.n, p.b_row, p.b_col));
+    const Tensor a = view(p.a, p.m, p.k, p.a_row, p.a_col), b = view(p.b, p.k, p.n, p.b_row, p.b_col);
+    if (!rounds_to_bf16)
+      at::mm_out(c, a, b);
+    else
+      multiply_rounded(c, a.to(at::kBFloat16), b.to(at::kBFloat16));
   }
+
+  // Of bfloat16 operands, with sums and results in float.
+#ifdef FASTGAN_SIMT
+  static constexpr bool has_mixed_products = true;
+  static void multiply_rounded(Tensor& c, const Tensor& a, const Tensor& b) {
+    at::mm_out(c, a.to(at::kFloat), b.to(at::kFloat));
+  }
+#elif TORCH_VERSION_MAJOR > 2 || TORCH_VERSION_MINOR >= 9
+  static constexpr bool has_mixed_products = true;
+  static void multiply_rounded(Tensor& c, const Tensor& a, const Tensor& b) { at::mm_out(c, a, b, at::kFloat); }
+#else
+  static constexpr bool has_mixed_products = false;
+  static void multiply_rounded(Tensor&, const Tensor&, const Tensor&) {}
+#endif
 
   const Tensor& counters_;
   Tensor& scratch_;
@@ -65,53 +90,56 @@ class CudaStep {
   void run(const StepSettings& settings, const StepInputs& inputs, const std::vector<double>& hyperparameters,
            const std::vector<Tensor>& learning_rates, bool draws, const Tensor& result) {
     static_assert(sizeof(StepSums<T>) == 4 * sizeof(T), "the four statistics");
-    reserve_updates<T>();
-    StepScope here(networks_.first(), counters_, scratch_);
-    here.exact = !settings.bf16;
-    here_ = &here;
     options_.rounding = settings.bf16  ? cuda::Rounding::bf16
                         : allow_tf32() ? cuda::Rounding::tf32
                                        : cuda::Rounding::none;
     options_.narrow = prefers_narrow(inputs.batch());
-    set_updates(settings, hyperparameters, learning_rates);
-    sums_ = sums_tensor_.mutable_data_ptr();
+#ifdef FASTGAN_WITH_CUDA
+    const c10::cuda::CUDAGuard guard(networks_.first().device());
+    if (is_capturing()) return run_within_a_graph<T>(settings, inputs, hyperparameters, learning_rates, draws, result);
+#endif
+    reserve_updates<T>(own_updates_);
+    updates_ = &own_updates_;
+    {
+      Tensor nothing;
+      const StepScope here(networks_.first(), updates_->counters, nothing);
+      set_updates<T>(here, settings, hyperparameters, learning_rates);
+    }
 #ifdef FASTGAN_WITH_CUDA
     replay_or_run<T>(settings, inputs, draws);
 #else
     if (draws) inputs.noise.normal_();
-    run_step<T>(*this, networks_, settings, inputs);
+    launch<T>(settings, inputs, own_memory_);
 #endif
-    result.copy_(sums_tensor_, /*non_blocking=*/true);
-    here_ = nullptr;
+    result.copy_(updates_->sums, /*non_blocking=*/true);
   }
 
   void prepare(int network) {
-    const int64_t begin = network == generator_index ? 0 : generator_parameters_;
-    const int64_t end = network == generator_index ? generator_parameters_ : int64_t(updates_.size());
+    const int64_t begin = network == generator_index ? 0 : updates_->of_generator;
+    const int64_t end = network == generator_index ? updates_->of_generator : int64_t(updates_->list.size());
     if (networks_.first().scalar_type() == at::kDouble)
-      prepare_adam(*here_, due() + begin, int(end - begin), steps<double>() + begin);
+      prepare_adam(*here_, updates_->due_list() + begin, int(end - begin), updates_->steps_of<double>() + begin);
     else
-      prepare_adam(*here_, due() + begin, int(end - begin), steps<float>() + begin);
+      prepare_adam(*here_, updates_->due_list() + begin, int(end - begin), updates_->steps_of<float>() + begin);
   }
 
   template <class T>
   void reserve(const StepProblem<T>& problem) {
     const int64_t needed = int64_t(cuda::step_workspace(*here_, problem));
-    if (workspace_.defined() && workspace_.numel() >= needed) return;
-    workspace_ = Tensor();  // before the new one is made
-    workspace_ = at::empty({needed}, bytes());
+    Tensor& workspace = memory_->workspace;
+    if (workspace.defined() && workspace.numel() >= needed) return;
+    workspace = Tensor();  // before the new one is made
+    workspace = at::empty({needed}, bytes());
   }
 
   template <class T>
   void discriminator_step(const StepProblem<T>& problem) {
-    cuda::discriminator_step(*here_, problem, workspace_.mutable_data_ptr(), static_cast<StepSums<T>*>(sums_),
-                             options_);
+    cuda::discriminator_step(*here_, problem, memory_->workspace.mutable_data_ptr(), sums<T>(), options_);
   }
 
   template <class T>
   void generator_step(const StepProblem<T>& problem, bool fresh) {
-    cuda::generator_step(*here_, problem, workspace_.mutable_data_ptr(), fresh, static_cast<StepSums<T>*>(sums_),
-                         options_);
+    cuda::generator_step(*here_, problem, memory_->workspace.mutable_data_ptr(), fresh, sums<T>(), options_);
   }
 
  private:
@@ -120,148 +148,302 @@ class CudaStep {
     Parameter* parameter;
     cuda::AdamDue due;
     double steps_done;  // on the device; negative before it is set
-    bool own_count;     // its `step` is elsewhere, and counted here as well
+    bool own_count;     // its `step` is on the host, and counted here as well
+  };
+
+  // What the updates depend on, on the device.
+  struct Updates {
+    std::vector<Update> list;  // the generator's first
+    int64_t of_generator = 0;
+    bool is_set = false;
+    Tensor due, steps, counts, counters, sums;
+
+    cuda::AdamDue* due_list() const { return static_cast<cuda::AdamDue*>(due.mutable_data_ptr()); }
+    template <class T>
+    AdamStep<T>* steps_of() const {
+      return static_cast<AdamStep<T>*>(steps.mutable_data_ptr());
+    }
+  };
+
+  // The memory of a step of one size of batch.
+  struct Memory {
+    StepInputs inputs;
+    std::vector<std::vector<Tensor>> masks;  // of each layer
+    Tensor scratch, workspace;
   };
 
   at::TensorOptions bytes() const { return networks_.first().options().dtype(at::kByte); }
-  cuda::AdamDue* due() const { return static_cast<cuda::AdamDue*>(due_.mutable_data_ptr()); }
   template <class T>
-  AdamStep<T>* steps() const {
-    return static_cast<AdamStep<T>*>(steps_.mutable_data_ptr());
+  StepSums<T>* sums() const {
+    return static_cast<StepSums<T>*>(updates_->sums.mutable_data_ptr());
+  }
+
+  // One step, launch by launch, on a memory.
+  template <class T>
+  void launch(const StepSettings& settings, const StepInputs& inputs, Memory& memory) {
+    StepScope here(networks_.first(), updates_->counters, memory.scratch);
+    here.rounds_to_bf16 = options_.rounding == cuda::Rounding::bf16;
+    here_ = &here, memory_ = &memory;
+    swap_masks(memory);
+    try {
+      run_step<T>(*this, networks_, settings, inputs);
+    } catch (...) {
+      swap_masks(memory);
+      here_ = nullptr, memory_ = nullptr;
+      throw;
+    }
+    swap_masks(memory);
+    here_ = nullptr, memory_ = nullptr;
+  }
+
+  // The layers draw their masks into the tensors that they hold.
+  void swap_masks(Memory& memory) {
+    size_t index = 0;
+    for (Network& network : networks_.networks)
+      for (Layer& layer : network.layers) {
+        if (memory.masks.size() <= index) memory.masks.emplace_back();
+        memory.masks[index++].swap(layer.masks);
+      }
   }
 
   template <class T>
-  void reserve_updates() {
-    if (due_.defined()) return;
+  void reserve_updates(Updates& updates) {
+    if (updates.due.defined()) return;
+    std::vector<Update> list;
     for (Network& network : networks_.networks) {
       network.for_parameters([&](Parameter& parameter) {
         if (parameter.group < 0) return;
-        const bool here =
-            parameter.step.device() == parameter.value.device() && parameter.step.scalar_type() == at::kFloat;
-        updates_.push_back({&parameter, {}, -1, !here});
+        const bool here = counts_on_device(parameter);
+        TORCH_CHECK(here || parameter.step.is_cpu(), "an optimizer's step count must be on the CPU, or on ",
+                    parameter.value.device(), " as float32 or float64, but one is ", parameter.step.scalar_type(),
+                    " on ", parameter.step.device());
+        list.push_back({&parameter, {}, -1, !here});
       });
-      if (&network == networks_.networks) generator_parameters_ = int64_t(updates_.size());
+      if (&network == networks_.networks) updates.of_generator = int64_t(list.size());
     }
-    const int64_t count = int64_t(updates_.size());
-    due_ = at::empty({count * int64_t(sizeof(cuda::AdamDue))}, bytes());
-    steps_ = at::empty({count * int64_t(sizeof(AdamStep<T>))}, bytes());
-    counts_ = at::empty({count}, networks_.first().options().dtype(at::kFloat));
-    counters_ = at::zeros({cuda::Context::counter_count}, networks_.first().options().dtype(at::kInt));
-    sums_tensor_ = at::zeros({4}, networks_.first().options());
-    for (int64_t k = 0; k < count; ++k) {
-      Update& update = updates_[k];
-      update.due.step =
-          update.own_count ? mutable_data<float>(counts_) + k : mutable_data<float>(update.parameter->step);
-      update.parameter->device_step = steps<T>() + k;
-    }
+    const int64_t count = int64_t(list.size());
+    const at::TensorOptions options = networks_.first().options();
+    updates.steps = at::empty({count * int64_t(sizeof(AdamStep<T>))}, bytes());
+    updates.counts = at::empty({count}, options.dtype(at::kFloat));
+    updates.counters = at::zeros({cuda::Context::counter_count}, options.dtype(at::kInt));
+    updates.sums = at::zeros({4}, options);
+    updates.due = at::empty({count * int64_t(sizeof(cuda::AdamDue))}, bytes());
+    updates.list = std::move(list);
+  }
+
+  static bool counts_on_device(const Parameter& parameter) {
+    const at::ScalarType dtype = parameter.step.scalar_type();
+    return parameter.step.device() == parameter.value.device() && (dtype == at::kFloat || dtype == at::kDouble) &&
+           parameter.step.numel() == 1;
   }
 
   // Sets what the coming updates depend on, where it is not as it was, and counts them where the counts are elsewhere.
-  void set_updates(const StepSettings& settings, const std::vector<double>& hyperparameters,
+  template <class T>
+  void set_updates(const StepScope& here, const StepSettings& settings, const std::vector<double>& hyperparameters,
                    const std::vector<Tensor>& learning_rates) {
     std::vector<cuda::AdamDue> list;
     std::vector<double> counts;
-    bool changed = false;
-    for (size_t k = 0; k < updates_.size(); ++k) {
-      Update& update = updates_[k];
-      const double* numbers = hyperparameters.data() + update.parameter->group * numbers_of_a_group;
-      const Tensor& rate = learning_rates[update.parameter->group];
-      cuda::AdamDue now{adam_options(numbers), numbers[0], rate.defined() ? data<float>(rate) : nullptr,
-                        update.due.step};
+    bool changed = !updates_->is_set;
+    for (size_t k = 0; k < updates_->list.size(); ++k) {
+      Update& update = updates_->list[k];
+      Parameter& parameter = *update.parameter;
+      parameter.device_step = updates_->steps_of<T>() + k;
+      const double* numbers = hyperparameters.data() + parameter.group * numbers_of_a_group;
+      const Tensor& rate = learning_rates[parameter.group];
+      cuda::AdamDue now{adam_options(numbers), numbers[0], rate.defined() ? data<float>(rate) : nullptr, nullptr,
+                        nullptr};
+      if (update.own_count)
+        now.step = mutable_data<float>(updates_->counts) + k;
+      else if (parameter.step.scalar_type() == at::kFloat)
+        now.step = mutable_data<float>(parameter.step);
+      else
+        now.double_step = mutable_data<double>(parameter.step);
       double set = -1;
       if (update.own_count) {
-        const double done = update.parameter->steps_done();
+        const double done = parameter.steps_done();
         if (done != update.steps_done) set = done;
-        const bool in_generator = int64_t(k) < generator_parameters_;
+        const bool in_generator = int64_t(k) < updates_->of_generator;
         update.steps_done = done + (in_generator ? 1 : double(settings.d_steps));
-        update.parameter->set_steps_done(update.steps_done);
+        parameter.set_steps_done(update.steps_done);
       }
-      changed = changed || set >= 0 || !same(now, update.due) || !is_set_;
+      changed = changed || set >= 0 || !same(now, update.due);
       update.due = now;
       list.push_back(now), counts.push_back(set);
     }
-    if (changed) set_adam(*here_, list.data(), counts.data(), int(list.size()), due());
-    is_set_ = true;
+    if (changed) set_adam(here, list.data(), counts.data(), int(list.size()), updates_->due_list());
+    updates_->is_set = true;
   }
 
   static bool same(const cuda::AdamDue& a, const cuda::AdamDue& b) {
     const auto all = [](const cuda::AdamDue& d) {
       const AdamOptions& o = d.options;
       return std::make_tuple(o.beta1, o.beta2, o.weight_decay, o.eps, o.amsgrad, o.maximize, o.decoupled_weight_decay,
-                             d.learning_rate, d.learning_rate_tensor, d.step);
+                             d.learning_rate, d.learning_rate_tensor, d.step, d.double_step);
     };
     return all(a) == all(b);
   }
 
 #ifdef FASTGAN_WITH_CUDA
-  // What a captured graph holds for.
-  using Key = std::tuple<int64_t, int64_t, int64_t, bool, cuda::Rounding, LayerPath>;
+  // What a captured graph holds for, but for the addresses of the user's tensors.
+  using Key = std::tuple<int64_t, int64_t, int64_t, bool, cuda::Rounding, LayerPath, bool>;
 
-  // The first step of a kind runs launch by launch, so that every kernel is loaded and all memory is there; the second
-  // is captured.
-  template <class T>
-  void replay_or_run(const StepSettings& settings, const StepInputs& given, bool draws) {
-    const Key key{given.batch(), given.real.size(0), given.labels.defined() ? given.labels.size(0) : 0,
-                  draws,         options_.rounding,  layer_path()};
-    const auto copied = [](Tensor& own, const Tensor& from) {
-      if (!from.defined()) return;
-      if (!own.defined() || own.sizes() != from.sizes()) own = at::empty(from.sizes(), from.options());
-      own.copy_(from, /*non_blocking=*/true);
-    };
-    const bool is_new = !(has_run_ && key == key_);
-    if (is_new) graph_.reset();
-    copied(inputs_.real, given.real), copied(inputs_.labels, given.labels);
-    if (!draws) copied(inputs_.noise, given.noise);
-    if (draws && (!inputs_.noise.defined() || inputs_.noise.sizes() != given.noise.sizes()))
-      inputs_.noise = at::empty(given.noise.sizes(), given.noise.options());
-    const auto all = [&] {
-      if (draws) inputs_.noise.normal_();
-      run_step<T>(*this, networks_, settings, inputs_);
-    };
-    cudaStreamCaptureStatus capturing = cudaStreamCaptureStatusNone;
-    C10_CUDA_CHECK(cudaStreamIsCapturing(here_->stream, &capturing));
-    if (is_new || capturing != cudaStreamCaptureStatusNone) {  // or within a graph of the caller's
-      key_ = key, has_run_ = true;
-      return all();
-    }
-    if (graph_ == nullptr) {
-      auto graph = std::make_unique<at::cuda::CUDAGraph>();
-      const StepScope* const outer = here_;
-      {
-        const c10::cuda::CUDAStreamGuard on(c10::cuda::getStreamFromPool(false, networks_.first().device().index()));
-        StepScope here(networks_.first(), counters_, scratch_);  // on the stream of the capture
-        here.exact = outer->exact;
-        here_ = &here;
-        graph->capture_begin({0, 0}, cudaStreamCaptureModeThreadLocal);
-        try {
-          all();
-        } catch (...) {
-          here_ = outer;
-          graph->capture_end();
-          throw;
-        }
-        graph->capture_end();
-      }
-      here_ = outer;
-      graph_ = std::move(graph);
-    }
-    graph_->replay();
+  struct Captured {
+    Key key;
+    std::vector<void*> addresses;
+    Memory memory;
+    std::unique_ptr<at::cuda::CUDAGraph> graph;
+    cudaStream_t stream = nullptr;  // of the last step
+    bool has_run = false;
+  };
+  // As many sizes of batch as usually take turns, the smaller last batch of an epoch among them.
+  static constexpr size_t most_captured = 4;
+
+  bool is_capturing() const {
+    cudaStreamCaptureStatus status = cudaStreamCaptureStatusNone;
+    C10_CUDA_CHECK(cudaStreamIsCapturing(at::cuda::getCurrentCUDAStream(), &status));
+    return status != cudaStreamCaptureStatusNone;
   }
 
-  Key key_{};
-  bool has_run_ = false;
-  StepInputs inputs_;
-  std::unique_ptr<at::cuda::CUDAGraph> graph_;
+  // Within a graph of the caller's: all that the launches use is memory of that graph, and nothing is believed of it
+  // afterwards. So the replays count for themselves, as those of torch.optim's capturable optimizers do.
+  template <class T>
+  void run_within_a_graph(const StepSettings& settings, const StepInputs& given,
+                          const std::vector<double>& hyperparameters, const std::vector<Tensor>& learning_rates,
+                          bool draws, const Tensor& result) {
+    for (const Network& network : networks_.networks)
+      network.for_parameters([](const Parameter& parameter) {
+        TORCH_CHECK(parameter.group < 0 || counts_on_device(parameter),
+                    "Attempting CUDA graph capture of TrainStep.step, but an optimizer counts its steps on the host. "
+                    "Set capturable=True when constructing it (or in its param_groups) if you intend to capture it.");
+      });
+    Updates updates;
+    Memory memory;
+    reserve_updates<T>(updates);
+    updates_ = &updates;
+    {
+      Tensor nothing;
+      const StepScope here(networks_.first(), updates.counters, nothing);
+      set_updates<T>(here, settings, hyperparameters, learning_rates);
+    }
+    StepInputs inputs = given;
+    if (draws) inputs.noise = at::empty(given.noise.sizes(), given.noise.options()).normal_();
+    launch<T>(settings, inputs, memory);
+    result.copy_(updates.sums, /*non_blocking=*/true);
+    updates_ = nullptr;
+  }
+
+  // Where the user's tensors are.
+  void read_addresses(std::vector<void*>& addresses) const {
+    addresses.clear();
+    const auto add = [&](const Tensor& tensor) {
+      addresses.push_back(tensor.defined() ? tensor.mutable_data_ptr() : nullptr);
+    };
+    for (const Network& network : networks_.networks) {
+      network.for_parameters([&](const Parameter& p) {
+        add(p.value), add(p.average), add(p.exp_avg), add(p.exp_avg_sq), add(p.max_exp_avg_sq);
+      });
+      for (const Layer& layer : network.layers) add(layer.running_mean), add(layer.running_var), add(layer.batches);
+    }
+  }
+
+  // The memory and graph of a key, the latest first; the one that was not used for longest makes room.
+  Captured& captured_of(const Key& key) {
+    const auto found =
+        std::find_if(captured_.begin(), captured_.end(), [&](const auto& entry) { return entry->key == key; });
+    if (found != captured_.end()) {
+      std::rotate(captured_.begin(), found, found + 1);
+    } else {
+      if (captured_.size() == most_captured) captured_.pop_back();
+      captured_.insert(captured_.begin(), std::make_unique<Captured>());
+      captured_.front()->key = key;
+    }
+    return *captured_.front();
+  }
+
+  // The first step of a kind, and one after a tensor has moved, runs launch by launch, so that every kernel is loaded
+  // and all memory is there; the next is captured.
+  template <class T>
+  void replay_or_run(const StepSettings& settings, const StepInputs& given, bool draws) {
+    const Key key{given.batch(),  given.real.size(0), given.labels.defined() ? given.labels.size(0) : 0,
+                  draws,          options_.rounding,  layer_path(),
+                  options_.narrow};
+    Captured& captured = captured_of(key);
+    StepInputs& inputs = captured.memory.inputs;
+    follow_stream(captured);
+    const auto copied = [](Tensor& own, const Tensor& from, bool values) {
+      if (!from.defined()) return;
+      if (!own.defined() || own.sizes() != from.sizes()) own = at::empty(from.sizes(), from.options());
+      if (values) own.copy_(from, /*non_blocking=*/true);
+    };
+    copied(inputs.real, given.real, true), copied(inputs.labels, given.labels, true);
+    copied(inputs.noise, given.noise, !draws);
+    const auto all = [&] {
+      if (draws) inputs.noise.normal_();
+      launch<T>(settings, inputs, captured.memory);
+    };
+    read_addresses(addresses_);
+    if (!captured.has_run || addresses_ != captured.addresses) {
+      captured.graph.reset();
+      captured.has_run = false;
+      all();
+      captured.addresses = addresses_;
+      captured.has_run = true;
+      return;
+    }
+    if (captured.graph == nullptr) captured.graph = capture(all);
+    captured.graph->replay();
+  }
+
+  template <class F>
+  std::unique_ptr<at::cuda::CUDAGraph> capture(const F& all) const {
+    auto graph = std::make_unique<at::cuda::CUDAGraph>();
+    const c10::cuda::CUDAStreamGuard on(c10::cuda::getStreamFromPool(false, networks_.first().device().index()));
+    graph->capture_begin({0, 0}, cudaStreamCaptureModeThreadLocal);
+    try {
+      all();
+    } catch (...) {
+      try {
+        graph->capture_end();
+      } catch (...) {  // what went wrong first is what is told
+      }
+      throw;
+    }
+    graph->capture_end();
+    return graph;
+  }
+
+  // Memory that was made on one stream and is used on another must not be handed out again before the work there is
+  // done.
+  void follow_stream(Captured& captured) {
+    const c10::cuda::CUDAStream stream = at::cuda::getCurrentCUDAStream();
+    if (captured.stream == stream.stream()) return;
+    const bool is_first = captured.stream == nullptr && !captured.has_run;
+    captured.stream = stream.stream();
+    if (is_first) return;
+    const auto record = [&](const Tensor& tensor) {
+      if (tensor.defined()) c10::cuda::CUDACachingAllocator::recordStream(tensor.storage().data_ptr(), stream);
+    };
+    const Memory& memory = captured.memory;
+    for (const Tensor* tensor :
+         {&memory.inputs.real, &memory.inputs.noise, &memory.inputs.labels, &memory.scratch, &memory.workspace,
+          &own_updates_.due, &own_updates_.steps, &own_updates_.counts, &own_updates_.counters, &own_updates_.sums})
+      record(*tensor);
+    for (const std::vector<Tensor>& masks : memory.masks)
+      for (const Tensor& mask : masks) record(mask);
+  }
+
+  std::vector<std::unique_ptr<Captured>> captured_;  // the latest first
+  std::vector<void*> addresses_;
 #endif
 
   StepNetworks& networks_;
-  const StepScope* here_ = nullptr;
   cuda::StepOptions options_;
-  std::vector<Update> updates_;  // the generator's first
-  int64_t generator_parameters_ = 0;
-  bool is_set_ = false;
-  Tensor due_, steps_, counts_, counters_, scratch_, sums_tensor_, workspace_;
-  void* sums_ = nullptr;
+  Updates own_updates_;
+  Memory own_memory_;  // where there are no graphs
+  // Of the step under way:
+  Updates* updates_ = nullptr;
+  Memory* memory_ = nullptr;
+  const StepScope* here_ = nullptr;
 };
 
 }  // namespace fastgan::bindings

@@ -67,7 +67,7 @@ __global__ void __launch_bounds__(threads)
   for (int k = threadIdx.x; k < tensors.count; k += threads) *tensors.list[k].step += 1;
 }
 
-constexpr int most_due = 32;
+constexpr int most_due = 24;
 
 struct DueList {
   AdamDue list[most_due];
@@ -75,11 +75,18 @@ struct DueList {
 };
 static_assert(sizeof(DueList) + 32 <= 4096, "the parameters of a kernel");
 
+__device__ __forceinline__ void set_count(const AdamDue& due, double done) {
+  if (due.step != nullptr)
+    *due.step = float(done);
+  else
+    *due.double_step = done;
+}
+
 __global__ void set_adam_kernel(const __grid_constant__ DueList due, int count, AdamDue* on_device) {
   const int k = threadIdx.x;
   if (k >= count) return;
   on_device[k] = due.list[k];
-  if (due.steps_done[k] >= 0) *due.list[k].step = float(due.steps_done[k]);
+  if (due.steps_done[k] >= 0) set_count(due.list[k], due.steps_done[k]);
 }
 
 template <class T>
@@ -87,8 +94,8 @@ __global__ void __launch_bounds__(threads) prepare_adam_kernel(const AdamDue* du
   const int k = blockIdx.x * threads + threadIdx.x;
   if (k >= count) return;
   const AdamDue& d = due[k];
-  const double done = double{*d.step} + 1;
-  *d.step = float(done);
+  const double done = (d.step != nullptr ? double{*d.step} : *d.double_step) + 1;
+  set_count(d, done);
   steps[k] =
       adam_step<T>(d.options, d.learning_rate_tensor != nullptr ? *d.learning_rate_tensor : d.learning_rate, done);
 }

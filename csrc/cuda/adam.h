@@ -18,11 +18,12 @@ struct AdamDue {
   AdamOptions options;
   double learning_rate;
   const float* learning_rate_tensor;  // read instead, where that is not null
-  float* step;                        // updates done
+  float* step;                        // updates done; where it is null, those are in double_step
+  double* double_step;
 };
 
 // Copies `count` of them to the device, by way of the kernel's parameters: nothing on the host has to stay, and nobody
-// waits. Where steps_done[k] is not negative, *due[k].step becomes that.
+// waits. Where steps_done[k] is not negative, the count of updates that due[k] points to becomes that.
 void set_adam(const Context& context, const AdamDue* due, const double* steps_done, int count, AdamDue* on_device);
 
 // Counts one more update for each of `count` parameters, and makes what their updates take: what is due in double, of

@@ -120,7 +120,7 @@ struct Training {
     const size_t bytes = fastgan::cuda::step_workspace(context, problem);
     void* const workspace = context.scratch(bytes);
     std::vector<float> count(1, 0.0f);
-    const fastgan::cuda::AdamDue due{options, 0.01, nullptr, count.data()};
+    const fastgan::cuda::AdamDue due{options, 0.01, nullptr, count.data(), nullptr};
     std::vector<fastgan::cuda::AdamDue> on_device(1);
     const double done = 4;
     fastgan::cuda::set_adam(context, &due, &done, 1, on_device.data());
