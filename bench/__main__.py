@@ -21,7 +21,7 @@ from .timing import Case, measure
 
 
 def main(arguments: Sequence[str] | None = None, program: str = "python -m bench") -> int:
-    """Measure, print, and write the record; returns the exit code.
+    """Measure, print, and write the record; returns the exit code: 1 where a case failed, 2 where there is none.
 
     Args:
         arguments: as on the command line; None takes them from there. `plots` first: bench.plots has the rest.
@@ -49,14 +49,25 @@ def main(arguments: Sequence[str] | None = None, program: str = "python -m bench
     if on_gpu:
         print(f"timed by {cuda.LOOP if options.eager else f'{cuda.GRAPHS}; steps by {cuda.LOOP}'}", flush=True)
     timed = functools.partial(cuda.measure_on_gpu, graphs=not options.eager) if on_gpu else measure
-    written: dict[str, Any] = {"environment": facts, "ceilings": limits, "products": products, "rows": []}
+    written: dict[str, Any] = {
+        "environment": facts,
+        "ceilings": limits,
+        "products": products,
+        "rows": [],
+        "failures": [],
+    }
     table: list[dict[str, Any]] = written["rows"]
     for cases in _sources(options, labels):
         rows = []
         for case in cuda.on_gpu(cases()) if on_gpu else cases():
             if options.match in case.name:
                 _show_progress(case.name)
-                result = timed(case, rounds=options.rounds, seconds=options.seconds, budget=options.budget)
+                try:
+                    result = timed(case, rounds=options.rounds, seconds=options.seconds, budget=options.budget)
+                except (AssertionError, RuntimeError) as error:  # the other cases are still worth their time
+                    written["failures"].append(f"{case.name}: {str(error).splitlines()[0]}")
+                    print(f"failed: {written['failures'][-1]}")
+                    continue
                 rows += record.rows(result, limits)
         _show_progress("")
         if rows:
@@ -73,12 +84,14 @@ def main(arguments: Sequence[str] | None = None, program: str = "python -m bench
         written["memory"] = memory.measure_all(show=_show_progress)
         _show_progress("")
         print(*memory.lines(written["memory"]), "", sep="\n")
-    if not table and not options.memory:
+    if not table and not options.memory and not written["failures"]:
         print(f"no case has {options.match!r} in its name", file=sys.stderr)
         return 2
     _write(options, written)
     _print_losses(table)
-    return 0
+    for text in written["failures"]:
+        print(f"failed: {text}", file=sys.stderr)
+    return 1 if written["failures"] else 0
 
 
 def _sources(options: argparse.Namespace, labels: Sequence[str]) -> Iterable[Callable[[], Iterable[Case]]]:

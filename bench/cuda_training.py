@@ -43,19 +43,19 @@ def apex(configuration: Configuration) -> Training:
 def graphed(training: Training) -> Training:
     """Each step a replay of a CUDA graph of its own input tensors: rotating inputs cost no copies.
 
-    The steps that warm up before the first capture are undone.
+    Steps warm up before each capture; those before the first are undone.
     """
     graphs: dict[tuple[int, int], tuple[torch.cuda.CUDAGraph, Sequence[Tensor]]] = {}
 
     def capture(real: Tensor, noise: Tensor) -> tuple[torch.cuda.CUDAGraph, Sequence[Tensor]]:
-        if not graphs:
-            stream = torch.cuda.Stream()
-            stream.wait_stream(torch.cuda.current_stream())
-            with torch.cuda.stream(stream):
-                for _ in range(3):
-                    training.step(real, noise)
+        stream = torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            for _ in range(3):
+                training.step(real, noise)
+            if not graphs:
                 training.reset()
-            torch.cuda.current_stream().wait_stream(stream)
+        torch.cuda.current_stream().wait_stream(stream)
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph):
             losses = training.step(real, noise)

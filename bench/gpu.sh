@@ -1,19 +1,22 @@
 #!/usr/bin/env bash
-# Everything that needs a GPU, in one run of under 9 minutes: build, tests, compute-sanitizer, benchmark. Each part has
-# its own time limit, so that one that fails or hangs never hides the rest, and the record is written anew after each.
-# Needs python3 with a CUDA build of torch, nvcc, ninja, pybind11, setuptools, pytest and hypothesis; no network. Reads
-# the GPU's settings and never changes them.
+# Everything that needs a GPU, in one run on one clock: build, the tests of the kernels and the engine, the benchmark of a
+# step, compute-sanitizer, the rest of the tests and of the benchmark. The most important comes first. Each part has its
+# own time limit, which shrinks to what is left of the clock, so that one that fails or hangs never hides the rest, and
+# the record is written anew after each. Needs python3 with a CUDA build of torch, nvcc, ninja, pybind11, setuptools,
+# pytest and hypothesis; no network. Reads the GPU's settings and never changes them.
 set -euo pipefail
 
 usage() {
   cat <<'TEXT'
-usage: bench/gpu.sh [--dry-run] [--part NAME] [--limit SECONDS] [--commit ID] [--out DIR] [--help]
+usage: bench/gpu.sh [--dry-run] [--part NAME]... [--limit SECONDS] [--clock SECONDS] [--commit ID] [--out DIR] [--help]
 
   --dry-run        list the parts, their time limits and commands, and do nothing
-  --part NAME      that part alone; its record is gpu-<date>-NAME.json
+  --part NAME      that part alone, and what else is named so; its record is gpu-<date>-NAME.json
   --limit SECONDS  no part may take longer than this
+  --clock SECONDS  of the whole run (default: 560); what is not begun by then is reported as left out
   --commit ID      of the sources, where git cannot tell (default: $FASTGAN_COMMIT, else unknown)
-  --out DIR        where gpu-<date>.json and gpu-<date>.log go (default: bench/results)
+  --out DIR        where everything goes: gpu-<date>.json, gpu-<date>.log, and in gpu-<date>/ what each part left
+                   (default: bench/results)
 
 PYTHON, CUDA_HOME, MAX_JOBS and TORCH_CUDA_ARCH_LIST are respected. Exit status: 0 all parts passed, 1 one did not, 2
 nothing was run.
@@ -25,90 +28,123 @@ part() {
   names+=("$1") limits+=("$2") commands+=("$3")
 }
 
-part facts 15 '"$PYTHON" -m bench.gpu_record facts "$WORK/facts.json"'
+# The first import of torch on a machine may take minutes: its libraries are read from disk.
+part facts 180 '"$PYTHON" -m bench.gpu_record facts "$WORK/facts.json"'
 
-part build 130 'export TORCH_CUDA_ARCH_LIST="${TORCH_CUDA_ARCH_LIST:-$("$PYTHON" -c "
+part build 150 'export TORCH_CUDA_ARCH_LIST="${TORCH_CUDA_ARCH_LIST:-$("$PYTHON" -c "
 import torch
 major, minor = torch.cuda.get_device_capability()
 print(str(major) + chr(46) + str(minor) + chr(97) * (major >= 9))")}"
 FASTGAN_BUILD=cuda MAX_JOBS="${MAX_JOBS:-$(nproc)}" "$PYTHON" setup.py --quiet build_ext --inplace'
 
-# Without tomlkit (the command line and the trainer need it) those tests cannot run, and the others can.
-part tests 100 'options=()
-has() { "$PYTHON" -c "import $1" 2>/dev/null; }
+# What a GPU alone can show comes first. Packages that the tests want and do not find are named; the tests that need
+# them are left out or skip.
+readonly FIRST='tests/test_gpu.py tests/test_cuda_kernels.py tests/test_engine.py tests/test_step.py
+tests/test_step_options.py tests/test_adam.py tests/test_mlp.py tests/test_mlp_whole.py tests/test_logits_loss.py
+tests/test_bce.py'
+tests='has() { "$PYTHON" -c "import $1" 2>/dev/null; }
+for package in hypothesis expecttest xdist pytest_timeout tomlkit typer rich safetensors sklearn PIL matplotlib; do
+  has "$package" || echo "note: $package is missing"
+done
+options=(-q -ra -m "not slow" -p no:cacheprovider --continue-on-collection-errors --tb=short --maxfail=100)
 if has xdist; then options+=(-n 8); fi
-if has pytest_timeout; then options+=(--timeout 60); fi
-if ! has tomlkit; then
-  echo "note: tomlkit is missing, so the tests of the trainer and the command line are left out"
-  for name in config trainer cli checkpoint examples; do options+=("--ignore=tests/test_$name.py"); done
-fi
+if has pytest_timeout; then options+=(--timeout 80); fi
 # The host model of the kernels has nothing to add where there is a GPU.
-OMP_NUM_THREADS=2 FASTGAN_SKIP_SIMT=1 FASTGAN_REQUIRE_BACKENDS=cpu,cuda "$PYTHON" -m pytest tests -q --maxfail=20 -m "not slow" \
-  -p no:cacheprovider --continue-on-collection-errors --junitxml="$WORK/tests.xml" "${options[@]}"'
+export OMP_NUM_THREADS=2 FASTGAN_SKIP_SIMT=1 FASTGAN_REQUIRE_BACKENDS=cpu,cuda'
 
-# Of fastgan's kernels only, whose mangled names hold the namespace. With PyTorch's caching of memory, which hands out
-# parts of large blocks, an access out of bounds would be within a block.
-for tool in memcheck racecheck initcheck synccheck; do
-  part "$tool" 45 "tool=$tool"'
+part kernels 130 "$tests"'
+"$PYTHON" -m pytest '"${FIRST//$'\n'/ }"' "${options[@]}" --junitxml="$WORK/kernels.xml"'
+
+part step 110 '"$PYTHON" -m bench --device cuda --only step --rounds 7 --seconds 0.02 --budget 6 \
+  --peers default torch.compile CUDA-graph-of-torch.compile --json "$WORK/step.json"'
+
+part profile 40 '"$PYTHON" -m bench.kernels --json "$WORK/profile.json"'
+
+part step-tf32 60 '"$PYTHON" -m bench --device cuda --tf32 --only step --rounds 7 --seconds 0.02 --budget 6 \
+  --peers CUDA-graph-of-torch --json "$WORK/step-tf32.json"'
+
+# Of fastgan's kernels only, whose mangled names hold the namespace; but for initcheck, which must see what PyTorch's
+# kernels initialise. With PyTorch's caching of memory, which hands out parts of large blocks, an access out of bounds
+# would be within a block.
+for tool in memcheck racecheck synccheck initcheck; do
+  filter='--kernel-name kns=fastgan'
+  if [ "$tool" = initcheck ]; then filter=''; fi
+  part "$tool" 60 "tool=$tool filter='$filter'"'
 sanitizer="$(command -v compute-sanitizer || echo "$CUDA_HOME/bin/compute-sanitizer")"
 if ! [ -x "$sanitizer" ]; then echo "compute-sanitizer is not installed"; exit 77; fi
 if ! [ -f tests/test_gpu.py ]; then echo "there is no tests/test_gpu.py"; exit 1; fi
-PYTORCH_NO_CUDA_MEMORY_CACHING=1 "$sanitizer" --tool "$tool" --kernel-name kns=fastgan --error-exitcode 9 \
-  --target-processes all "$PYTHON" -m pytest tests/test_gpu.py -q -k sanitize -p no:cacheprovider'
+PYTORCH_NO_CUDA_MEMORY_CACHING=1 "$sanitizer" --tool "$tool" $filter --error-exitcode 9 --target-processes all \
+  "$PYTHON" -m pytest tests/test_gpu.py -q -k sanitize -p no:cacheprovider'
 done
 
-part bench 75 '"$PYTHON" -m bench --device cuda --rounds 7 --seconds 0.015 --json "$WORK/bench.json"'
+part tests 120 "$tests"'
+if ! has tomlkit; then
+  for name in config trainer cli checkpoint examples; do options+=("--ignore=tests/test_$name.py"); done
+fi
+for file in '"${FIRST//$'\n'/ }"'; do options+=("--ignore=$file"); done
+"$PYTHON" -m pytest tests "${options[@]}" --junitxml="$WORK/tests.xml"'
+
+part bench 80 '"$PYTHON" -m bench --device cuda --only bce logits_loss linear mlp adam host penalties --rounds 5 \
+  --seconds 0.01 --json "$WORK/bench.json"'
 
 refuse() {
   echo "bench/gpu.sh: $1" >&2
   exit 2
 }
 
-dry_run=no only="" cap="" out=""
+dry_run=no only="" cap="" out="" clock=560
 while [ $# -gt 0 ]; do
   case "$1" in
     --dry-run) dry_run=yes ;;
     --help | -h) usage; exit 0 ;;
-    --part | --limit | --commit | --out)
+    --part | --limit | --clock | --commit | --out)
       [ $# -ge 2 ] || refuse "$1 needs a value"
       case "$1" in
-        --part) only="$2" ;;
+        --part) only="${only:+$only }$2" ;;
         --limit) cap="$2" ;;
+        --clock) clock="$2" ;;
         --commit) FASTGAN_COMMIT="$2" ;;
         --out) out="$2" ;;
       esac
       shift
       ;;
-    *) refuse "unknown option '$1'; the options are --dry-run, --part, --limit, --commit, --out and --help" ;;
+    *) refuse "unknown option '$1'; the options are --dry-run, --part, --limit, --clock, --commit, --out and --help" ;;
   esac
   shift
 done
-if [ -n "$only" ]; then
+for word in $only; do
   case " ${names[*]} " in
-    *" $only "*) ;;
-    *) refuse "--part must be one of ${names[*]}, not '$only'" ;;
+    *" $word "*) ;;
+    *) refuse "--part must be one of ${names[*]}, not '$word'" ;;
   esac
-fi
+done
+is_left_out() {
+  [ -n "$only" ] && case " $only " in *" $1 "*) false ;; esac
+}
 case "$cap" in
   "") ;;
   *[!0-9]* | 0*) refuse "--limit must be whole seconds, at least 1, not '$cap'" ;;
   *) for i in "${!limits[@]}"; do limits[i]=$((limits[i] < cap ? limits[i] : cap)); done ;;
 esac
+case "$clock" in
+  "" | *[!0-9]* | 0*) refuse "--clock must be whole seconds, at least 1, not '$clock'" ;;
+esac
 
 if [ "$dry_run" = yes ]; then
   total=0
   for i in "${!names[@]}"; do
-    if [ -n "$only" ] && [ "$only" != "${names[i]}" ]; then continue; fi
+    if is_left_out "${names[i]}"; then continue; fi
     total=$((total + limits[i]))
     printf '%s, at most %s s:\n' "${names[i]}" "${limits[i]}"
     printf '%s\n' "${commands[i]}" | sed 's/^/    /'
   done
-  echo "$total s at most"
+  echo "$((total < clock ? total : clock)) s at most"
   exit 0
 fi
 
 if [ -n "$out" ]; then mkdir -p "$out" && out="$(cd "$out" && pwd)"; fi
 cd "$(dirname "$0")/.."
+end=$((SECONDS + clock))
 out="${out:-$PWD/bench/results}"
 mkdir -p "$out"
 export PYTHON="${PYTHON:-python3}"
@@ -116,7 +152,7 @@ export PYTHON="${PYTHON:-python3}"
 if ! command -v nvidia-smi >/dev/null || ! timeout 30 nvidia-smi -L >/dev/null 2>&1; then
   refuse "there is no NVIDIA GPU here: nvidia-smi is missing or finds none"
 fi
-if ! timeout 60 "$PYTHON" -c 'import sys, torch; sys.exit(not torch.cuda.is_available())' 2>/dev/null; then
+if ! timeout 180 "$PYTHON" -c 'import sys, torch; sys.exit(not torch.cuda.is_available())' 2>/dev/null; then
   refuse "$PYTHON has no PyTorch that can use the GPU: torch.cuda.is_available() is not true"
 fi
 
@@ -125,19 +161,31 @@ if command -v git >/dev/null && described="$(git describe --always --dirty 2>/de
 fi
 export FASTGAN_COMMIT="${FASTGAN_COMMIT:-unknown}"
 export CUDA_HOME="${CUDA_HOME:-$(bench/cuda_home.sh || echo /usr/local/cuda)}"
-WORK="$(mktemp -d)"
-export WORK
-trap 'rm -rf "$WORK"' EXIT
+# JAX would take three quarters of the GPU's memory at once.
+export XLA_PYTHON_CLIENT_PREALLOCATE=false
 child=""
 trap 'if [ -n "$child" ]; then kill "$child" 2>/dev/null; fi; exit 130' INT TERM
-name="gpu-$(date -u +%F)${only:+-$only}"
+name="gpu-$(date -u +%F)${only:+-${only// /-}}"
 log="$out/$name.log"
+WORK="$out/$name"
+export WORK
+rm -rf "$WORK"
+mkdir -p "$WORK"
 : >"$log"
 : >"$WORK/parts.tsv"
 
 worst=0
 for i in "${!names[@]}"; do
-  if [ -n "$only" ] && [ "$only" != "${names[i]}" ]; then continue; fi
+  if is_left_out "${names[i]}"; then continue; fi
+  # 5 s are what a part may take to end once it is told to.
+  left=$((end - SECONDS - 5))
+  if [ "$left" -lt 1 ]; then
+    printf '%s\tleft out\t0\t0\t0\n' "${names[i]}" >>"$WORK/parts.tsv"
+    timeout -k 5 20 "$PYTHON" -m bench.gpu_record assemble "$WORK" "$out/$name.json" || true
+    worst=1
+    continue
+  fi
+  if [ "$left" -lt "${limits[i]}" ]; then limits[i]=$left; fi
   echo "== ${names[i]} (at most ${limits[i]} s)" | tee -a "$log"
   start="$(date +%s.%N)"
   status=0
@@ -154,7 +202,7 @@ for i in "${!names[@]}"; do
   esac
   if [ "$word" != ok ] && [ "$word" != missing ]; then worst=1; fi
   cat "$WORK/output" >>"$log"
-  tail -n 12 "$WORK/output"
+  tail -n 14 "$WORK/output"
   seconds="$(awk "BEGIN { printf \"%.1f\", $(date +%s.%N) - $start }")"
   printf '%s\t%s\t%s\t%s\t%s\n' "${names[i]}" "$word" "$status" "$seconds" "${limits[i]}" >>"$WORK/parts.tsv"
   timeout -k 5 20 "$PYTHON" -m bench.gpu_record assemble "$WORK" "$out/$name.json" || worst=1

@@ -41,10 +41,11 @@ def facts() -> dict[str, Any]:
 
 
 def assemble(folder: Path) -> dict[str, Any]:
-    """The record: parts with their exit status and seconds, facts, counts of the tests, and the benchmark's record.
+    """The record: parts with their exit status and seconds, facts, counts of the tests, and the benchmark's records.
 
     Args:
-        folder: with parts.tsv, and where their parts got so far, facts.json, tests.xml and bench.json.
+        folder: with parts.tsv, and where their parts got so far, facts.json, the tests' kernels.xml and tests.xml, and
+            of the benchmark step.json, step-tf32.json, profile.json and bench.json.
     """
     record: dict[str, Any] = {
         "date": datetime.now(timezone.utc).date().isoformat(),
@@ -58,8 +59,12 @@ def assemble(folder: Path) -> dict[str, Any]:
         )
     if (machine := _json(folder / "facts.json")) is not None:
         record["facts"] = machine
-    if (tests := _tests(folder / "tests.xml")) is not None:
-        record["tests"] = tests
+    for name in ("kernels", "tests"):
+        if (tests := _tests(folder / f"{name}.xml")) is not None:
+            record[name] = tests
+    for name in ("step", "step-tf32", "profile"):
+        if (measured := _json(folder / f"{name}.json")) is not None:
+            record[name] = measured
     record.update(_json(folder / "bench.json") or {})  # environment, ceilings, rows: as python -m bench writes them
     return record
 
@@ -71,12 +76,11 @@ def _said(command: Sequence[str]) -> str:
         return ""
 
 
-def _json(file: Path) -> dict[str, Any] | None:
+def _json(file: Path) -> Any:
     try:
-        value = json.loads(file.read_text())
+        return json.loads(file.read_text())
     except (OSError, ValueError):
         return None
-    return value if isinstance(value, dict) else None
 
 
 def _tests(file: Path) -> dict[str, Any] | None:

@@ -17,21 +17,25 @@ sys.path.insert(0, str(ROOT))
 
 from bench import gpu_record  # noqa: E402
 
-PARTS = ["facts", "build", "tests", "memcheck", "racecheck", "initcheck", "synccheck", "bench"]
+PARTS = ["facts", "build", "kernels", "step", "profile", "step-tf32"]
+PARTS += ["memcheck", "racecheck", "synccheck", "initcheck", "tests", "bench"]
 
 pytestmark = pytest.mark.skipif(
     shutil.which("bash") is None or shutil.which("timeout") is None, reason="bash or timeout is not on PATH"
 )
 
 # Stands in for python3: a GPU is there, the build fails, the tests hang, the benchmark leaves a record.
+EMPTY = '{"ceilings": {}, "rows": [], "environment": {}}'
 FAKE_PYTHON = f"""#!/bin/sh
 case "$*" in
   *"gpu_record facts"*) echo '{{"torch": "2"}}' >"$4" ;;
   *gpu_record*) exec {sys.executable} "$@" ;;
   *get_device_capability*) echo 9.0a ;;
   *build_ext*) echo "built for $TORCH_CUDA_ARCH_LIST"; exit 3 ;;
-  *"-m pytest"*) echo "commit $FASTGAN_COMMIT"; sleep 60 ;;
-  *"-m bench --device cuda"*) echo '{{"ceilings": {{}}, "rows": [], "environment": {{}}}}' >"$WORK/bench.json" ;;
+  *"-m pytest tests/"*) echo "commit $FASTGAN_COMMIT" ;;
+  *"-m pytest tests"*) sleep 60 ;;
+  *"-m bench --device cuda --only step"*) echo '{EMPTY}' >"$WORK/step.json" ;;
+  *"-m bench --device cuda"*) echo '{EMPTY}' >"$WORK/bench.json" ;;
 esac
 """
 
@@ -58,19 +62,22 @@ def program(folder: Path, name: str, text: str) -> str:
 def test_a_dry_run_lists_the_parts_and_their_limits_fit() -> None:
     result = run("--dry-run")
     assert result.returncode == 0, result.stderr
-    parts = re.findall(r"^(\w+), at most (\d+) s:$", result.stdout, re.MULTILINE)
+    parts = re.findall(r"^([\w-]+), at most (\d+) s:$", result.stdout, re.MULTILINE)
     assert [name for name, _ in parts] == PARTS
-    total = sum(int(limit) for _, limit in parts)
-    assert total + 5 * len(parts) <= 540  # each has 5 s to end once it is told to
-    assert result.stdout.endswith(f"{total} s at most\n")
+    assert result.stdout.endswith("560 s at most\n")  # the clock, however much the limits are together
     assert "FASTGAN_REQUIRE_BACKENDS=cpu,cuda" in result.stdout
+    for file in re.findall(r"tests/test_\w+\.py", result.stdout):
+        assert (ROOT / file).exists(), file
     assert run("--dry-run", "--part", "build", "--limit", "7").stdout.startswith("build, at most 7 s:\n")
+    two = run("--dry-run", "--part", "step", "--part", "profile", "--clock", "50").stdout
+    assert re.findall(r"^([\w-]+), at most", two, re.MULTILINE) == ["step", "profile"]
+    assert two.endswith("50 s at most\n")
 
 
 def test_help() -> None:
     result = run("--help")
     assert result.returncode == 0
-    assert all(option in result.stdout for option in ("--dry-run", "--part", "--limit", "--commit", "--out"))
+    assert all(option in result.stdout for option in ("--dry-run", "--part", "--limit", "--clock", "--commit", "--out"))
 
 
 @pytest.mark.parametrize(
@@ -80,6 +87,7 @@ def test_help() -> None:
         (["--part", "train"], f"--part must be one of {' '.join(PARTS)}, not 'train'"),
         (["--part"], "--part needs a value"),
         (["--limit", "0"], "--limit must be whole seconds, at least 1, not '0'"),
+        (["--clock", "0"], "--clock must be whole seconds, at least 1, not '0'"),
         (["--limit", "1.5"], "--limit must be whole seconds, at least 1, not '1.5'"),
     ],
 )
@@ -126,7 +134,7 @@ def test_a_part_that_fails_or_hangs_does_not_hide_the_rest(tmp_path: Path) -> No
     record = json.loads(file.read_text())
     assert record["commit"] == "abc123"
     assert record["facts"] == {"torch": "2"}
-    assert record["rows"] == []
+    assert (record["rows"], record["step"]["rows"]) == ([], [])
     results = {part["part"]: (part["result"], part["exit"]) for part in record["parts"]}
     assert results == {
         **dict.fromkeys(PARTS, ("ok", 0)),
@@ -137,7 +145,27 @@ def test_a_part_that_fails_or_hangs_does_not_hide_the_rest(tmp_path: Path) -> No
     log = file.with_suffix(".log").read_text()
     assert "built for 9.0a" in log
     assert "commit abc123" in log
-    assert [line.split()[0] for line in result.stdout.splitlines()[-9:-1]] == PARTS
+    assert [line.split()[0] for line in result.stdout.splitlines()[-len(PARTS) - 1 : -1]] == PARTS
+
+
+def test_what_the_clock_leaves_no_time_for_is_reported(tmp_path: Path) -> None:
+    fakes = tmp_path / "bin"
+    program(fakes, "nvidia-smi", "#!/bin/sh\n")
+    result = run(
+        *("--out", str(tmp_path / "out"), "--part", "facts", "--part", "tests", "--part", "bench", "--clock", "9"),
+        PATH=f"{fakes}:{os.environ['PATH']}",
+        PYTHON=program(fakes, "python", FAKE_PYTHON),
+        CUDA_HOME=str(tmp_path),
+    )
+    assert result.returncode == 1, result.stderr
+    (file,) = (tmp_path / "out").glob("gpu-*.json")
+    parts = json.loads(file.read_text())["parts"]
+    assert [(part["part"], part["result"]) for part in parts] == [
+        ("facts", "ok"),
+        ("tests", "timed out"),
+        ("bench", "left out"),
+    ]
+    assert parts[1]["limit"] <= 4
 
 
 def test_a_missing_sanitizer_is_no_failure_and_is_said(tmp_path: Path) -> None:
