@@ -256,18 +256,102 @@ def test_a_whole_step_never_waits_and_is_one_graph(drawn: bool) -> None:
     assert any("update" in name or "product" in name or "mlp_backward" in name for name in launched)
 
 
+def assert_same_training(ours: TrainStep, plain: Plain) -> None:
+    """In float64, where rounding is out of the question."""
+    for a, b in zip(state_of(ours), state_of(plain), strict=True):
+        torch.testing.assert_close(a.double(), b.double(), rtol=1e-8, atol=1e-10)
+
+
+def capturable(parameters: Iterator[nn.Parameter]) -> torch.optim.Adam:
+    return adam_optimizer(parameters, capturable=True)
+
+
 def test_a_step_within_a_graph_of_the_callers() -> None:
-    pair = networks(dtype=torch.float32)
-    step = twin(TrainStep, *pair, adam_optimizer)
-    given = inputs({}, torch.float32)
-    step.step(*given)
-    torch.cuda.synchronize()
+    """Replays count for themselves, and eager steps between them are not forgotten."""
+    pair = networks()
+    ours, plain = (twin(kind, *pair, capturable) for kind in (TrainStep, Plain))
+    given = inputs({})
+
+    def both(step: Callable[[], object]) -> None:
+        step()
+        plain.step(*given)
+        assert_same_training(ours, plain)
+
+    for _ in range(3):
+        both(lambda: ours.step(*given))
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
+        ours.step(*given)
+    for _ in range(3):
+        both(graph.replay)
+        both(lambda: ours.step(*given))
+    both(graph.replay)
+
+
+def test_a_graph_of_the_callers_needs_counts_on_the_device() -> None:
+    step = twin(TrainStep, *networks(), lambda parameters: adam_optimizer(parameters, foreach=False))
+    for group in (*step.g_optimizer.param_groups, *step.d_optimizer.param_groups):
+        group["capturable"] = False
+    given = inputs({})
+    with torch.device("cpu"):  # where Adam then puts its counts
         step.step(*given)
-    before = step.generator[0].weight.clone()
-    graph.replay()
-    assert not torch.equal(before, step.generator[0].weight)
+    graph = torch.cuda.CUDAGraph()
+    with pytest.raises(RuntimeError, match="capturable=True"), torch.cuda.graph(graph):
+        step.step(*given)
+
+
+def test_tensors_that_move_between_steps_are_followed() -> None:
+    pair = networks()
+    ours, plain = (twin(kind, *pair, adam_optimizer, ema_decay=0.9) for kind in (TrainStep, Plain))
+
+    def data(trainer: object) -> None:
+        for parameter in trainer.generator.parameters():
+            parameter.data = parameter.data.clone()
+
+    def vector(trainer: object) -> None:
+        parameters = list(trainer.discriminator.parameters())
+        nn.utils.vector_to_parameters(nn.utils.parameters_to_vector(parameters) * 0.9, parameters)
+
+    def moments(trainer: object) -> None:
+        for state in trainer.g_optimizer.state.values():
+            state["exp_avg"].data = state["exp_avg"].data * 0.5
+            state["step"].data = state["step"].data.clone()
+
+    def average(trainer: object) -> None:
+        for parameter in trainer.ema.parameters():
+            parameter.data = parameter.data * 2
+
+    def swapped(trainer: object) -> None:
+        for parameter in trainer.discriminator.parameters():
+            parameter.data = torch.empty_like(parameter).copy_(parameter)
+
+    for change in (lambda trainer: None, data, vector, moments, average, swapped):
+        for trainer in (ours, plain):
+            change(trainer)
+        keep = [torch.randn(64) for _ in range(100)]  # what was freed is written over
+        for _ in range(4):
+            given = inputs({})
+            ours.step(*given), plain.step(*given)
+            assert_same_training(ours, plain)
+        del keep
+
+
+def test_sizes_of_batch_that_take_turns() -> None:
+    """Each has its graph: from its third turn on nothing is captured again."""
+    pair = networks(num_classes=3)
+    options = {"num_classes": 3, "reuse_fake": True}
+    ours, plain = (twin(kind, *pair, adam_optimizer, **options) for kind in (TrainStep, Plain))
+    side = torch.cuda.Stream()
+    for i in range(12):
+        real, labels, noise = inputs(options)
+        rows = (6, 3, 5)[i % 3]
+        given = real[:rows], labels[:rows], noise[:, :rows]
+        plain.step(*given)
+        torch.cuda.synchronize()
+        with torch.cuda.stream(side if i % 4 == 3 else torch.cuda.current_stream()):
+            ours.step(*given)
+        torch.cuda.synchronize()
+        assert_same_training(ours, plain)
 
 
 @pytest.mark.parametrize("path", ["narrow", "tiled"])

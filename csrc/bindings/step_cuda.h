@@ -424,9 +424,10 @@ class CudaStep {
       if (tensor.defined()) c10::cuda::CUDACachingAllocator::recordStream(tensor.storage().data_ptr(), stream);
     };
     const Memory& memory = captured.memory;
+    const Updates& updates = own_updates_;
     for (const Tensor* tensor :
          {&memory.inputs.real, &memory.inputs.noise, &memory.inputs.labels, &memory.scratch, &memory.workspace,
-          &own_updates_.due, &own_updates_.steps, &own_updates_.counts, &own_updates_.counters, &own_updates_.sums})
+          &updates.due, &updates.steps, &updates.counts, &updates.counters, &updates.sums})
       record(*tensor);
     for (const std::vector<Tensor>& masks : memory.masks)
       for (const Tensor& mask : masks) record(mask);
