@@ -69,12 +69,13 @@ def main(arguments: Sequence[str] | None = None, program: str = "python -m bench
                     print(f"failed: {written['failures'][-1]}")
                     continue
                 rows += record.rows(result, limits)
+                written["rows"] = table + rows
+                _write(options, written)  # after each case: a run that is cut short leaves these
         _show_progress("")
         if rows:
             print_table(rows)
         table += rows
-        if table:
-            _write(options, written)  # after each op: a run that is cut short leaves these
+    written["rows"] = table
     if any("sweep" not in row and row["case"].startswith("step ") for row in table):
         print("where the time of a step goes")
         with torch.device(options.device):

@@ -18,7 +18,7 @@ sys.path.insert(0, str(ROOT))
 from bench import gpu_record  # noqa: E402
 
 PARTS = ["facts", "build", "kernels", "step", "profile", "step-tf32"]
-PARTS += ["memcheck", "racecheck", "synccheck", "initcheck", "tests", "bench"]
+PARTS += ["memcheck", "racecheck", "synccheck", "initcheck", "tests", "step-compiled", "bench"]
 
 pytestmark = pytest.mark.skipif(
     shutil.which("bash") is None or shutil.which("timeout") is None, reason="bash or timeout is not on PATH"
