@@ -7,8 +7,9 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -186,7 +187,13 @@ def test_the_copied_package_loads(package: Path) -> None:
     assert answer(python(REPORT, package))["backends"]["cpu"] == "available"
 
 
-@pytest.mark.parametrize("fault", FAULTS)
+def few_quick(faults: Iterable[str]) -> list[Any]:
+    """Each is a process that imports PyTorch: the rarer ones are deep."""
+    rare = ("module of text", "facts cut", "facts without torch", "facts of another kind", "facts no text")
+    return [pytest.param(fault, marks=pytest.mark.deep if fault in rare else ()) for fault in faults]
+
+
+@pytest.mark.parametrize("fault", few_quick(FAULTS))
 def test_a_module_that_cannot_be_used_is_done_without(fault, package: Path, expected: dict) -> None:
     damage, reason = FAULTS[fault]
     damage(package)
@@ -207,7 +214,7 @@ def test_a_module_that_cannot_be_used_is_done_without(fault, package: Path, expe
     assert "\n" not in info["backends"]["cpu"]
 
 
-@pytest.mark.parametrize("fault", ["nothing built", "module cut", "another torch", "facts cut"])
+@pytest.mark.parametrize("fault", few_quick(["nothing built", "module cut", "another torch", "facts cut"]))
 def test_the_reference_asked_for_needs_no_warning(fault, package: Path) -> None:
     FAULTS[fault][0](package)
     result = python(EXERCISE, package, FASTGAN_BACKEND="reference")

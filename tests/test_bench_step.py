@@ -193,6 +193,7 @@ def test_rows_of_two_contenders_need_no_matrix() -> None:
     assert all("against" not in row for row in record.rows(result, {}))
 
 
+@pytest.mark.deep
 def test_peak_memory_of_processes() -> None:
     rows = memory.measure_all([TINY])
     assert [row["contender"] for row in rows] == ["fastgan", "torch"]
