@@ -33,7 +33,7 @@ def python(code: str, package: Path = PACKAGE, **environment: str) -> subprocess
         env={**inherited, "PYTHONPATH": str(package.parent), **environment},
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=400,
     )
 
 
