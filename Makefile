@@ -1,8 +1,9 @@
 # The two commands of the README. Each makes the virtual environment, installs PyTorch and builds fastgan when needed.
 #   make train   train a GAN on real handwritten digits and say where the pictures are
-#   make test    run the tests
-# For developers: make lint, make format, make bench, make clean; make cuda-check builds with CUDA, without a GPU;
-#   make coverage says which branches of the CUDA sources and of csrc/core the checks of the kernels take
+#   make test    run the tests, but for those that take long
+# For developers: make check runs the long tests, and those of the CPU again in other settings; make lint, make format,
+#   make bench, make clean; make cuda-check builds with CUDA, without a GPU; make coverage says which branches of the
+#   CUDA sources and of csrc/core the checks of the kernels take
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -10,7 +11,13 @@ CUDA_VENV ?= .venv-cuda
 BIN := $(VENV)/bin
 SOURCES := pyproject.toml setup.py csrc/cuda/nvcc-flags.txt $(wildcard csrc/*/*.h csrc/*/*.cpp csrc/*/*.cu)
 
-.PHONY: train test lint format bench coverage cuda-check clean
+# On all cores, each process with its share of the threads; the reports end with what a selection leaves out.
+PYTEST := OMP_WAIT_POLICY=passive FASTGAN_REQUIRE_BACKENDS=cpu,simt $(BIN)/python -m pytest -n auto --maxprocesses=8 \
+	--dist=worksteal
+# The tests of the backends that run on the CPU, again. The host model of the CUDA kernels heeds none of the settings.
+AGAIN := FASTGAN_TEST_BACKENDS=cpu,auto $(PYTEST) -m "not deep"
+
+.PHONY: train test check lint format bench coverage cuda-check clean
 
 # Threads that wait spin for a short while and then sleep: 42,000 samples/s, and 15,000 beside two other busy processes,
 # where threads that spin as long as is usual do 5,000. (Composed of ops, on one thread, as before: 20,000.)
@@ -18,7 +25,18 @@ train: $(VENV)/installed
 	GOMP_SPINCOUNT=20000 $(BIN)/fastgan train digits
 
 test: $(VENV)/test-tools
-	OMP_WAIT_POLICY=passive FASTGAN_REQUIRE_BACKENDS=cpu,simt $(BIN)/python -m pytest
+	$(BIN)/python tests/simt/build.py module plain
+	$(PYTEST) -m "not deep"
+	@echo "make check runs what is left: the tests marked deep, and those of the CPU on other instruction sets and threads"
+
+# Each setting once, two of them at a time. pytest ends with an error where nothing is selected.
+check: $(VENV)/test-tools
+	$(BIN)/python tests/simt/build.py module plain address thread
+	$(PYTEST) -m deep
+	FASTGAN_ISA=baseline OMP_NUM_THREADS=1 $(AGAIN)
+	FASTGAN_ISA=avx2 OMP_NUM_THREADS=$$(($$(nproc) + 2)) $(AGAIN)
+	FASTGAN_TEST_THREADS=1 FASTGAN_TEST_FLUSH_DENORMAL=1 $(AGAIN)
+	@echo "make test runs what is left: all tests but those marked deep, on every backend, in the settings of this machine"
 
 lint: $(VENV)/dev-tools
 	$(BIN)/ruff check .
@@ -67,8 +85,8 @@ $(VENV)/installed: $(VENV)/torch $(SOURCES)
 	$(BIN)/python -m pip install --quiet -c constraints.txt --no-build-isolation -e '.[train]'
 	touch $@
 
-$(VENV)/test-tools: $(VENV)/installed
-	$(BIN)/python -m pip install --quiet -c constraints.txt pytest hypothesis expecttest
+$(VENV)/test-tools: $(VENV)/installed Makefile
+	$(BIN)/python -m pip install --quiet -c constraints.txt pytest pytest-xdist hypothesis expecttest
 	touch $@
 
 $(VENV)/dev-tools: $(VENV)/torch

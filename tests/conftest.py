@@ -1,25 +1,49 @@
-"""What the tests share: the backends that a test runs on, the seed, hypothesis's profile."""
+"""What the tests share: the backends that a test runs on, the seed, the suite's settings, hypothesis's profile."""
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import os
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
-import simt_backend
-import torch
-from hypothesis import HealthCheck, settings
 
-import fastgan
-from fastgan import backend as fastgan_backend
+# What the suite takes from the environment; its report begins with it. Other settings of fastgan's, as a backend that
+# the caller's shell has chosen, would change what is tested, and those of colour what commands print: they are dropped,
+# before fastgan reads them.
+SETTINGS = (
+    "FASTGAN_REQUIRE_BACKENDS",  # cpu,simt: backends whose absence is a failure, not a skip
+    "FASTGAN_TEST_BACKENDS",  # cpu,auto: only tests of these backends
+    "FASTGAN_TEST_THREADS",  # torch.set_num_threads
+    "FASTGAN_TEST_FLUSH_DENORMAL",  # 1: torch.set_flush_denormal
+    "FASTGAN_ISA",
+    "FASTGAN_SKIP_SIMT",
+)
+for name in [name for name in os.environ if name.startswith("FASTGAN_") and name not in SETTINGS]:
+    del os.environ[name]
+for name in ("FORCE_COLOR", "NO_COLOR", "CLICOLOR_FORCE", "PYTHONWARNINGS"):
+    os.environ.pop(name, None)
 
-# Backends whose absence is a failure, not a skip: FASTGAN_REQUIRE_BACKENDS=cpu,simt.
-REQUIRED = tuple(filter(None, os.environ.get("FASTGAN_REQUIRE_BACKENDS", "").split(",")))
+import simt_backend  # noqa: E402
+import torch  # noqa: E402
+from hypothesis import HealthCheck, settings  # noqa: E402
 
-# A backend joins the conformance suite by an entry here. `simt` is the CUDA kernels and their bindings, run
-# on the host model of tests/simt/; `cuda` is there where a GPU is, and its tests make their tensors on it (see run_on).
-BACKENDS = ("reference", "cpu", "simt", *(("cuda",) if torch.cuda.is_available() or "cuda" in REQUIRED else ()))
+import fastgan  # noqa: E402
+from fastgan import backend as fastgan_backend  # noqa: E402
+
+
+def listed(setting: str) -> tuple[str, ...]:
+    return tuple(filter(None, os.environ.get(setting, "").split(",")))
+
+
+REQUIRED = listed("FASTGAN_REQUIRE_BACKENDS")
+
+# A backend joins the conformance suite by an entry here. `auto` is what users have: the compiled kernels, by shorter
+# ways where there are any. `simt` is the CUDA kernels and their bindings, run on the host model of tests/simt/; `cuda`
+# is there where a GPU is, and its tests make their tensors on it (see run_on).
+BACKENDS = ("reference", "cpu", "simt", "auto", *(("cuda",) if torch.cuda.is_available() or "cuda" in REQUIRED else ()))
 
 settings.register_profile(
     "repeatable",
@@ -74,3 +98,80 @@ def compiled() -> Iterator[None]:
 @pytest.fixture(autouse=True)
 def seed() -> None:
     torch.manual_seed(0)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    unknown = set(listed("FASTGAN_TEST_BACKENDS")) - set(BACKENDS)
+    if unknown:
+        raise pytest.UsageError(
+            f"FASTGAN_TEST_BACKENDS must name backends of {', '.join(BACKENDS)}, not {unknown.pop()}"
+        )
+    # Workers share the cores: a team of threads in each would wait for the others' at every barrier.
+    workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+    if threads := os.environ.get("FASTGAN_TEST_THREADS"):
+        torch.set_num_threads(int(threads))
+    elif workers > 1 and "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(max(1, torch.get_num_threads() // workers))
+    if os.environ.get("FASTGAN_TEST_FLUSH_DENORMAL") == "1" and not torch.set_flush_denormal(True):
+        raise pytest.UsageError("FASTGAN_TEST_FLUSH_DENORMAL: this processor cannot flush denormal numbers")
+
+
+def pytest_report_header() -> str:
+    found = [name for name in os.environ if name in SETTINGS or name.startswith("OMP_")]
+    build = fastgan.info()["build"]
+    return (
+        f"fastgan: {build['cpu_instructions'] if build else 'not compiled'}, {torch.get_num_threads()} threads"
+        f"{''.join(f', {name}={os.environ[name]}' for name in sorted(found))}"
+    )
+
+
+def backend_of(item: pytest.Item) -> str | None:
+    """The backend that a test is made for; None where that is no matter of its parameters."""
+    parameters = item.callspec.params if hasattr(item, "callspec") else {}
+    for fixture in ("backend", "compiled_backend", "device_backend"):
+        if fixture in parameters:
+            return parameters[fixture]
+    return "cpu" if "compiled" in item.fixturenames else None
+
+
+@pytest.hookimpl(tryfirst=True)  # before -m
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    for item in items:
+        if item.get_closest_marker("deep_on_simt") and backend_of(item) == "simt":
+            item.add_marker(pytest.mark.deep)
+    if not (chosen := listed("FASTGAN_TEST_BACKENDS")):
+        return
+    left = [item for item in items if backend_of(item) not in chosen]
+    items[:] = [item for item in items if backend_of(item) in chosen]
+    config.hook.pytest_deselected(items=left)
+
+
+# How many tests each file leaves to another command, for the end of the report. Each worker of xdist collects all.
+left_out: collections.Counter[str] = collections.Counter()
+
+
+def pytest_deselected(items: list[pytest.Item]) -> None:
+    left_out.update(item.path.name for item in items)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    if hasattr(session.config, "workeroutput"):
+        session.config.workeroutput["left_out"] = dict(left_out)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any, error: object) -> None:
+    left_out.update(getattr(node, "workeroutput", {}).get("left_out", {}) if not left_out else {})
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    if not left_out:
+        return
+    marks = [f"-m {config.option.markexpr!r}"] if config.option.markexpr else []
+    marks += [f"{name}={os.environ[name]}" for name in ("FASTGAN_TEST_BACKENDS",) if name in os.environ]
+    terminalreporter.section("tests that this selection leaves out")
+    terminalreporter.write_line(
+        f"{sum(left_out.values())} by {' and '.join(marks) or 'the command line'}: "
+        + ", ".join(f"{file} {count}" for file, count in sorted(left_out.items()))
+    )

@@ -200,6 +200,7 @@ def test_operations_of_a_step_counted_product_by_product() -> None:
     assert RING.step_flops == RING.batch * flops
 
 
+@pytest.mark.deep
 def test_quick_run_prints_a_complete_table_and_record(tmp_path: Path) -> None:
     file = tmp_path / "record.json"
     result = _run("--quick", "--only", "logits_loss", "--match", "64x1", "--json", str(file))
@@ -216,6 +217,7 @@ def test_quick_run_prints_a_complete_table_and_record(tmp_path: Path) -> None:
     assert {"float32 at::mm", "bfloat16 at::mm"} <= kinds
 
 
+@pytest.mark.deep
 def test_the_benchmark_runs_without_the_compiled_module() -> None:
     result = _run("--quick", "--only", "bce", "--match", "64x1", FASTGAN_BACKEND="reference")
     assert result.returncode == 0, result.stderr
@@ -223,6 +225,7 @@ def test_the_benchmark_runs_without_the_compiled_module() -> None:
     assert "bce 64x1 float32 forward+backward" in result.stdout
 
 
+@pytest.mark.deep
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

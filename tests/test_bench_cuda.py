@@ -163,6 +163,7 @@ def test_the_commit_is_taken_from_the_environment_where_git_cannot_tell(monkeypa
     assert record.environment()["commit"] == "abc123"
 
 
+@pytest.mark.deep
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -177,6 +178,7 @@ def test_bad_options(arguments: list[str], message: str) -> None:
     assert message in result.stderr
 
 
+@pytest.mark.deep
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_without_a_gpu_a_sentence() -> None:
     result = _run("bench", "--device", "cuda")
@@ -206,6 +208,7 @@ def test_a_graph_takes_every_input_set_alike() -> None:
     assert len(turns) == 2 * SETS + calls
 
 
+@pytest.mark.deep
 @pytest.mark.skipif(not RECORD.exists(), reason="the records are not part of the source distribution")
 def test_the_tables_of_the_readme_are_those_of_the_record() -> None:
     result = _run("bench.readme_table", str(RECORD))
@@ -240,6 +243,7 @@ def test_the_tables_of_a_gpu_record() -> None:
     assert "No case is slower than PyTorch." in text
 
 
+@pytest.mark.deep
 @pytest.mark.parametrize(
     ("text", "message"),
     [

@@ -48,6 +48,7 @@ def test_jax_agrees() -> None:
     compare(peers.contenders(["fastgan"], ["jax"]))
 
 
+@pytest.mark.deep
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs g++")
 def test_compiled_pytorch_agrees() -> None:  # 15 s: the one test that compiles
     compare(peers.contenders(["fastgan"], ["torch.compile"]))
@@ -192,6 +193,7 @@ def test_rows_of_two_contenders_need_no_matrix() -> None:
     assert all("against" not in row for row in record.rows(result, {}))
 
 
+@pytest.mark.deep
 def test_peak_memory_of_processes() -> None:
     rows = memory.measure_all([TINY])
     assert [row["contender"] for row in rows] == ["fastgan", "torch"]
@@ -213,6 +215,7 @@ def test_fastgan_bench_is_the_benchmark(monkeypatch: pytest.MonkeyPatch) -> None
     assert "fastgan bench: error: --rounds must be at least 1, not 0" in result.stderr
 
 
+@pytest.mark.deep
 def test_fastgan_bench_in_a_checkout_that_is_not_installed(tmp_path: Path) -> None:
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-m", "fastgan", "bench", "--only", "sgd"]

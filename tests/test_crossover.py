@@ -34,6 +34,7 @@ def test_the_header_is_written_as_it_stands_in_the_sources() -> None:
     assert "constexpr double half = 3e+08;" in written
 
 
+@pytest.mark.deep
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU to measure on")
 def test_without_a_gpu_a_sentence() -> None:
     done = subprocess.run([sys.executable, "-m", "bench.crossover"], cwd=ROOT, capture_output=True, text=True)

@@ -9,7 +9,7 @@ from itertools import pairwise
 import pytest
 import torch
 import torch.nn.functional as F
-from conformance import DTYPES, assert_within_bound, derivatives, largest_error
+from conformance import DTYPES, as_double, assert_within_bound, derivatives, largest_error
 from conftest import BACKENDS, run_on_or_skip
 from torch import Tensor
 
@@ -132,7 +132,9 @@ def test_what_needs_no_gradient_gets_none(path: str, frozen: str) -> None:
     ours, torchs = stack([5, 33, 4])
     with layer_path(path):
         result = torch.autograd.grad(ours(*inputs).sum(), wanted)
-    torch.testing.assert_close(result, torch.autograd.grad(torchs(*inputs).sum(), wanted))
+    wide = as_double(inputs)
+    exact = torch.autograd.grad(torchs(*wide).sum(), [x for x in wide if x.requires_grad])
+    assert_within_bound(result, torch.autograd.grad(torchs(*inputs).sum(), wanted), exact)
 
 
 @pytest.mark.parametrize("layout", ["transposed weight", "row offset", "expanded", "strided"])
@@ -151,7 +153,9 @@ def test_memory_layouts(path: str, layout: str) -> None:
     ours, torchs = stack([6, 20, 3])
     with layer_path(path):
         result = torch.autograd.grad(ours(*inputs).square().sum(), inputs)
-    torch.testing.assert_close(result, torch.autograd.grad(torchs(*inputs).square().sum(), inputs))
+    wide = as_double(inputs)
+    exact = torch.autograd.grad(torchs(*wide).square().sum(), wide)
+    assert_within_bound(result, torch.autograd.grad(torchs(*inputs).square().sum(), inputs), exact)
 
 
 @pytest.mark.parametrize(("batch", "size_in", "size_out"), [(1, 1, 1), (7, 33, 5), (33, 257, 66), (130, 7, 257)])

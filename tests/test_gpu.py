@@ -5,12 +5,15 @@ The functions named `sanitize` call every kernel once at small sizes: what bench
 
 from __future__ import annotations
 
+import copy
 import threading
 from collections.abc import Callable, Iterator
 from itertools import pairwise
 
 import pytest
 import torch
+import torch.nn.functional as F
+from conformance import as_double, assert_within_bound, overall_error
 from conftest import run_on, unavailable_reason
 from plain_step import Plain, inputs, networks, state_of, twin
 from plain_step import adam as adam_optimizer
@@ -141,10 +144,15 @@ def test_cudagraph_trees() -> None:
     def run(x: Tensor) -> Tensor:
         return generator_loss(mlp(x, weights, biases, ["relu", "identity"]))
 
+    def torchs(x: Tensor) -> Tensor:
+        w, b = ([t.to(x.dtype) for t in tensors] for tensors in (weights, biases))
+        logits = F.linear(F.relu(F.linear(x, w[0], b[0])), w[1], b[1])
+        return F.binary_cross_entropy_with_logits(logits, torch.ones_like(logits))
+
     x = torch.randn(9000, 7)
     compiled = torch.compile(run, mode="reduce-overhead", fullgraph=True)
     for _ in range(4):
-        torch.testing.assert_close(compiled(x).clone(), run(x))
+        assert_within_bound(compiled(x).clone(), torchs(x), torchs(x.double()))
 
 
 @pytest.mark.parametrize("name", CALLS)
@@ -225,7 +233,8 @@ def test_more_than_two_to_the_31_elements() -> None:
     (gradient,) = torch.autograd.grad(loss, logits)
     assert gradient[0].item() == -0.5
     assert gradient[-1].item() == -1.0
-    torch.testing.assert_close(loss.item(), -((n - 1) * 0.6931471805599453 + 100), rtol=1e-2, atol=0)
+    exact = -((n - 1) * 0.6931471805599453 + 100)
+    assert abs(loss.item() - exact) <= 2**-8 * abs(exact)  # a rounding to bfloat16
 
 
 @pytest.mark.parametrize("drawn", [False, True], ids=["noise given", "noise drawn"])
@@ -234,6 +243,7 @@ def test_a_whole_step_never_waits_and_is_one_graph(drawn: bool) -> None:
     pair = networks(num_classes=3, dtype=torch.float32)
     options = {"num_classes": 3, "d_steps": 2, "ema_decay": 0.9}
     ours, plain = (twin(kind, *pair, adam_optimizer, **options) for kind in (TrainStep, Plain))
+    exact = twin(Plain, *(copy.deepcopy(network).double() for network in pair), adam_optimizer, **options)
     for i in range(4):
         given = inputs(options, torch.float32)
         labels = given[1].clone()
@@ -248,8 +258,10 @@ def test_a_whole_step_never_waits_and_is_one_graph(drawn: bool) -> None:
         if drawn:
             noise = torch.empty_like(noise).normal_()
         expected = plain.step(given[0], given[1], noise)
-        torch.testing.assert_close(tuple(statistics), tuple(expected), rtol=1e-4, atol=1e-5)
-        torch.testing.assert_close(state_of(ours), state_of(plain), rtol=1e-3, atol=1e-4)
+        true = exact.step(*as_double((given[0], given[1], noise)))
+        # As wholes: Adam makes a full step of a gradient that is zero but for rounding.
+        for results in ((statistics, expected, true), tuple(map(state_of, (ours, plain, exact)))):
+            assert overall_error(results[0], results[2]) <= 2 * overall_error(results[1], results[2]) + 1e-6
     real, labels, noise = inputs(options, torch.float32)
     launched = [name for name in kernels_of(lambda: ours.step(real, labels, noise)) if "fastgan" in name]
     assert any("step_loss" in name for name in launched)

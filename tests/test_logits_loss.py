@@ -9,7 +9,14 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
-from conformance import DTYPES, REDUCTIONS, check_against_torch
+from conformance import (
+    DTYPES,
+    REDUCTIONS,
+    as_double,
+    assert_close_in_float64,
+    assert_within_bound,
+    check_against_torch,
+)
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -78,9 +85,9 @@ def test_the_formulas_of_the_paper(backend: str) -> None:
     real, fake = torch.randn(50, dtype=torch.double), torch.randn(50, dtype=torch.double)
     d_real, d_fake = torch.sigmoid(real), torch.sigmoid(fake)
     expected = -d_real.log().mean() - (1 - d_fake).log().mean()
-    torch.testing.assert_close(discriminator_loss(real, fake), expected)
-    torch.testing.assert_close(generator_loss(fake), -d_fake.log().mean())
-    torch.testing.assert_close(generator_loss(fake, kind="minimax"), (1 - d_fake).log().mean())
+    assert_close_in_float64(discriminator_loss(real, fake), expected)
+    assert_close_in_float64(generator_loss(fake), -d_fake.log().mean())
+    assert_close_in_float64(generator_loss(fake, kind="minimax"), (1 - d_fake).log().mean())
 
 
 @pytest.mark.parametrize("empty", [0, 1])
@@ -90,7 +97,8 @@ def test_an_empty_half(backend: str, empty: int) -> None:
     pair = pair if empty == 1 else pair[::-1]
     assert discriminator_loss(*pair).isnan()
     loss = discriminator_loss(*pair, reduction="sum")
-    torch.testing.assert_close(loss, torch_half(x, 1.0 if empty == 1 else 0.0, "sum"))
+    target = 1.0 if empty == 1 else 0.0
+    assert_within_bound(loss, torch_half(x, target, "sum"), torch_half(x.double(), target, "sum"))
     loss.backward()
     assert x.grad.isfinite().all()
 
@@ -99,25 +107,24 @@ def test_an_empty_half(backend: str, empty: int) -> None:
 @pytest.mark.parametrize("logit", [1e4, -1e4, 300.0, math.inf, -math.inf, math.nan])
 def test_extreme_logits_end_where_torchs_do(backend: str, logit: float, dtype: torch.dtype) -> None:
     results = []
-    functions = [
-        discriminator_loss,
-        functools.partial(torch_discriminator_loss, a=1.0, b=0.0, reduction="mean"),
-    ]
-    for function in functions:
-        x = torch.full((3,), logit, dtype=dtype, requires_grad=True)
-        y = torch.full((3,), logit, dtype=dtype, requires_grad=True)
+    given, torchs = torch.full((3,), logit, dtype=dtype), functools.partial(torch_discriminator_loss, a=1.0, b=0.0)
+    torchs = functools.partial(torchs, reduction="mean")
+    for function, value in ((discriminator_loss, given), (torchs, given), (torchs, given.double())):
+        x, y = (value.clone().requires_grad_() for _ in range(2))
         loss = function(x, y)
         results.append((loss.detach(), *torch.autograd.grad(loss, (x, y))))
     assert all(not math.isfinite(logit) or value.isfinite().all() for value in results[0])
-    torch.testing.assert_close(*results, equal_nan=True)
+    assert_within_bound(*results)
 
 
 def test_non_contiguous(backend: str) -> None:
-    base = torch.randn(64, 30, requires_grad=True)
-    loss = discriminator_loss(base[:, 3], base.t()[7:9, ::5])
-    expected = torch_discriminator_loss(base[:, 3], base.t()[7:9, ::5], 1.0, 0.0, "mean")
-    torch.testing.assert_close(loss, expected)
-    torch.testing.assert_close(torch.autograd.grad(loss, base), torch.autograd.grad(expected, base))
+    def ours(base: torch.Tensor) -> torch.Tensor:
+        return discriminator_loss(base[:, 3], base.t()[7:9, ::5])
+
+    def torchs(base: torch.Tensor) -> torch.Tensor:
+        return torch_discriminator_loss(base[:, 3], base.t()[7:9, ::5], 1.0, 0.0, "mean")
+
+    check_against_torch(ours, torchs, [torch.randn(64, 30)], ())
 
 
 @pytest.mark.parametrize("wanted", [0, 1])
@@ -126,14 +133,16 @@ def test_gradient_of_one_half_alone(backend: str, wanted: int) -> None:
     discriminator_loss(*pair).backward()
     assert pair[1 - wanted].grad is None
     (expected,) = torch.autograd.grad(torch_discriminator_loss(*pair, 1.0, 0.0, "mean"), pair[wanted])
-    torch.testing.assert_close(pair[wanted].grad, expected)
+    wide = as_double(pair)
+    (exact,) = torch.autograd.grad(torch_discriminator_loss(*wide, 1.0, 0.0, "mean"), wide[wanted])
+    assert_within_bound(pair[wanted].grad, expected, exact)
 
 
 def test_the_same_tensor_twice(backend: str) -> None:
-    x = torch.randn(8, requires_grad=True)
-    (ours,) = torch.autograd.grad(discriminator_loss(x, x), x)
-    (expected,) = torch.autograd.grad(torch_discriminator_loss(x, x, 1.0, 0.0, "mean"), x)
-    torch.testing.assert_close(ours, expected)
+    def torchs(x: torch.Tensor) -> torch.Tensor:
+        return torch_discriminator_loss(x, x, 1.0, 0.0, "mean")
+
+    check_against_torch(lambda x: discriminator_loss(x, x), torchs, [torch.randn(8)], ())
 
 
 @pytest.mark.parametrize("reduction", REDUCTIONS)
@@ -154,7 +163,7 @@ def test_gradcheck_and_third_derivative(backend: str, reduction: str) -> None:
         for _ in range(3):
             (value,) = torch.autograd.grad(value.sum(), x, create_graph=True)
         derivatives.append(value)
-    torch.testing.assert_close(*derivatives)
+    assert_close_in_float64(*derivatives)
 
 
 def test_same_bits_on_any_number_of_threads(compiled: None) -> None:
@@ -177,7 +186,7 @@ def test_loss_scaling_does_not_underflow_in_float16(backend: str) -> None:
     n = 1 << 16
     x = torch.zeros(n, dtype=torch.float16, requires_grad=True)
     (generator_loss(x) * 65536.0 / 4).backward()
-    torch.testing.assert_close(x.grad.float(), torch.full((n,), -0.5 * 65536 / 4 / n))
+    assert torch.equal(x.grad, torch.full((n,), -0.5 * 65536 / 4 / n, dtype=torch.float16))
 
 
 def test_autocast_computes_in_float32(backend: str) -> None:
@@ -187,6 +196,7 @@ def test_autocast_computes_in_float32(backend: str) -> None:
         assert generator_loss(x).dtype == torch.float32
 
 
+@pytest.mark.deep
 def test_over_two_to_the_31_elements(compiled: None) -> None:
     if _free_memory() < 10 << 30:
         pytest.skip("needs 10 GiB of free memory")

@@ -90,6 +90,7 @@ def test_planted_faults_are_caught(engine: str, name: str) -> None:
     assert sentence.endswith(".\n")
 
 
+@pytest.mark.deep
 @pytest.mark.parametrize("name", [*OVERRUNS, "global_overrun"])
 def test_address_sanitizer_sees_overruns(name: str) -> None:
     done = run(program("address", "faults"), name)
@@ -97,6 +98,7 @@ def test_address_sanitizer_sees_overruns(name: str) -> None:
     assert "ERROR: AddressSanitizer" in done.stderr
 
 
+@pytest.mark.deep
 @pytest.mark.parametrize("name", RACES)
 def test_thread_sanitizer_sees_races(name: str) -> None:
     done = run(program("thread", "faults"), name)
@@ -104,6 +106,7 @@ def test_thread_sanitizer_sees_races(name: str) -> None:
     assert "WARNING: ThreadSanitizer: data race" in done.stderr
 
 
+@pytest.mark.deep
 @pytest.mark.parametrize("name", RIGHT)
 @pytest.mark.parametrize("kind", ["address", "thread"])
 def test_sanitizers_are_silent_on_right_kernels(kind: str, name: str) -> None:
@@ -117,6 +120,7 @@ def test_kernels(check: str) -> None:
     assert done.returncode == 0, done.stdout
 
 
+@pytest.mark.deep
 @pytest.mark.parametrize("check", CHECKS)
 @pytest.mark.parametrize("kind", ["address", "thread"])
 def test_kernels_under_a_sanitizer(kind: str, check: str) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from conformance import ACTIVATIONS
+from conformance import ACTIVATIONS, assert_close_in_float64
 from ops import OPS, Op
 from torch import Tensor
 from torch.autograd import forward_ad
@@ -60,7 +60,7 @@ TRANSFORMS: dict[str, Transform] = {
 @pytest.mark.parametrize("op", OPS.values(), ids=OPS)
 def test_transform(op: Op, transform: Transform) -> None:
     inputs = op.inputs()
-    torch.testing.assert_close(transform(op.ours, inputs), transform(op.torchs, inputs))
+    assert_close_in_float64(transform(op.ours, inputs), transform(op.torchs, inputs))
 
 
 @pytest.mark.parametrize("name", OPS)
@@ -73,7 +73,7 @@ def test_batched_gradients(backend: str, name: str) -> None:
         value = function(*inputs)
         cotangents = torch.linspace(-1, 1, 3 * value.numel(), dtype=value.dtype).view(3, *value.shape)
         results.append(torch.autograd.grad(value, inputs, cotangents, is_grads_batched=True))
-    torch.testing.assert_close(*results)
+    assert_close_in_float64(*results)
 
 
 def test_per_sample_gradients_of_a_module() -> None:
@@ -89,7 +89,7 @@ def test_per_sample_gradients_of_a_module() -> None:
             return fastgan.functional.generator_loss(functional_call(module, values, (sample,)))
 
         results.append(vmap(grad(loss), in_dims=(None, 0))(parameters, x))
-    torch.testing.assert_close(*results)
+    assert_close_in_float64(*results)
     assert results[0]["0.weight"].shape == (7, 5, 3)
 
 
@@ -107,7 +107,7 @@ def test_older_functional_interface(op: Op) -> None:
                 torch.autograd.functional.hvp(number, inputs, tuple(t.cos() for t in inputs)),
             ]
         )
-    torch.testing.assert_close(*results)
+    assert_close_in_float64(*results)
 
 
 @pytest.mark.parametrize("activation", ACTIVATIONS)
@@ -124,7 +124,7 @@ def test_transforms_of_a_module(activation: str) -> None:
         value, derivative = jvp(module, (x,), (tangent,))
         jacobian, curvature = jacrev(module)(x), hessian(lambda t, m=module: m(t).square().sum())(x)
         results.append([value, derivative, jacobian, curvature, grad(loss)(parameters)])
-    torch.testing.assert_close(*results)
+    assert_close_in_float64(*results)
 
 
 @pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])

@@ -1,0 +1,64 @@
+"""The suite itself: how its tests compare, what it takes from the environment, what a selection leaves out."""
+
+from __future__ import annotations
+
+import ast
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+HERE = Path(__file__).parent
+
+
+def is_zero(node: ast.expr | None) -> bool:
+    return isinstance(node, ast.Constant) and node.value == 0
+
+
+@pytest.mark.parametrize("file", sorted(HERE.rglob("*.py")), ids=lambda file: file.stem)
+def test_no_comparison_has_a_tolerance_of_its_own(file: Path) -> None:
+    """Two float32 paths differ by what the processor makes of them: conformance.py has comparisons that hold on all."""
+    found = []
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr == "assert_close":
+            given = {keyword.arg: keyword.value for keyword in node.keywords}
+            if not (is_zero(given.get("rtol")) and is_zero(given.get("atol"))):
+                found.append(node.lineno)
+    assert not found, f"{file.name}, lines {found}: compare by assert_within_bound, in float64 or exactly"
+
+
+def collect(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """What pytest would run of the tests of Adam."""
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith(("FASTGAN_", "PYTEST_"))}
+    return subprocess.run(
+        [sys.executable, "-m", "pytest", "--collect-only", "-q", "-p", "no:cacheprovider", *arguments, "test_adam.py"],
+        cwd=HERE,
+        env={**inherited, **environment},
+        capture_output=True,
+        text=True,
+        timeout=200,
+    )
+
+
+@pytest.mark.deep
+def test_a_selection_of_backends_says_what_it_leaves_out() -> None:
+    # What the caller's shell has chosen for itself is no matter of the tests.
+    done = collect(FASTGAN_TEST_BACKENDS="cpu,auto", FASTGAN_BACKEND="no such backend")
+    assert done.returncode == 0, done.stdout + done.stderr
+    tests = [line for line in done.stdout.splitlines() if "::" in line]
+    assert {name for name in ("cpu", "simt", "auto", "cuda") if any(f"[{name}" in test for test in tests)} == {
+        "cpu",
+        "auto",
+    }
+    left = len(tests) // 2  # on one backend as on another
+    assert f"{left} by FASTGAN_TEST_BACKENDS=cpu,auto: test_adam.py {left}" in done.stdout
+
+
+@pytest.mark.deep
+def test_a_selection_of_nothing_is_an_error() -> None:
+    assert collect("-m", "deep", FASTGAN_TEST_BACKENDS="cpu").returncode == pytest.ExitCode.NO_TESTS_COLLECTED
+    done = collect(FASTGAN_TEST_BACKENDS="cpu,tpu")
+    assert done.returncode == pytest.ExitCode.USAGE_ERROR
+    assert "FASTGAN_TEST_BACKENDS must name backends of reference, cpu, simt, auto" in done.stderr
