@@ -328,8 +328,8 @@ class TrainStep:
         return real, labels, noise
 
     def _check_fit(self, name: str, value: Tensor, module: nn.Module, network: str, width: int | None) -> None:
-        """RuntimeError unless a value has the dtype and the width of the first Linear layer that a network gives it to, where
-        that can be known."""
+        """RuntimeError unless a value has the dtype and the width of a network's first Linear layer, where that can be
+        known."""
         weight = layers.first_weight(module)
         if weight is None:
             return
