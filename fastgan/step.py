@@ -158,8 +158,9 @@ class TrainStep:
             self._no_plan = "engine is False"
             return None
         try:
+            self._check_options()  # which may have been set since; the step itself raises this
             self._plan = Plan(self)
-        except CannotPlan as reason:
+        except (CannotPlan, ValueError, TypeError) as reason:
             self._no_plan = str(reason)
         return self._plan
 
