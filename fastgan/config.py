@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
@@ -93,6 +94,9 @@ class TrainConfig:
         """
         for name in ("data", "runs"):
             value = getattr(self, name)
+            if isinstance(value, (bytes, os.PathLike)):
+                value = os.fsdecode(value)
+                object.__setattr__(self, name, value)
             if not isinstance(value, str):
                 raise TypeError(f"{name} must be a string, not {type(value).__name__} {value!r}")
             if not value:
