@@ -19,6 +19,9 @@ def main() -> None:
     occupy_closed_streams()
     try:
         app(prog_name="fastgan")
+    except OSError as error:  # of a help text on a full disk
+        complain(f"fastgan: {error.strerror or error}")
+        sys.exit(1)
     finally:
         leave_closed_streams()
 

@@ -239,9 +239,7 @@ def _one_line_errors(*refusals: type[Exception]) -> Iterator[None]:
     except (MemoryError, RuntimeError) as error:
         if not _is_out_of_memory(error):
             raise
-        _refuse(
-            f"this machine has not the memory for it: {str(error).splitlines()[0] if str(error) else 'none is left'}"
-        )
+        _refuse(f"memory does not suffice: {(str(error) or 'none is left').splitlines()[0]}")
     except KeyboardInterrupt:
         raise typer.Exit(130) from None
 
@@ -255,11 +253,9 @@ def _about_file(error: OSError) -> str:
 
 def _is_out_of_memory(error: Exception) -> bool:
     """Whether memory ran out; torch's CPU allocator says so in a RuntimeError."""
-    return (
-        isinstance(error, (MemoryError, torch.OutOfMemoryError))
-        or "allocate memory" in str(error)
-        or ("not enough memory" in str(error))
-    )
+    phrases = ("allocate memory", "not enough memory", "Storage size calculation overflowed")
+    known = isinstance(error, (MemoryError, torch.OutOfMemoryError))
+    return known or any(phrase in str(error) for phrase in phrases)
 
 
 def _missing(error: ModuleNotFoundError) -> NoReturn:

@@ -54,7 +54,7 @@ def load_npz(path: Path, name: str) -> Dataset:
                     f"the only one or in one named {', '.join(_SAMPLES)}"
                 )
             arrays = {}
-            for member in filter(None, (key, label_name)):
+            for member in [key, *([] if label_name is None else [label_name])]:
                 # All of the member is read, so that the archive's own checksum of it is verified.
                 content = io.BytesIO(archive.read(f"{member}.npy"))
                 arrays[member] = _read_array(content, f"{path}: array {member!r}")

@@ -72,7 +72,10 @@ class Dataset:
         if self.image_shape is not None and int(np.prod(self.image_shape)) != self.samples.shape[1]:
             raise ValueError(f"image_shape {self.image_shape} does not hold {self.samples.shape[1]} values")
         for name in ("scale", "offset"):
-            value = torch.as_tensor(getattr(self, name)).to("cpu", torch.float64)
+            value = getattr(self, name)
+            if not isinstance(value, Tensor):
+                value = torch.tensor(value, dtype=torch.float64, device="cpu")
+            value = value.to("cpu", torch.float64)
             if value.shape not in ((), self.samples.shape[1:]):
                 raise ValueError(f"{name} must be 0-d or of shape ({self.width},), not {tuple(value.shape)}")
             object.__setattr__(self, name, value)

@@ -42,6 +42,7 @@ class RunFolder:
         self.checkpoints = path / "checkpoints"
         self.metrics = path / "metrics.jsonl"
         self.loss_plot = path / "loss.png"
+        self._made: list[Path] = []
 
     @classmethod
     def create(cls, config: TrainConfig, name: str, dataset: Mapping[str, Any]) -> RunFolder:
@@ -56,16 +57,13 @@ class RunFolder:
                 path = runs / f"{number:05d}-{name}"
                 path.mkdir()
             run = cls(path)
+            run._made = made
             run.samples.mkdir()
             run.checkpoints.mkdir()
             run.write_config(config)
             _replace(path / "dataset.json", json.dumps(dict(dataset)) + "\n")
         except BaseException:
-            if run is not None:
-                shutil.rmtree(run.path, ignore_errors=True)
-            for folder in made:
-                with contextlib.suppress(OSError):  # another run is in it, or it was never made
-                    folder.rmdir()
+            _remove(run and run.path, made)
             raise
         return run
 
@@ -94,7 +92,7 @@ class RunFolder:
         found = [path for known, path in numbered if known == number]
         # Of several with one number, as a copy of a folder makes them, the one that can be used.
         path = next((path for path in found if cls(path).has_begun()), found[0] if found else Path(text))
-        if not path.is_dir() or (isinstance(run, Integral) and not found):
+        if not text or not path.is_dir() or (isinstance(run, Integral) and not found):
             raise CheckpointError(f"run must be a run folder or the number of one in {runs}, not {text!r}")
         return cls(path)
 
@@ -185,12 +183,16 @@ class RunFolder:
         _replace(self.metrics, "".join(json.dumps(row) + "\n" for row in rows))
 
     def remove(self) -> None:
-        """Remove the folder, and the folder of runs where that leaves it empty."""
-        shutil.rmtree(self.path, ignore_errors=True)
-        try:
-            self.path.parent.rmdir()
-        except OSError:
-            return  # not empty: other runs are in it
+        """Remove the folder, and those above it that were made for it and are empty now."""
+        _remove(self.path, self._made)
+
+
+def _remove(path: Path | None, made: list[Path]) -> None:
+    if path is not None:
+        shutil.rmtree(path, ignore_errors=True)
+    for folder in made:
+        with contextlib.suppress(OSError):  # another run is in it, or it was never made
+            folder.rmdir()
 
 
 def _numbered(runs: Path) -> list[tuple[int, Path]]:

@@ -79,6 +79,7 @@ def draw(
         TypeError, ValueError: count, seed or label is out of range.
     """
     checks.integer("count", count, 1)
+    checks.number("count", count, 1, 2**31 - 1)
     checks.integer("seed", seed, 0)
     checks.number("seed", seed, 0, 2**63 - 1)
     if label is not None:
