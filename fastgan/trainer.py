@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.optim import Adam, Optimizer
@@ -133,7 +134,7 @@ class Trainer:
         if steps is not None:
             config = config.with_(steps=steps)
         loaded = dataset if dataset is not None else data_module.load(config.data, config.seed)
-        if loaded.fingerprint != facts["fingerprint"]:
+        if not _same_data(loaded.describe(), facts):
             raise DataError(f"{config.data} must hold the data that {folder.path} began with, but it has changed")
         trainer = cls(config, dataset=loaded, **networks)
         restore(trainer, folder)
@@ -288,3 +289,13 @@ def _configure(
     if name not in data_module.BUILT_IN:
         name = os.path.abspath(name)  # so that the run can be resumed from another folder
     return TrainConfig.for_dataset(dataset, name, **options), dataset
+
+
+def _same_data(now: dict[str, Any], then: dict[str, Any]) -> bool:
+    """Whether data is what dataset.json says: values, shape, and the units, which older versions kept as float32."""
+    if any(now[name] != then[name] for name in ("fingerprint", "image_shape", "num_classes")):
+        return False
+    return all(
+        now[name] == then[name] or np.array_equal(np.float32(now[name]), np.array(then[name]))
+        for name in ("scale", "offset")
+    )
