@@ -36,9 +36,9 @@ def find_images(folder: Path) -> list[Path]:
             for below in _visible(path):
                 if not below.is_dir():
                     found.append(below)
-                elif deep := [p for p in _visible(below) if _is_image(p)]:
+                elif deep := next((p for p in below.rglob("[!.]*") if _is_image(p)), None):
                     raise DataError(
-                        f"{folder} holds images deeper than its subfolders, whose names are the labels: {deep[0]}"
+                        f"{folder} holds images deeper than its subfolders, whose names are the labels: {deep}"
                     )
         else:
             found.append(path)
@@ -46,7 +46,7 @@ def find_images(folder: Path) -> list[Path]:
 
 
 def _visible(folder: Path) -> list[Path]:
-    # Not by glob, which passes over a folder that may not be read.
+    # Not by glob, which passes over a folder that may not be read. (__MACOSX is what archives of a Mac hide.)
     return [folder / name for name in os.listdir(folder) if name[0] != "." and name != "__MACOSX"]
 
 

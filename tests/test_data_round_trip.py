@@ -457,10 +457,27 @@ def test_hidden_files_and_folders_are_no_data(tmp_path: Path) -> None:
 
 
 def test_images_are_not_passed_over(tmp_path: Path) -> None:
-    (tmp_path / "a/b").mkdir(parents=True)
+    (tmp_path / "a/b/c").mkdir(parents=True)
     Image.fromarray(GREY).save(tmp_path / "a/1.png")
-    Image.fromarray(GREY).save(tmp_path / "a/b/2.png")
-    refused(tmp_path, "deeper", "2.png")
-    (tmp_path / "a/b/2.png").unlink()
+    for deep in ("a/b/2.png", "a/b/c/3.png"):
+        Image.fromarray(GREY).save(tmp_path / deep)
+        refused(tmp_path, "deeper", deep)
+        (tmp_path / deep).unlink()
     (tmp_path / "a/dangling.png").symlink_to("nowhere")
     refused(tmp_path, "dangling.png")
+
+
+@pytest.mark.parametrize(
+    "change", [lambda x: x + 1000, lambda x: x * 2, lambda x: x[::-1]], ids=["moved", "scaled", "turned"]
+)
+def test_a_run_resumes_on_the_data_that_it_began_with(
+    tmp_path: Path, change: Callable[[np.ndarray], np.ndarray]
+) -> None:
+    """Also where the samples are the same, because another minimum and maximum went to [-1, 1]."""
+    np.save(tmp_path / "x.npy", REAL)
+    run = fastgan.Trainer(str(tmp_path / "x.npy"), steps=1, runs=str(tmp_path), **SMALL).train(quiet=True)
+    np.save(tmp_path / "x.npy", change(REAL))
+    with pytest.raises(DataError, match="it has changed"):
+        fastgan.Trainer.resume(run, steps=2)
+    np.save(tmp_path / "x.npy", REAL)
+    assert fastgan.Trainer.resume(run, steps=2).step == 1
