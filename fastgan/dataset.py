@@ -138,7 +138,7 @@ def from_array(array: np.ndarray, labels: np.ndarray | None, name: str, source: 
     """A Dataset of an array of samples, checked and scaled to [-1, 1].
 
     8-bit values are mapped by x / 127.5 - 1. Other images are mapped by their common minimum and maximum,
-    tables column by column; a column of one value becomes 0.
+    tables column by column; a column of one value becomes 0. `Dataset.unscale` leads back.
 
     Args:
         array: (N, data) a table, (N, h, w) or (N, h, w, 1 or 3) images; integers or real floats.
@@ -148,8 +148,11 @@ def from_array(array: np.ndarray, labels: np.ndarray | None, name: str, source: 
         label_source: what errors call the labels.
 
     Raises:
-        DataError: a shape, dtype or value is not usable.
+        DataError: a shape, dtype or value is not usable, masked, or one that float64 would change.
     """
+    if np.ma.is_masked(array):
+        raise DataError(f"{source} has masked values, but finite numbers are needed")
+    array = np.asarray(array)
     if array.dtype.kind not in "uif":
         raise DataError(f"{source} has dtype {array.dtype}, but integers or real floating-point numbers are needed")
     if array.ndim not in (2, 3, 4) or (array.ndim == 4 and array.shape[3] not in (1, 3)):

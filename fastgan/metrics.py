@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from fastgan import checks
+from fastgan.distances import ENTRIES, are_inside, squared_radii
 
 __all__ = ["ModeCoverage", "PrecisionRecall", "frechet_distance", "mode_coverage", "precision_recall"]
-
-# Entries of a distance matrix computed at once, so that its memory stays bounded: 128 MB in float64.
-_CHUNK = 2**24
 
 
 class ModeCoverage(NamedTuple):
@@ -55,8 +52,10 @@ def mode_coverage(samples: Tensor, modes: Tensor, std: float) -> ModeCoverage:
     _points("modes", modes, samples)
     checks.number("std", std, 0.0, low_open=True)
     good, nearest = [], []
-    for distances in _distances(samples, modes):
-        distance, mode = distances.min(dim=1)
+    modes = modes.detach().double()
+    for part in samples.detach().double().split(max(1, ENTRIES // len(modes))):
+        # Not through a matrix product, whose cancellation is of the size of a narrow mode.
+        distance, mode = torch.cdist(part, modes, compute_mode="donot_use_mm_for_euclid_dist").min(dim=1)
         good.append(distance <= 3 * std)
         nearest.append(mode)
     near = torch.cat(good)
@@ -122,25 +121,12 @@ def precision_recall(real: Tensor, fake: Tensor, k: int = 3) -> PrecisionRecall:
     checks.integer("k", k, 1)
     _points("real", real, least=k + 1)
     _points("fake", fake, real, least=k + 1)
-    return PrecisionRecall(_share_inside(fake, real, k), _share_inside(real, fake, k))
-
-
-def _share_inside(points: Tensor, centres: Tensor, k: int) -> float:
-    """The share of points within the k-th-neighbour ball of any centre."""
-    # Each centre is its own nearest neighbour, hence k + 1.
-    radii = torch.cat([part.kthvalue(k + 1, dim=1).values for part in _distances(centres, centres)])
-    inside = torch.cat([(part <= radii).any(dim=1) for part in _distances(points, centres)])
-    return float(inside.double().mean())
-
-
-def _distances(points: Tensor, centres: Tensor) -> Iterator[Tensor]:
-    """The Euclidean distances (rows, M) in float64, in parts of so many rows.
-
-    Of differences, not through a matrix product: far from the origin that leaves nothing but rounding errors.
-    """
-    centres = centres.detach().double()
-    for part in points.detach().split(max(1, _CHUNK // len(centres))):
-        yield torch.cdist(part.double(), centres, compute_mode="donot_use_mm_for_euclid_dist")
+    real, fake = real.detach().double(), fake.detach().double()
+    precision, recall = (
+        are_inside(points, centres, squared_radii(centres, k)).double().mean().item()
+        for points, centres in ((fake, real), (real, fake))
+    )
+    return PrecisionRecall(precision, recall)
 
 
 def _points(name: str, value: Tensor, like: Tensor | None = None, least: int = 1) -> None:

@@ -121,6 +121,13 @@ def test_arrays_refused(tmp_path: Path, array: np.ndarray, words: list[str]) -> 
     refused(tmp_path / "x.npz", *words)
 
 
+def test_arrays_by_hand() -> None:
+    for array in (REAL.tolist(), torch.from_numpy(REAL), np.ma.array(REAL), memoryview(REAL)):
+        assert (values(fastgan.data.from_array(array, None, "x", "x")) == REAL).all()
+    with pytest.raises(DataError, match="x has masked values"):
+        fastgan.data.from_array(np.ma.masked_less(REAL, 0), None, "x", "x")
+
+
 def test_nothing_is_unpickled(tmp_path: Path) -> None:
     class Trap:
         def __reduce__(self) -> tuple[Any, ...]:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import pytest
 import torch
 
-from fastgan import metrics
+from fastgan import distances, metrics
 from fastgan.data import load
 from fastgan.metrics import frechet_distance, mode_coverage, precision_recall
 
@@ -51,8 +53,8 @@ def exactly(real: torch.Tensor, fake: torch.Tensor, k: int = 3) -> tuple[float, 
     """Precision and recall of differences in float64, all at once."""
 
     def share(points: torch.Tensor, centres: torch.Tensor) -> float:
-        radii = (centres[:, None] - centres).norm(dim=2).sort(dim=1).values[:, k]
-        return ((points[:, None] - centres).norm(dim=2) <= radii).any(dim=1).double().mean().item()
+        radii = (centres[:, None] - centres).square().sum(dim=2).sort(dim=1).values[:, k]
+        return ((points[:, None] - centres).square().sum(dim=2) <= radii).any(dim=1).double().mean().item()
 
     return share(fake, real), share(real, fake)
 
@@ -86,22 +88,52 @@ def test_distances_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     """Memory is bounded by parts of rows, down to one row; the parts give the same answer."""
     real, fake = torch.randn(70, 3), torch.randn(50, 3)
     whole = precision_recall(real, fake), mode_coverage(fake, real, 0.3)
+    parts = distances._parts
     sizes = []
-    cdist = torch.cdist
 
-    def watched(*arguments: torch.Tensor, **options: str) -> torch.Tensor:
-        found = cdist(*arguments, **options)
-        sizes.append(found.numel())
-        return found
+    def watched(points: torch.Tensor, centres: torch.Tensor) -> Iterator[distances.Part]:
+        for part in parts(points, centres):
+            sizes.append(part.squares.numel())
+            yield part
 
-    monkeypatch.setattr(torch, "cdist", watched)
+    monkeypatch.setattr(distances, "_parts", watched)
     for entries in (1, 200, 1000):
-        monkeypatch.setattr(metrics, "_CHUNK", entries)
+        for module, name in ((distances, "ENTRIES"), (distances, "VALUES"), (metrics, "ENTRIES")):
+            monkeypatch.setattr(module, name, entries)
         sizes.clear()
-        parts = precision_recall(real, fake), mode_coverage(fake, real, 0.3)
-        assert parts[0] == whole[0]
-        assert torch.equal(parts[1].counts, whole[1].counts)
+        assert precision_recall(real, fake) == whole[0]
         assert max(sizes) <= max(entries, 70)
+        assert torch.equal(mode_coverage(fake, real, 0.3).counts, whole[1].counts)
+
+
+HARD = {
+    "a lattice": lambda: torch.cartesian_prod(*[torch.arange(4.0)] * 3) + 1e6,
+    "all the same": lambda: torch.full((40, 3), 0.1),
+    "two far clusters": lambda: torch.cat([torch.randn(60, 3), torch.randn(60, 3) + 1e7]),
+    "one far point": lambda: torch.cat([torch.randn(60, 3) * 1e-6, torch.full((1, 3), 1e8)]),
+    "wide": lambda: torch.randn(60, 400) * 1e-3 + 100,
+    "a line": lambda: torch.arange(60.0)[:, None].repeat(1, 5) * 1e-5 + 3,
+}
+
+
+@pytest.mark.parametrize("name", HARD)
+def test_ties_and_near_ties_are_decided_by_differences(name: str) -> None:
+    """Where the product's error leaves most pairs in doubt, and where distances are equal by the dozen."""
+    real = HARD[name]()
+    for fake in (real, real.flip(0) * (1 + 1e-7), real[::2] + real.std() * 1e-3, real[torch.randperm(len(real))[:20]]):
+        for k in (1, 3):
+            got = precision_recall(real, fake.contiguous(), k)
+            assert got == pytest.approx(exactly(real.double(), fake.double(), k), abs=1e-12)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_point_that_is_not_finite_is_far_from_all_others(value: float) -> None:
+    real, fake = torch.randn(40, 2), torch.randn(40, 2)
+    expected = precision_recall(real, fake[1:])
+    fake[0, 1] = value
+    precision, recall = precision_recall(real, fake)
+    assert precision == pytest.approx(expected.precision * 39 / 40)
+    assert recall == pytest.approx(expected.recall)
 
 
 @pytest.mark.parametrize("shift", [1e-3, 1e-7, 1e-11])
