@@ -16,12 +16,20 @@ class Batches:
     everywhere.
     """
 
-    def __init__(self, dataset: Dataset, batch_size: int, d_steps: int, device: torch.device, seed: int) -> None:
-        """Move the samples to the device, and the labels where the data set has them."""
-        self._samples = dataset.samples.to(device)
+    def __init__(
+        self,
+        dataset: Dataset,
+        batch_size: int,
+        d_steps: int,
+        device: torch.device,
+        seed: int,
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
+        """Move the samples to the device and dtype, and the labels where the data set has them."""
+        self._samples = dataset.samples.to(device, dtype)
         self._labels = None if dataset.labels is None else dataset.labels.to(device)
         self._batch_size, self._d_steps = batch_size, d_steps
-        self._generator = torch.Generator().manual_seed(seed)
+        self._generator = torch.Generator("cpu").manual_seed(seed)
         self._shuffle()
 
     def next(self) -> tuple[Tensor, Tensor | None]:
@@ -53,5 +61,6 @@ class Batches:
 
     def _shuffle(self) -> None:
         self._epoch_state = self._generator.get_state()
-        self._order = torch.randperm(len(self._samples), generator=self._generator).to(self._samples.device)
+        order = torch.randperm(len(self._samples), generator=self._generator, device="cpu")
+        self._order = order.to(self._samples.device)
         self._position = 0

@@ -50,21 +50,11 @@ def save_checkpoint(folder: Path, step: int, groups: Mapping[str, Tensors], fact
     folder.mkdir(exist_ok=True)
     final, aside = folder / f"step_{step}", folder / f".step_{step}.writing"
     _remove(aside)
-    aside.mkdir()
-    files = {}
-    for stem, tensors in groups.items():
-        # Cloned where they share memory, as tied weights do: safetensors refuses to store them twice unasked.
-        content = save({name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()})
-        _write(aside / f"{stem}.safetensors", content)
-        files[stem] = {
-            "sha256": hashlib.sha256(content).hexdigest(),
-            "bytes": len(content),
-            "tensors": {name: _signature(value) for name, value in tensors.items()},
-        }
-    manifest = {"format_version": FORMAT_VERSION, "step": step, "files": files, "facts": dict(facts)}
-    manifest["sha256"] = _digest(manifest)
-    _write(aside / MANIFEST, json.dumps(manifest, indent=1).encode())
-    _sync(aside)
+    try:
+        _write_aside(aside, step, groups, facts)
+    except OSError:
+        shutil.rmtree(aside, ignore_errors=True)  # a full disk gets its space back
+        raise
     if final.exists():
         old = folder / f".step_{step}.replaced"
         _remove(old)
@@ -169,6 +159,24 @@ def unflatten(value: Any, tensors: Tensors) -> Any:
     return tuple(items) if kind == "tuple" else items
 
 
+def _write_aside(aside: Path, step: int, groups: Mapping[str, Tensors], facts: Mapping[str, Any]) -> None:
+    aside.mkdir()
+    files = {}
+    for stem, tensors in groups.items():
+        # Cloned where they share memory, as tied weights do: safetensors refuses to store them twice unasked.
+        content = save({name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()})
+        _write(aside / f"{stem}.safetensors", content)
+        files[stem] = {
+            "sha256": hashlib.sha256(content).hexdigest(),
+            "bytes": len(content),
+            "tensors": {name: _signature(value) for name, value in tensors.items()},
+        }
+    manifest = {"format_version": FORMAT_VERSION, "step": step, "files": files, "facts": dict(facts)}
+    manifest["sha256"] = _digest(manifest)
+    _write(aside / MANIFEST, json.dumps(manifest, indent=1).encode())
+    _sync(aside)
+
+
 def _read_manifest(path: Path) -> dict[str, Any]:
     file = path / MANIFEST
     try:
@@ -212,10 +220,14 @@ def _digest(manifest: Mapping[str, Any]) -> str:
 
 
 def _write(path: Path, content: bytes) -> None:
-    with path.open("xb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
+    try:
+        with path.open("xb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        error.filename = error.filename or str(path)  # a full disk does not name the file
+        raise
 
 
 def _sync(folder: Path) -> None:

@@ -7,14 +7,17 @@ saving a checkpoint.
 from __future__ import annotations
 
 import contextlib
+import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
+import torch
 import typer
 
 import fastgan
+from fastgan.output import complain, say
 
 # The modules of these need more than typer, and are loaded when a command runs.
 _EXTRA = ("matplotlib", "PIL", "rich", "safetensors", "sklearn", "tomlkit")
@@ -31,7 +34,7 @@ app = typer.Typer(
 
 def _print_version(wanted: bool) -> None:
     if wanted:
-        print(f"fastgan {fastgan.__version__}")
+        say(f"fastgan {fastgan.__version__}")
         raise typer.Exit
 
 
@@ -152,7 +155,7 @@ def sample(
         str | None,
         typer.Argument(help="A run folder or its number; without it, the newest run.", show_default=False),
     ] = None,
-    count: Annotated[int, typer.Option("--count", "-n", help="Number of samples, at least 1.")] = 100,
+    count: Annotated[int, typer.Option("--number", "--count", "-n", help="Number of samples, at least 1.")] = 100,
     label: Annotated[int | None, _option("Class of all samples, of a conditional run.", "the classes in turn")] = None,
     seed: Annotated[int, typer.Option(help="Of the noise, at least 0.")] = 0,
     out: Annotated[
@@ -162,11 +165,12 @@ def sample(
 ) -> None:
     """Draw samples from RUN's newest checkpoint; the run stays as it is."""
     with _one_line_errors(TypeError, ValueError):
-        from fastgan.sampling import sample_run, write_samples
+        from fastgan.sampling import check_out, sample_run, write_samples
 
+        check_out(out)
         samples, facts = sample_run(run, count, label=label, seed=seed, runs=runs)
         write_samples(samples, facts, out)
-        print(f"{count} samples in {out}")
+        say(f"{count} samples in {out}")
 
 
 @app.command(
@@ -190,21 +194,21 @@ def bench(context: typer.Context) -> None:
 def doctor() -> None:
     """Show versions, how fastgan was built, which backends run here, and why any does not."""
     facts = fastgan.info()
-    print(f"fastgan {facts['fastgan']}, Python {facts['python']}, PyTorch {facts['torch']}")
-    print("build:")
+    say(f"fastgan {facts['fastgan']}, Python {facts['python']}, PyTorch {facts['torch']}")
+    say("build:")
     for name, value in (facts["build"] or {"compiled": "no"}).items():
-        print(f"  {name}: {value}")
-    print(f"backend in force: {facts['backend']}")
+        say(f"  {name}: {value}")
+    say(f"backend in force: {facts['backend']}")
     for name, state in facts["backends"].items():
-        print(f"  {name}: {state}")
-    print("devices:")
+        say(f"  {name}: {state}")
+    say("devices:")
     for name, description in facts["devices"].items():
-        print(f"  {name}: {description}")
-    print("where the compiled kernels do not run:")
+        say(f"  {name}: {description}")
+    say("where the compiled kernels do not run:")
     for what, instead in facts["fallbacks"].items():
-        print(f"  {what}: {instead}")
+        say(f"  {what}: {instead}")
     if facts["rebuild"]:
-        print(facts["rebuild"])
+        say(facts["rebuild"])
 
 
 def _widths(name: str, text: str | None) -> tuple[int, ...] | None:
@@ -228,10 +232,30 @@ def _one_line_errors(*refusals: type[Exception]) -> Iterator[None]:
         yield
     except ModuleNotFoundError as error:
         _missing(error)
-    except (CheckpointError, NonFiniteError, OSError, *refusals) as error:
+    except OSError as error:
+        _refuse(_about_file(error))
+    except (CheckpointError, NonFiniteError, *refusals) as error:
         _refuse(str(error))
+    except (MemoryError, RuntimeError) as error:
+        if not _is_out_of_memory(error):
+            raise
+        _refuse(f"memory does not suffice: {(str(error) or 'none is left').splitlines()[0]}")
     except KeyboardInterrupt:
         raise typer.Exit(130) from None
+
+
+def _about_file(error: OSError) -> str:
+    """The sentence of an error of the operating system."""
+    if error.strerror is None:
+        return str(error)
+    return f"{os.fsdecode(error.filename)}: {error.strerror}" if error.filename else error.strerror
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    """Whether memory ran out; torch's CPU allocator says so in a RuntimeError."""
+    phrases = ("allocate memory", "not enough memory", "Storage size calculation overflowed")
+    known = isinstance(error, (MemoryError, torch.OutOfMemoryError))
+    return known or any(phrase in str(error) for phrase in phrases)
 
 
 def _missing(error: ModuleNotFoundError) -> NoReturn:
@@ -241,5 +265,5 @@ def _missing(error: ModuleNotFoundError) -> NoReturn:
 
 
 def _refuse(sentence: str) -> NoReturn:
-    print(f"fastgan: {' '.join(sentence.split())}", file=sys.stderr)
+    complain(f"fastgan: {' '.join(sentence.split())}")
     raise typer.Exit(2)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
@@ -93,22 +94,17 @@ class TrainConfig:
         """
         for name in ("data", "runs"):
             value = getattr(self, name)
+            if isinstance(value, (bytes, os.PathLike)):
+                value = os.fsdecode(value)
+                object.__setattr__(self, name, value)
             if not isinstance(value, str):
                 raise TypeError(f"{name} must be a string, not {type(value).__name__} {value!r}")
             if not value:
                 raise ValueError(f"{name} must not be empty")
-        for name in (
-            "steps",
-            "batch_size",
-            "latent_size",
-            "d_steps",
-            "r1_every",
-            "log_every",
-            "sample_every",
-        ):
-            checks.integer(name, getattr(self, name), 1)
-        for name in ("checkpoint_every", "keep_checkpoints"):
-            checks.integer(name, getattr(self, name), 1)
+        for name in ("steps", "r1_every", "log_every", "sample_every", "checkpoint_every", "keep_checkpoints"):
+            _whole(name, getattr(self, name), 2**63 - 1)
+        for name in ("batch_size", "latent_size", "d_steps"):
+            _whole(name, getattr(self, name), 2**31 - 1)
         checks.integer("seed", self.seed, 0)
         checks.number("seed", self.seed, 0, 2**63 - 1)
         for name in ("g_hidden", "d_hidden"):
@@ -116,7 +112,7 @@ class TrainConfig:
             if not isinstance(widths, (tuple, list)):
                 raise TypeError(f"{name} must be a tuple of widths, not {type(widths).__name__} {widths!r}")
             for i, width in enumerate(widths):
-                checks.integer(f"{name}[{i}]", width, 1)
+                _whole(f"{name}[{i}]", width, 2**31 - 1)
             object.__setattr__(self, name, tuple(widths))
         for name in ("g_activation", "d_activation", "output_activation"):
             checks.choice(name, getattr(self, name), reference.ACTIVATIONS)
@@ -217,6 +213,12 @@ WIDE: dict[str, Any] = {
     "d_hidden": (1024, 512, 256),
     "g_activation": "leaky_relu",
 }
+
+
+def _whole(name: str, value: Any, most: int) -> None:
+    """An integer of at least 1 that torch can count with."""
+    checks.integer(name, value, 1)
+    checks.number(name, value, 1, most)
 
 
 def parse_device(name: str) -> torch.device | None:

@@ -35,7 +35,7 @@ def load(data: str | os.PathLike[str], seed: int = 0) -> Dataset:
             an .npz with such an array named samples, images, data, x_train, X or x (or its only array), and
             labels named labels, y_train or y;
             a .csv table, with or without a line of column names; a column named `label` holds labels;
-            a folder of images of one size, in subfolders named by class or in none.
+            a folder of images of one size, in subfolders named by class or in none; hidden ones are left out.
         seed: of the points of ring8 and grid25.
 
     Returns:
@@ -47,7 +47,7 @@ def load(data: str | os.PathLike[str], seed: int = 0) -> Dataset:
     """
     checks.integer("seed", seed, 0)
     checks.number("seed", seed, 0, 2**63 - 1)
-    text = os.fspath(data)
+    text = os.fsdecode(data)
     if text in BUILT_IN:
         return BUILT_IN[text](seed)
     path = Path(text)

@@ -31,8 +31,8 @@ def digits() -> Dataset:
         labels=torch.from_numpy(bunch.target).long(),
         num_classes=10,
         image_shape=(8, 8),
-        scale=torch.tensor(8.0),
-        offset=torch.tensor(8.0),
+        scale=_scalar(8.0),
+        offset=_scalar(8.0),
     )
 
 
@@ -41,7 +41,7 @@ def ring8(seed: int = 0) -> Dataset:
 
     The 2D-ring of VEEGAN (Srivastava et al. 2017, arXiv:1705.07761, section 4.1).
     """
-    angles = torch.arange(8) * (2 * math.pi / 8)
+    angles = torch.arange(8, dtype=torch.float32, device="cpu") * (2 * math.pi / 8)
     return _mixture("ring8", torch.stack([angles.cos(), angles.sin()], dim=1), std=0.01, scale=1.0, seed=seed)
 
 
@@ -51,20 +51,24 @@ def grid25(seed: int = 0) -> Dataset:
     The 2D-grid of VEEGAN (Srivastava et al. 2017, arXiv:1705.07761, section 4.1), divided by 4 for the
     networks.
     """
-    axis = torch.arange(-4.0, 5.0, 2.0)
+    axis = torch.arange(-4.0, 5.0, 2.0, dtype=torch.float32, device="cpu")
     return _mixture("grid25", torch.cartesian_prod(axis, axis), std=0.05, scale=4.0, seed=seed)
 
 
 def _mixture(name: str, centres: Tensor, std: float, scale: float, seed: int) -> Dataset:
-    generator = torch.Generator().manual_seed(seed)
-    labels = torch.arange(POINTS) % len(centres)
-    points = centres[labels] + std * torch.randn(POINTS, 2, generator=generator)
+    generator = torch.Generator("cpu").manual_seed(seed)
+    labels = torch.arange(POINTS, device="cpu") % len(centres)
+    points = centres[labels] + std * torch.randn(POINTS, 2, generator=generator, dtype=torch.float32, device="cpu")
     return Dataset(
         name=name,
         samples=points / scale,
         labels=labels,
         num_classes=len(centres),
-        scale=torch.tensor(scale),
+        scale=_scalar(scale),
         modes=centres / scale,
         mode_std=std / scale,
     )
+
+
+def _scalar(value: float) -> Tensor:
+    return torch.tensor(value, dtype=torch.float64, device="cpu")

@@ -11,6 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fastgan.units import Levels, scale_array, unscale
+
 
 class DataError(ValueError):
     """A data set cannot be used: one sentence that names the file, the place in it and the fault."""
@@ -26,8 +28,9 @@ class Dataset:
         labels: (N,) int64 in [0, num_classes), or None.
         num_classes: number of classes; 0 without labels.
         image_shape: (height, width) or (height, width, 3) where samples are flattened images, else None.
-        scale: original = samples * scale + offset; 0-d, or (data,) for one a column; float32.
+        scale: original = samples * scale + offset; 0-d, or (data,) for one a column; float64.
         offset: see scale.
+        levels: where that is not exact, the values of the data and their samples: of each column, or one for all.
         modes: (M, data) centres of a Gaussian mixture in scaled units, else None.
         mode_std: standard deviation of each of its modes in scaled units.
     """
@@ -37,8 +40,9 @@ class Dataset:
     labels: Tensor | None = None
     num_classes: int = 0
     image_shape: tuple[int, ...] | None = None
-    scale: Tensor = field(default_factory=lambda: torch.tensor(1.0))
-    offset: Tensor = field(default_factory=lambda: torch.tensor(0.0))
+    scale: Tensor = field(default_factory=lambda: torch.ones((), dtype=torch.float64, device="cpu"))
+    offset: Tensor = field(default_factory=lambda: torch.zeros((), dtype=torch.float64, device="cpu"))
+    levels: tuple[Levels | None, ...] = field(default=(), kw_only=True)
     modes: Tensor | None = None
     mode_std: float = 0.0
 
@@ -67,6 +71,14 @@ class Dataset:
                 )
         if self.image_shape is not None and int(np.prod(self.image_shape)) != self.samples.shape[1]:
             raise ValueError(f"image_shape {self.image_shape} does not hold {self.samples.shape[1]} values")
+        for name in ("scale", "offset"):
+            value = getattr(self, name)
+            if not isinstance(value, Tensor):
+                value = torch.tensor(value, dtype=torch.float64, device="cpu")
+            value = value.to("cpu", torch.float64)
+            if value.shape not in ((), self.samples.shape[1:]):
+                raise ValueError(f"{name} must be 0-d or of shape ({self.width},), not {tuple(value.shape)}")
+            object.__setattr__(self, name, value)
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -76,16 +88,25 @@ class Dataset:
         """Values a sample."""
         return self.samples.shape[1]
 
+    @property
+    def classes(self) -> tuple[int, ...]:
+        """The labels that samples have, ascending: not all of [0, num_classes), where labels begin at 1."""
+        return () if self.labels is None else tuple(self.labels.unique().tolist())
+
     def unscale(self, samples: Tensor) -> Tensor:
-        """Map scaled samples (..., data) to the units of the data's source."""
-        return samples * self.scale.to(samples.device) + self.offset.to(samples.device)
+        """Map scaled samples (..., data) to the units of the data's source, in float64.
+
+        The data set's own samples give the very values that were loaded; between them, samples resolve a column's
+        range times 2^-24.
+        """
+        return unscale(samples, self.scale, self.offset, self.levels)
 
     def examples(self, count: int, seed: int, by_class: bool) -> Tensor:
         """Some of the samples in random order, at most (count, data); by class, the classes take turns."""
-        order = torch.randperm(len(self), generator=torch.Generator().manual_seed(seed))[: None if by_class else count]
+        generator = torch.Generator("cpu").manual_seed(seed)
+        order = torch.randperm(len(self), generator=generator, device="cpu")[: None if by_class else count]
         if by_class and self.labels is not None:
-            members = [order[self.labels[order] == label] for label in range(self.num_classes)]
-            turns = [indices for indices in members if len(indices)]
+            turns = [order[self.labels[order] == label] for label in self.classes]
             picks = [divmod(i, len(turns)) for i in range(count)]
             order = torch.stack([turns[turn][row % len(turns[turn])] for row, turn in picks])
         return self.samples[order]
@@ -105,6 +126,7 @@ class Dataset:
             "count": len(self),
             "width": self.width,
             "num_classes": self.num_classes,
+            "labels": list(self.classes),
             "image_shape": list(self.image_shape) if self.image_shape else None,
             "scale": self.scale.tolist(),
             "offset": self.offset.tolist(),
@@ -116,7 +138,7 @@ def from_array(array: np.ndarray, labels: np.ndarray | None, name: str, source: 
     """A Dataset of an array of samples, checked and scaled to [-1, 1].
 
     8-bit values are mapped by x / 127.5 - 1. Other images are mapped by their common minimum and maximum,
-    tables column by column; a column of one value becomes 0.
+    tables column by column; a column of one value becomes 0. `Dataset.unscale` leads back.
 
     Args:
         array: (N, data) a table, (N, h, w) or (N, h, w, 1 or 3) images; integers or real floats.
@@ -126,8 +148,11 @@ def from_array(array: np.ndarray, labels: np.ndarray | None, name: str, source: 
         label_source: what errors call the labels.
 
     Raises:
-        DataError: a shape, dtype or value is not usable.
+        DataError: a shape, dtype or value is not usable, masked, or one that float64 would change.
     """
+    if np.ma.is_masked(array):
+        raise DataError(f"{source} has masked values, but finite numbers are needed")
+    array = np.asarray(array)
     if array.dtype.kind not in "uif":
         raise DataError(f"{source} has dtype {array.dtype}, but integers or real floating-point numbers are needed")
     if array.ndim not in (2, 3, 4) or (array.ndim == 4 and array.shape[3] not in (1, 3)):
@@ -138,29 +163,21 @@ def from_array(array: np.ndarray, labels: np.ndarray | None, name: str, source: 
     if 0 in array.shape:
         raise DataError(f"{source} has shape {array.shape}: it holds no values, and at least one sample is needed")
     _check_finite(array, source)
+    _check_float64(array, source)
     image_shape = None
     if array.ndim > 2:
         image_shape = array.shape[1:3] if array.shape[3:] in ((), (1,)) else array.shape[1:]
-    dtype = np.uint8 if array.dtype == np.uint8 else np.float64
-    flat = torch.from_numpy(np.array(array.reshape(len(array), -1), dtype=dtype, order="C"))
-    if dtype == np.uint8:
-        scale = offset = torch.tensor(127.5)
-        samples = flat.float() / 127.5 - 1
-    else:
-        axes = {} if image_shape else {"dim": 0}
-        low, high = torch.amin(flat, **axes), torch.amax(flat, **axes)
-        scale, offset = (high - low) / 2, (high + low) / 2
-        scale = torch.where(scale > 0, scale, torch.ones_like(scale))
-        samples = ((flat - offset) / scale).float()
+    try:
+        scaled = scale_array(array.reshape(len(array), -1), by_column=image_shape is None)
+    except ValueError as error:
+        raise DataError(f"{source} {error}") from error
     checked = None if labels is None else check_labels(labels, len(array), label_source)
     return Dataset(
         name=name,
-        samples=samples,
         labels=checked,
         num_classes=0 if checked is None else int(checked.max()) + 1,
         image_shape=image_shape,
-        scale=scale.float(),
-        offset=offset.float(),
+        **scaled._asdict(),
     )
 
 
@@ -196,9 +213,38 @@ def _check_finite(array: np.ndarray, source: str) -> None:
         fault, bad = "is too large for float32", ~(np.abs(array) <= np.finfo(np.float32).max)
     else:
         fault, bad = "is not finite", ~np.isfinite(array)
-    place = tuple(int(i) for i in np.unravel_index(int(bad.argmax()), array.shape))
-    if array.ndim == 2:
-        where = f"row {place[0]}, column {place[1]} (counted from 0)"
+    i, place = _first(bad, array)
+    raise DataError(f"{source} has {array[i]} at {place}, which {fault}, but finite numbers are needed")
+
+
+def _check_float64(array: np.ndarray, source: str) -> None:
+    """DataError at the first number that float64, in which data is scaled, would change."""
+    if array.dtype.kind == "f":
+        if array.dtype.itemsize <= 8:
+            return
+        bad = array.astype(np.float64) != array
     else:
-        where = f"index {place}"
-    raise DataError(f"{source} has {array[place]} at {where}, which {fault}, but finite numbers are needed")
+        if array.dtype.itemsize < 8:
+            return
+        bad = ~fits_float64(array)
+    if bad.any():
+        i, place = _first(bad, array)
+        raise DataError(
+            f"{source} has {array[i]} at {place}, which float64 cannot hold exactly; take an offset off first, or "
+            "round it yourself"
+        )
+
+
+def fits_float64(array: np.ndarray) -> np.ndarray:
+    """Which 64-bit integers float64 holds exactly: those of at most 53 bits before their trailing zeros."""
+    size = array.astype(np.uint64)
+    if array.dtype.kind == "i":
+        size = np.where(array < 0, ~size + np.uint64(1), size)
+    lowest = np.maximum(size & (~size + np.uint64(1)), np.uint64(1))
+    return size // lowest < np.uint64(2**53)
+
+
+def _first(bad: np.ndarray, array: np.ndarray) -> tuple[tuple[int, ...], str]:
+    """The index of the first bad value, and that index in words."""
+    i = tuple(int(at) for at in np.unravel_index(int(bad.argmax()), array.shape))
+    return i, f"row {i[0]}, column {i[1]} (counted from 0)" if array.ndim == 2 else f"index {i}"

@@ -8,11 +8,9 @@ import torch
 from torch import Tensor
 
 from fastgan import checks
+from fastgan.distances import ENTRIES, are_inside, squared_radii
 
 __all__ = ["ModeCoverage", "PrecisionRecall", "frechet_distance", "mode_coverage", "precision_recall"]
-
-# Rows of a distance matrix computed at once, so that its memory stays bounded.
-_CHUNK = 1024
 
 
 class ModeCoverage(NamedTuple):
@@ -53,11 +51,16 @@ def mode_coverage(samples: Tensor, modes: Tensor, std: float) -> ModeCoverage:
     _points("samples", samples)
     _points("modes", modes, samples)
     checks.number("std", std, 0.0, low_open=True)
-    # Not through a matrix product, whose cancellation is of the size of a narrow mode.
-    distance, nearest = torch.cdist(samples, modes, compute_mode="donot_use_mm_for_euclid_dist").min(dim=1)
-    good = distance <= 3 * std
-    counts = torch.bincount(nearest[good], minlength=len(modes))
-    return ModeCoverage(int((counts > 0).sum()), float(good.float().mean()), counts)
+    good, nearest = [], []
+    modes = modes.detach().double()
+    for part in samples.detach().double().split(max(1, ENTRIES // len(modes))):
+        # Not through a matrix product, whose cancellation is of the size of a narrow mode.
+        distance, mode = torch.cdist(part, modes, compute_mode="donot_use_mm_for_euclid_dist").min(dim=1)
+        good.append(distance <= 3 * std)
+        nearest.append(mode)
+    near = torch.cat(good)
+    counts = torch.bincount(torch.cat(nearest)[near], minlength=len(modes))
+    return ModeCoverage(int((counts > 0).sum()), float(near.double().mean()), counts)
 
 
 def frechet_distance(real: Tensor, fake: Tensor) -> float:
@@ -75,18 +78,29 @@ def frechet_distance(real: Tensor, fake: Tensor) -> float:
         A number of at least 0; 0 where means and covariances agree.
 
     Raises:
-        ValueError: a shape does not fit.
+        ValueError: a shape does not fit, or a value is not finite.
     """
     _points("real", real, least=2)
     _points("fake", fake, real, least=2)
-    real, fake = real.double(), fake.double()
-    a, b = (torch.cov(points.T).reshape(real.shape[1], -1) for points in (real, fake))
-    # tr((A B)^1/2) = tr((A^1/2 B A^1/2)^1/2), of a symmetric matrix, whose eigenvalues are real and stable.
-    values, vectors = torch.linalg.eigh(a)
-    root = (vectors * values.clamp(min=0).sqrt()) @ vectors.T
-    product = torch.linalg.eigvalsh(root @ b @ root).clamp(min=0).sqrt().sum()
-    distance = (real.mean(0) - fake.mean(0)).square().sum() + a.trace() + b.trace() - 2 * product
-    return max(0.0, float(distance))
+    for name, points in (("real", real), ("fake", fake)):
+        if not bool(points.isfinite().all()):
+            raise ValueError(f"{name} must be finite")
+    # From a place in their midst, so that means of data far from the origin keep their digits.
+    shift = real[0].detach().double()
+    real, fake = real.detach().double() - shift, fake.detach().double() - shift
+    means = real.mean(0), fake.mean(0)
+    # A = R^T R with R of a QR decomposition, so tr((A B)^1/2) is the nuclear norm of R S^T, and the trace term the
+    # smallest |R - O S|^2 over orthogonal O: nothing is squared before it is subtracted.
+    r, s = (_covariance_root(points - mean) for points, mean in zip((real, fake), means, strict=True))
+    u, _, v = torch.linalg.svd(s @ r.T)
+    return float((means[0] - means[1]).square().sum() + (r - v.T @ u.T @ s).square().sum())
+
+
+def _covariance_root(centred: Tensor) -> Tensor:
+    """R (data, data) with R^T R the covariance of centred points (N, data)."""
+    centred = centred - centred.mean(0)  # the first mean was rounded
+    root = torch.linalg.qr(centred / (len(centred) - 1) ** 0.5, mode="r").R
+    return torch.nn.functional.pad(root, (0, 0, 0, root.shape[1] - root.shape[0]))
 
 
 def precision_recall(real: Tensor, fake: Tensor, k: int = 3) -> PrecisionRecall:
@@ -107,15 +121,12 @@ def precision_recall(real: Tensor, fake: Tensor, k: int = 3) -> PrecisionRecall:
     checks.integer("k", k, 1)
     _points("real", real, least=k + 1)
     _points("fake", fake, real, least=k + 1)
-    return PrecisionRecall(_share_inside(fake, real, k), _share_inside(real, fake, k))
-
-
-def _share_inside(points: Tensor, centres: Tensor, k: int) -> float:
-    """The share of points within the k-th-neighbour ball of any centre."""
-    # Each centre is its own nearest neighbour, hence k + 1.
-    radii = torch.cat([torch.cdist(part, centres).kthvalue(k + 1, dim=1).values for part in centres.split(_CHUNK)])
-    inside = [(torch.cdist(part, centres) <= radii).any(dim=1) for part in points.split(_CHUNK)]
-    return float(torch.cat(inside).float().mean())
+    real, fake = real.detach().double(), fake.detach().double()
+    precision, recall = (
+        are_inside(points, centres, squared_radii(centres, k)).double().mean().item()
+        for points, centres in ((fake, real), (real, fake))
+    )
+    return PrecisionRecall(precision, recall)
 
 
 def _points(name: str, value: Tensor, like: Tensor | None = None, least: int = 1) -> None:

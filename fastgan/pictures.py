@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import IO, TYPE_CHECKING
 
 import numpy as np
 from PIL import Image
@@ -22,7 +22,7 @@ _BORDER = 4
 def save_samples(
     samples: Tensor,
     image_shape: Sequence[int] | None,
-    path: Path,
+    path: Path | IO[bytes],
     behind: Tensor | None = None,
     classes: int = 0,
 ) -> None:
@@ -31,7 +31,7 @@ def save_samples(
     Args:
         samples: (N, data), in [-1, 1] where they are images.
         image_shape: (h, w) or (h, w, 3), or None.
-        path: the PNG file to write.
+        path: the PNG file to write, or a binary stream.
         behind: (M, data) points of the real data, drawn faintly behind the others.
         classes: that take turns, so that each has columns of its own; 0 where they do not.
     """
@@ -40,7 +40,7 @@ def save_samples(
     else:
         # The multiple of the classes that is nearest to ten columns from below.
         columns = classes * max(1, 10 // classes) if 0 < classes <= 20 else 10
-        image_grid(samples, image_shape, columns).save(path)
+        image_grid(samples, image_shape, columns).save(path, format="PNG")
 
 
 def image_grid(samples: Tensor, image_shape: Sequence[int], columns: int = 10) -> Image.Image:
@@ -66,7 +66,7 @@ def image_grid(samples: Tensor, image_shape: Sequence[int], columns: int = 10) -
     return Image.fromarray(canvas)
 
 
-def save_points(samples: Tensor, path: Path, behind: Tensor | None = None) -> None:
+def save_points(samples: Tensor, path: Path | IO[bytes], behind: Tensor | None = None) -> None:
     """A scatter plot of the first two columns of (N, data) points, or a histogram of the only one."""
     figure = _figure(5, 5)
     axes = figure.add_subplot()
@@ -83,7 +83,7 @@ def save_points(samples: Tensor, path: Path, behind: Tensor | None = None) -> No
             axes.set_ylabel("column 1")
     if behind is not None:
         axes.legend(loc="upper right", markerscale=3)
-    figure.savefig(path, dpi=100)
+    figure.savefig(path, dpi=100, format="png")
 
 
 def save_loss_plot(rows: Sequence[dict[str, float]], path: Path) -> None:
@@ -108,7 +108,7 @@ def save_loss_plot(rows: Sequence[dict[str, float]], path: Path) -> None:
     scores.set_xlabel("step")
     for axes in (losses, scores):
         axes.legend(loc="upper right")
-    figure.savefig(path, dpi=100)
+    figure.savefig(path, dpi=100, format="png")
 
 
 def _figure(width: float, height: float) -> Figure:

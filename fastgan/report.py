@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import signal
-import sys
 import threading
 from collections.abc import Mapping
 from types import FrameType, TracebackType
@@ -14,6 +13,7 @@ from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
+from fastgan.output import is_terminal, printable, say
 from fastgan.run_folder import RunFolder
 
 
@@ -24,7 +24,7 @@ class Reporter:
         """Report steps from `step` to `steps`; a quiet one writes log.txt alone."""
         self._run, self._quiet = run, quiet
         self._live: Live | None = None
-        if not quiet and sys.stdout.isatty():
+        if not quiet and is_terminal():
             self._progress = Progress(
                 TextColumn("step"),
                 MofNCompleteColumn(),
@@ -52,9 +52,10 @@ class Reporter:
         """A line for the user and for log.txt."""
         self._run.log(text)
         if self._live:
-            self._live.console.print(text, markup=False, soft_wrap=True)
+            console = self._live.console
+            console.print(printable(text, console.encoding), markup=False, soft_wrap=True)
         elif not self._quiet:
-            print(text, flush=True)
+            say(text)
 
     def row(self, row: Mapping[str, Any]) -> None:
         """The statistics of a log interval, a row of metrics.jsonl."""

@@ -8,12 +8,14 @@ metrics.jsonl   one line a log interval
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import json
 import os
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from numbers import Integral
 from pathlib import Path
 from typing import Any
 
@@ -40,49 +42,64 @@ class RunFolder:
         self.checkpoints = path / "checkpoints"
         self.metrics = path / "metrics.jsonl"
         self.loss_plot = path / "loss.png"
+        self._made: list[Path] = []
 
     @classmethod
     def create(cls, config: TrainConfig, name: str, dataset: Mapping[str, Any]) -> RunFolder:
         """Make the next numbered folder and write the options into it."""
         runs = Path(config.runs)
-        runs.mkdir(parents=True, exist_ok=True)
-        handle = os.open(runs, os.O_RDONLY)
+        made = [folder for folder in (runs, *runs.parents) if not folder.exists()]
+        run: RunFolder | None = None
         try:
-            # Two runs that begin at once would find the same number free.
-            fcntl.flock(handle, fcntl.LOCK_EX)
-            number = 1 + max((number for number, _ in _numbered(runs)), default=-1)
-            path = runs / f"{number:05d}-{name}"
-            path.mkdir()
-        finally:
-            os.close(handle)
-        run = cls(path)
-        try:
+            runs.mkdir(parents=True, exist_ok=True)
+            with _lock(runs):
+                number = 1 + max((number for number, _ in _numbered(runs)), default=-1)
+                path = runs / f"{number:05d}-{name}"
+                path.mkdir()
+            run = cls(path)
+            run._made = made
             run.samples.mkdir()
             run.checkpoints.mkdir()
             run.write_config(config)
             _replace(path / "dataset.json", json.dumps(dict(dataset)) + "\n")
-        except OSError:
-            run.remove()
+        except BaseException:
+            _remove(run and run.path, made)
             raise
         return run
 
     @classmethod
-    def find(cls, run: str | os.PathLike[str] | None, runs: str = "runs") -> RunFolder:
-        """The run that a path, a number, or nothing (for the newest) means.
+    def find(cls, run: str | os.PathLike[str] | int | None, runs: str | os.PathLike[str] = "runs") -> RunFolder:
+        """The run that a path, a number, or nothing means.
+
+        Nothing stands for the newest that has a checkpoint: what a run that could not begin has left is passed over.
 
         Raises:
             CheckpointError: there is no such run.
+            TypeError: run is none of these.
         """
+        runs = os.fsdecode(runs)
         numbered = sorted(_numbered(Path(runs)))
         if run is None:
-            if not numbered:
-                raise CheckpointError(f"{runs} holds no run; start one with: fastgan train DATA")
-            return cls(numbered[-1][1])
-        text = os.fspath(run)
-        path = next((path for number, path in numbered if text.isdecimal() and number == int(text)), Path(text))
-        if not path.is_dir():
+            begun = [path for _, path in numbered if cls(path).has_begun()]
+            if begun:
+                return cls(begun[-1])
+            without = " with a checkpoint" if numbered else ""
+            raise CheckpointError(f"{runs} holds no run{without}; start one with: fastgan train DATA")
+        if isinstance(run, bool) or not isinstance(run, (str, bytes, os.PathLike, Integral)):
+            raise TypeError(f"run must be a path, a number or None, not {type(run).__name__} {run!r}")
+        text = str(run) if isinstance(run, Integral) else os.fsdecode(run)
+        number = int(text) if text.isdecimal() else None
+        found = [path for known, path in numbered if known == number]
+        # Of several with one number, as a copy of a folder makes them, the one that can be used.
+        path = next((path for path in found if cls(path).has_begun()), found[0] if found else Path(text))
+        if not text or not path.is_dir() or (isinstance(run, Integral) and not found):
             raise CheckpointError(f"run must be a run folder or the number of one in {runs}, not {text!r}")
         return cls(path)
+
+    def has_begun(self) -> bool:
+        """Whether there is a checkpoint, and what is needed to read it."""
+        kept = (self.path / name for name in ("config.toml", "dataset.json"))
+        return all(file.is_file() for file in kept) and bool(complete_checkpoints(self.checkpoints))
 
     def write_config(self, config: TrainConfig) -> None:
         """Write every option to config.toml."""
@@ -101,7 +118,8 @@ class RunFolder:
         """
         file = self.path / "config.toml"
         try:
-            return TrainConfig.from_dict(tomlkit.parse(file.read_text(encoding="utf-8")).unwrap())
+            text = file.read_text(encoding="utf-8", errors="surrogateescape")
+            return TrainConfig.from_dict(tomlkit.parse(text).unwrap())
         except OSError as error:
             raise CheckpointError(f"{file} cannot be read: {error.strerror}") from error
         except (TOMLKitError, TypeError, ValueError) as error:
@@ -121,9 +139,9 @@ class RunFolder:
             raise CheckpointError(f"{file} cannot be read: {error.strerror}") from error
         except ValueError as error:
             raise CheckpointError(f"{file} is damaged: {error}") from error
-        if not isinstance(facts, dict) or set(facts) != keys:
+        if not isinstance(facts, dict) or set(facts) - {"labels"} != keys:
             raise CheckpointError(f"{file} is damaged: it must hold {', '.join(sorted(keys))}")
-        return facts
+        return {"labels": list(range(facts["num_classes"])), **facts}  # older runs did not say which labels there are
 
     def newest_checkpoint(self) -> Path:
         """The complete checkpoint of the latest step.
@@ -138,7 +156,7 @@ class RunFolder:
 
     def log(self, line: str) -> None:
         """Append a line to log.txt."""
-        with (self.path / "log.txt").open("a", encoding="utf-8") as file:
+        with (self.path / "log.txt").open("a", encoding="utf-8", errors="surrogateescape") as file:
             file.write(line + "\n")
 
     def append_metrics(self, row: Mapping[str, float]) -> None:
@@ -165,12 +183,16 @@ class RunFolder:
         _replace(self.metrics, "".join(json.dumps(row) + "\n" for row in rows))
 
     def remove(self) -> None:
-        """Remove the folder, and the folder of runs where that leaves it empty."""
-        shutil.rmtree(self.path, ignore_errors=True)
-        try:
-            self.path.parent.rmdir()
-        except OSError:
-            return  # not empty: other runs are in it
+        """Remove the folder, and those above it that were made for it and are empty now."""
+        _remove(self.path, self._made)
+
+
+def _remove(path: Path | None, made: list[Path]) -> None:
+    if path is not None:
+        shutil.rmtree(path, ignore_errors=True)
+    for folder in made:
+        with contextlib.suppress(OSError):  # another run is in it, or it was never made
+            folder.rmdir()
 
 
 def _numbered(runs: Path) -> list[tuple[int, Path]]:
@@ -182,5 +204,24 @@ def _numbered(runs: Path) -> list[tuple[int, Path]]:
 def _replace(path: Path, text: str) -> None:
     """Write a file whole or not at all."""
     aside = path.with_name(f".{path.name}.writing")
-    aside.write_text(text, encoding="utf-8")
-    aside.replace(path)
+    try:
+        # A file name that is no UTF-8 is written with the bytes that it has.
+        aside.write_text(text, encoding="utf-8", errors="surrogateescape")
+        aside.replace(path)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            aside.unlink()
+        error.filename = error.filename or str(path)
+        raise
+
+
+@contextlib.contextmanager
+def _lock(folder: Path) -> Iterator[None]:
+    """Keep other processes from taking the same number: two runs that begin at once would find it free."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        with contextlib.suppress(OSError):  # a file system without locks
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(handle)

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
+import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +19,14 @@ from fastgan.checkpoint import load_checkpoint
 from fastgan.config import TrainConfig
 from fastgan.nn import MLP
 from fastgan.run_folder import RunFolder
+from fastgan.units import unscale
 
 # Of a grid, and of a scatter plot, which needs more to show a density.
 PICTURE_IMAGES, PICTURE_POINTS = 100, 2000
 
 
 def build_networks(config: TrainConfig, width: int, num_classes: int) -> tuple[MLP, MLP]:
-    """The generator and the discriminator of a configuration, for samples of the given width."""
+    """The generator and the discriminator of a configuration, float32, for samples of the given width."""
     classes = num_classes if config.conditional else 0
 
     def output(name: str) -> str | None:
@@ -32,11 +37,15 @@ def build_networks(config: TrainConfig, width: int, num_classes: int) -> tuple[M
         activation=config.g_activation,
         output_activation=output(config.output_activation),
         negative_slope=config.negative_slope,
+        device="cpu",
+        dtype=torch.float32,
     )
     discriminator = MLP(
         [width + classes, *config.d_hidden, 1],
         activation=config.d_activation,
         negative_slope=config.negative_slope,
+        device="cpu",
+        dtype=torch.float32,
     )
     return generator, discriminator
 
@@ -48,6 +57,7 @@ def draw(
     count: int,
     *,
     num_classes: int = 0,
+    labels: Sequence[int] = (),
     label: int | None = None,
     seed: int = 0,
 ) -> Tensor:
@@ -57,8 +67,9 @@ def draw(
         generator: maps (count, latent [+ num_classes]) to (count, data).
         config: gives the latent size and whether the generator is conditional.
         count: number of samples, at least 1.
-        num_classes: of the data; used by a conditional generator.
-        label: asked of every sample; None asks for the classes in turn.
+        num_classes: of the data; used by a conditional generator, as is labels.
+        labels: those that samples of the data have; only they can be drawn.
+        label: asked of every sample; None asks for those of labels in turn.
         seed: of the noise.
 
     Returns:
@@ -68,6 +79,7 @@ def draw(
         TypeError, ValueError: count, seed or label is out of range.
     """
     checks.integer("count", count, 1)
+    checks.number("count", count, 1, 2**31 - 1)
     checks.integer("seed", seed, 0)
     checks.number("seed", seed, 0, 2**63 - 1)
     if label is not None:
@@ -75,10 +87,16 @@ def draw(
         if not config.conditional:
             raise ValueError(f"label must not be given, but it is {label}: this generator is not conditional")
         checks.number("label", label, 0, num_classes - 1)
-    z = torch.randn(count, config.latent_size, generator=torch.Generator().manual_seed(seed))
+        if label not in labels:
+            raise ValueError(
+                f"label must be one that samples of the data have ({', '.join(map(str, labels))}), not {label}"
+            )
+    noise = torch.Generator("cpu").manual_seed(seed)
+    z = torch.randn(count, config.latent_size, generator=noise, dtype=torch.float32, device="cpu")
     if config.conditional:
-        labels = torch.arange(count) % num_classes if label is None else torch.full((count,), label)
-        z = torch.cat([z, F.one_hot(labels, num_classes).to(z.dtype)], dim=1)
+        asked = torch.tensor(labels if label is None else [label], dtype=torch.int64, device="cpu")
+        asked = asked.repeat(-(-count // len(asked)))[:count]
+        z = torch.cat([z, F.one_hot(asked, num_classes).to(z.dtype)], dim=1)
     first = next(iter(generator.parameters()), z)
     was_training = generator.training
     try:
@@ -88,7 +106,7 @@ def draw(
 
 
 def sample_run(
-    run: str | Path | None, count: int, *, label: int | None = None, seed: int = 0, runs: str = "runs"
+    run: str | os.PathLike[str] | int | None, count: int, *, label: int | None = None, seed: int = 0, runs: str = "runs"
 ) -> tuple[Tensor, dict[str, Any]]:
     """Samples of a run's newest checkpoint, from its EMA generator if it has one; the run stays as it is.
 
@@ -113,8 +131,9 @@ def sample_run(
     stem = "ema" if config.ema else "generator"
     groups, _ = load_checkpoint(folder.newest_checkpoint(), {stem: generator.state_dict()})
     generator.load_state_dict(groups[stem])
-    samples = draw(generator, config, count, num_classes=facts["num_classes"], label=label, seed=seed)
-    turns = facts["num_classes"] if config.conditional and label is None else 0
+    classes, labels = facts["num_classes"], facts["labels"]
+    samples = draw(generator, config, count, num_classes=classes, labels=labels, label=label, seed=seed)
+    turns = len(labels) if config.conditional and label is None else 0
     return samples, {**facts, "classes": turns}
 
 
@@ -124,17 +143,30 @@ def write_samples(samples: Tensor, facts: dict[str, Any], out: Path) -> None:
     Args:
         samples: (count, data), in [-1, 1].
         facts: what `sample_run` says of the data.
-        out: a .png, or a .npy of shape (count, h, w[, 3]) or (count, data), float32, in the data's own units.
+        out: a .png, or a .npy of shape (count, h, w[, 3]) or (count, data), float64, in the data's own units.
 
     Raises:
         ValueError: out ends in neither.
         OSError: it cannot be written.
     """
-    shape = facts["image_shape"]
+    check_out(out)
+    shape, content = facts["image_shape"], io.BytesIO()
     if out.suffix.lower() == ".png":
-        pictures.save_samples(samples, shape, out, classes=facts["classes"])
-    elif out.suffix.lower() == ".npy":
-        values = samples * torch.tensor(facts["scale"]) + torch.tensor(facts["offset"])
-        np.save(out, values.reshape(len(values), *(shape or [-1])).numpy())
+        pictures.save_samples(samples, shape, content, classes=facts["classes"])
     else:
+        scale, offset = (torch.tensor(facts[name], dtype=torch.float64, device="cpu") for name in ("scale", "offset"))
+        np.save(content, unscale(samples, scale, offset).reshape(len(samples), *(shape or [-1])).numpy())
+    existed = out.exists()
+    try:
+        out.write_bytes(content.getvalue())
+    except OSError as error:
+        if not existed:
+            with contextlib.suppress(OSError):
+                out.unlink()  # half a file, of a full disk
+        raise OSError(f"out cannot be written: {out}: {error.strerror or error}") from error
+
+
+def check_out(out: Path) -> None:
+    """ValueError unless a file's name ends in what `write_samples` can write."""
+    if out.suffix.lower() not in (".png", ".npy"):
         raise ValueError(f"out must end in .png or .npy, not {str(out)!r}")

@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.optim import Adam, Optimizer
@@ -100,15 +101,17 @@ class Trainer:
             ema_decay=config.ema_decay,
             precision=config.precision,
         )
-        self.batches = Batches(self.dataset, config.batch_size, config.d_steps, self.device, config.seed)
+        # The MLPs of the options are float32 whatever torch's default dtype is; a network that is given keeps its own.
+        dtype = next((p.dtype for p in self.discriminator.parameters() if p.is_floating_point()), torch.float32)
+        self.batches = Batches(self.dataset, config.batch_size, config.d_steps, self.device, config.seed, dtype)
 
     @classmethod
     def resume(
         cls,
-        run: str | os.PathLike[str] | None = None,
+        run: str | os.PathLike[str] | int | None = None,
         *,
         steps: int | None = None,
-        runs: str = "runs",
+        runs: str | os.PathLike[str] = "runs",
         dataset: Dataset | None = None,
         **networks: Any,
     ) -> Trainer:
@@ -131,7 +134,7 @@ class Trainer:
         if steps is not None:
             config = config.with_(steps=steps)
         loaded = dataset if dataset is not None else data_module.load(config.data, config.seed)
-        if loaded.fingerprint != facts["fingerprint"]:
+        if not _same_data(loaded.describe(), facts):
             raise DataError(f"{config.data} must hold the data that {folder.path} began with, but it has changed")
         trainer = cls(config, dataset=loaded, **networks)
         restore(trainer, folder)
@@ -186,8 +189,8 @@ class Trainer:
             TypeError, ValueError: count, seed or label is out of range.
         """
         network = self.generator if self.ema is None else self.ema
-        classes = self.dataset.num_classes
-        return sampling.draw(network, self.config, count, num_classes=classes, label=label, seed=seed)
+        classes, labels = self.dataset.num_classes, self.dataset.classes
+        return sampling.draw(network, self.config, count, num_classes=classes, labels=labels, label=label, seed=seed)
 
     def _begin(self, report: Reporter, created: bool) -> None:
         if not created:
@@ -204,7 +207,8 @@ class Trainer:
     def _loop(self, report: Reporter, stop: StopSignals) -> None:
         config = self.config
         periods = (config.log_every, config.sample_every, config.checkpoint_every)
-        history = torch.empty(min(*periods, config.steps), len(StepStats._fields), device=self.device)
+        length = min(*periods, config.steps)
+        history = torch.empty(length, len(StepStats._fields), dtype=torch.float64, device=self.device)
         filled, clock = 0, time.perf_counter()
         while self.step < config.steps:
             real, labels = self.batches.next()
@@ -248,7 +252,7 @@ class Trainer:
 
     def _save_picture(self, samples: Tensor, name: str) -> None:
         behind = self.dataset.samples[: sampling.PICTURE_POINTS] if name != "real.png" else None
-        classes = self.dataset.num_classes if self.config.conditional else 0
+        classes = len(self.dataset.classes) if self.config.conditional else 0
         pictures.save_samples(samples, self.dataset.image_shape, self.run.samples / name, behind, classes)
 
     def _refuse_non_finite(self, values: Tensor) -> None:
@@ -281,7 +285,17 @@ def _configure(
         return TrainConfig.for_dataset(data, data.name, **options), data
     seed = options.get("seed")
     dataset = data_module.load(data, TrainConfig.seed if seed is None else seed)
-    name = os.fspath(data)
+    name = os.fsdecode(data)
     if name not in data_module.BUILT_IN:
         name = os.path.abspath(name)  # so that the run can be resumed from another folder
     return TrainConfig.for_dataset(dataset, name, **options), dataset
+
+
+def _same_data(now: dict[str, Any], then: dict[str, Any]) -> bool:
+    """Whether data is what dataset.json says: values, shape, and the units, which older versions kept as float32."""
+    if any(now[name] != then[name] for name in ("fingerprint", "image_shape", "num_classes")):
+        return False
+    return all(
+        now[name] == then[name] or np.array_equal(np.float32(now[name]), np.array(then[name]))
+        for name in ("scale", "offset")
+    )

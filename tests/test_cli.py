@@ -20,6 +20,7 @@ from PIL import Image
 from safetensors.numpy import load_file, save_file
 from typer.testing import CliRunner
 
+from fastgan.__main__ import main
 from fastgan.checkpoint import complete_checkpoints
 from fastgan.cli import app
 from fastgan.config import TrainConfig
@@ -122,6 +123,32 @@ def test_version_help_and_unknown_options(here: Path) -> None:
     for arguments in (["train"], ["train", "ring8", "--steps", "many"], ["dance"], ["resume", "--seed", "3"]):
         assert CliRunner().invoke(app, arguments).exit_code == 2
     assert list(here.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["train", "ring8", "--bogus"], "No such option: --bogus"),
+        (["train"], "Missing argument"),
+        (["train", "ring8", "--steps", "many"], "--steps"),
+        (["train", "ring8", "digits"], "digits"),
+        (["dance"], "No such command 'dance'"),
+        (["resume", "--seed", "3"], "No such option: --seed"),
+        (["sample", "--number", "1.5"], "--number"),
+    ],
+)
+def test_usage_errors_are_one_sentence(
+    arguments: list[str], words: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["fastgan", *arguments])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    out, err = capsys.readouterr()
+    assert (ended.value.code, out) == (2, "")
+    assert words in err
+    assert err.startswith("fastgan: ")
+    assert err.endswith("; see fastgan --help\n")
+    assert err.count("\n") == 1
 
 
 def test_help_tells_the_true_defaults() -> None:
