@@ -125,16 +125,20 @@ class FuseMachine(RuleBasedStateMachine):
             torch.manual_seed(seed % 2**31)
             yield module, random.Random(seed)
 
-    @rule(name=st.sampled_from(sorted(SURGERY)), seed=SEEDS)
-    def operate(self, name: str, seed: int) -> None:
-        errors = []
+    @rule(names=st.lists(st.sampled_from(sorted(SURGERY)), min_size=1, max_size=3), seed=SEEDS, second=st.booleans())
+    def operate(self, names: list[str], seed: int, second: bool) -> None:
+        """Surgery, and what comes out after it."""
+        errors: list[list[type | None]] = []
         for module, rng in self.twins(seed):
-            try:
-                SURGERY[name](module, rng)
-                errors.append(None)
-            except Exception as error:  # surgery that torch refuses, it refuses to both
-                errors.append(type(error))
-        assert errors[0] is errors[1], (name, errors)
+            errors.append([])
+            for name in names:
+                try:
+                    SURGERY[name](module, rng)
+                    errors[-1].append(None)
+                except Exception as error:  # surgery that torch refuses, it refuses to both
+                    errors[-1].append(type(error))
+        assert errors[0] == errors[1], (names, errors)
+        self.call(seed, "none", second)
 
     @rule(name=st.sampled_from(sorted(COPIES)))
     def copy_both(self, name: str) -> None:
@@ -181,7 +185,6 @@ class FuseMachine(RuleBasedStateMachine):
                     results.append({"error": type(error)})
         assert_same(results[0], results[1], "without gradients")
 
-    @rule(seed=SEEDS, context=st.sampled_from(["none", *sorted(CONTEXTS)]), second=st.booleans())
     def call(self, seed: int, context: str, second: bool) -> None:
         results = []
         for module, rng in self.twins(seed):
@@ -189,6 +192,10 @@ class FuseMachine(RuleBasedStateMachine):
             with fastgan.use_backend(self.backend):
                 results.append(outcome(module, input, seed % 2**31, context, second))
         assert_same(results[0], results[1], f"{context} on {self.backend}")
+
+    @rule(seed=SEEDS, context=st.sampled_from(sorted(CONTEXTS)), second=st.booleans())
+    def train_once(self, seed: int, context: str, second: bool) -> None:
+        self.call(seed, context, second)
 
     @rule(seed=SEEDS)
     def compare_text_and_state(self, seed: int) -> None:
