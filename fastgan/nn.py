@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from fastgan import backend, checks, functional, layers, reference
+from fastgan import backend, bystanders, checks, functional, layers, reference
 from fastgan.layers import computes_linear, fused_activation, global_hooks
 
 __all__ = [
@@ -103,6 +103,9 @@ _reader: Any = backend.module and backend.module.LayerReader(
 )
 
 
+_PLAIN_TENSORS = (Tensor, nn.Parameter)  # a subclass may compute anything
+
+
 def _is_fusable_call(input: Any, weights: list[Tensor], biases: list[Tensor | None]) -> bool:
     """Whether the tensors are such as the fused layers take; with any other the modules run as they are."""
     if not layers.is_plain_tensor(input) or not input.dtype.is_floating_point or input.dim() == 0:
@@ -152,10 +155,7 @@ def _run_fused(modules: Iterable[nn.Module], input: Tensor) -> Tensor:
             activations[-1], slopes[-1] = activation
             pending.append(module)
             continue
-        # The fused leaky_relu's backward reads its output, torch's does not: what changes that in place gets a copy.
-        copied = getattr(module, "inplace", False) and activations[-1:] == ["leaky_relu"]
-        input = flush(input)
-        input = module(input.clone() if copied else input)
+        input = module(flush(input))
     return flush(input)
 
 
@@ -171,27 +171,30 @@ def run_in_turn(of: nn.Module, modules: list[nn.Module], input: Any) -> Any:
 class _Fused:
     """What fusing adds to a class of Sequential: a fused forward, and the way to pickle and to undo it."""
 
+    _plain_class: type[nn.Module]  # that the fused class is made from
+
     def __init_subclass__(cls, **keywords: Any) -> None:
         """Of a fused twin, the class that it is made from is not told: to that it is no new subclass."""
+        if "_plain_class" not in cls.__dict__:
+            super().__init_subclass__(**keywords)
 
     def forward(self, input: Any) -> Any:
         """Run the modules in turn, each run of Linear + activation fused; shapes as the modules have them."""
-        if not isinstance(input, Tensor) or any(global_hooks()):
-            return nn.Sequential.forward(self, input)  # type: ignore[arg-type]
+        if type(input) not in _PLAIN_TENSORS or bystanders.are_there():
+            return self._plain_class.forward(self, input)  # type: ignore[operator]
         if backend.direct() is not None:
             output = _reader.run(self, input)
             if output is not None:
                 return output
-        if not torch.compiler.is_compiling():
-            beneath = super().forward  # type: ignore[misc]
-            if getattr(beneath, "__func__", None) not in layers.SEQUENTIAL_FORWARDS:  # patched since, on the class
-                return beneath(input)
-            if layers.patched_function() is not None:
-                return nn.Sequential.forward(self, input)  # type: ignore[arg-type]
+        if self._plain_class.forward not in layers.SEQUENTIAL_FORWARDS:  # patched since, on the class
+            return self._plain_class.forward(self, input)  # type: ignore[operator]
         return _run_fused(self, input)  # type: ignore[arg-type]
 
+    # torch.jit.script compiles the source of what a function wraps: it is given that of nn.Sequential.
+    forward.__wrapped__ = nn.Sequential.forward  # type: ignore[attr-defined]
+
     def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
-        return _rebuild_fused, (_unfused_class(type(self)),), self.__getstate__()  # type: ignore[attr-defined]
+        return _rebuild_fused, (self._plain_class,), self.__getstate__()  # type: ignore[attr-defined]
 
 
 layers.SEQUENTIAL_FORWARDS.append(_Fused.forward)
@@ -203,7 +206,11 @@ class FusedSequential(_Fused, nn.Sequential):
     Modules that are not fused (BatchNorm, Dropout, Conv, anything with hooks or of an own class) run as they are.
     """
 
+    _plain_class = nn.Sequential
     __reduce_ex__ = nn.Sequential.__reduce_ex__
+
+    def _get_name(self) -> str:
+        return "Sequential" if type(self) is FusedSequential else super()._get_name()
 
 
 class MLP(FusedSequential):
@@ -281,12 +288,8 @@ def _fused_class(kind: type[nn.Module]) -> type[nn.Module]:
     """The fused twin of a class of Sequential."""
     if kind is nn.Sequential:
         return FusedSequential
-    return type(kind.__name__, (_Fused, kind), {"__module__": kind.__module__, "__doc__": kind.__doc__})
-
-
-def _unfused_class(kind: type[nn.Module]) -> type[nn.Module]:
-    """The class of Sequential that a fused class came from."""
-    return kind.__mro__[kind.__mro__.index(_Fused) + 1]
+    names = {"__module__": kind.__module__, "__qualname__": kind.__qualname__, "__doc__": kind.__doc__}
+    return type(kind.__name__, (_Fused, kind), {**names, "_plain_class": kind})
 
 
 def _rebuild_fused(kind: type[nn.Module]) -> nn.Module:
@@ -303,6 +306,11 @@ def _is_plain_sequential(module: nn.Module) -> bool:
         and kind.__reduce__ is object.__reduce__
         and "forward" not in module.__dict__
     )
+
+
+def _is_looked_up_by_class(kind: type[nn.Module]) -> bool:
+    """Whether tables of torch have a class as a key: the intrinsic modules of torch.ao, which it swaps for others."""
+    return kind is not nn.Sequential and kind.__module__.partition(".")[0] == "torch"
 
 
 def fuse(module: ModuleT) -> ModuleT:
@@ -322,7 +330,7 @@ def fuse(module: ModuleT) -> ModuleT:
     """
     _check_module(module)
     for child in list(module.modules()):
-        if _is_plain_sequential(child):
+        if _is_plain_sequential(child) and not _is_looked_up_by_class(type(child)):
             child.__class__ = _fused_class(type(child))
     return module
 
@@ -346,7 +354,7 @@ def unfuse(module: ModuleT) -> ModuleT:
         if type(child) in (FusedSequential, MLP):
             child.__class__ = nn.Sequential
         elif isinstance(child, _Fused) and not isinstance(child, FusedSequential):
-            child.__class__ = _unfused_class(type(child))
+            child.__class__ = child._plain_class
     return module
 
 

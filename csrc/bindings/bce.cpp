@@ -8,6 +8,7 @@
 
 #include "common.h"
 #include "higher_order.h"
+#include "layout.h"
 #include "scopes.h"
 
 namespace fastgan::bindings {
@@ -27,6 +28,8 @@ Tensor forward_op(const Tensor& input, const Tensor& target, const OptionalTenso
   return op.call(input, target, weight, pos_weight, reduction);
 }
 
+bool is_given(const OptionalTensor& tensor) { return tensor && tensor->defined(); }
+
 void check(const Tensor& input, const Tensor& target, const OptionalTensor& weight, const OptionalTensor& pos_weight) {
   TORCH_CHECK(target.sym_sizes() == input.sym_sizes(), "bce_with_logits: target of shape ", target.sym_sizes(),
               " must have the shape ", input.sym_sizes(), " of input");
@@ -36,28 +39,46 @@ void check(const Tensor& input, const Tensor& target, const OptionalTensor& weig
                 input.device());
 }
 
+// The layouts that torch's own ops give the loss and the gradients, each the result of a chain of elementwise ops. In
+// backward the later ones of a chain work in place, so that its first decides.
+Layout loss_layout(const Tensor& target) { return Layout(at::empty_like(target)); }
+
+Layout grad_input_layout(const Tensor& input, const Tensor& target, const OptionalTensor& pos_weight) {
+  if (!is_given(pos_weight)) return unary_layout(input);  // sigma(x) - t
+  const Layout product = elementwise_layout(input.sym_sizes(), {Layout(*pos_weight), Layout(target)});
+  return elementwise_layout(input.sym_sizes(), {product, Layout()});  // p t + 1 - t
+}
+
+Layout grad_target_layout(const Tensor& input, const OptionalTensor& pos_weight) {
+  return is_given(pos_weight) ? contiguous_layout(input.sym_sizes()) : unary_layout(input);  // log sigma(-x) - ..., -x
+}
+
 // The elements of `tensor`, broadcast to `sizes`, as a repeating pattern: its own memory where it is that already (one
 // element, one value a class in the last dimension, every element), else a copy. `keep` holds what owns the memory.
 template <class T>
-Operand<T> operand(const OptionalTensor& tensor, at::IntArrayRef sizes, Tensor& keep) {
-  if (!tensor || !tensor->defined()) return {nullptr, 1};
+Operand<T> operand(const OptionalTensor& tensor, at::IntArrayRef sizes, const MemoryOrder& order, Tensor& keep) {
+  if (!is_given(tensor)) return {nullptr, 1};
   keep = *tensor;
   int64_t leading = 0;  // dimensions of size one in front count for nothing
   while (leading < keep.dim() && keep.size(leading) == 1) ++leading;
   const auto own = keep.sizes().slice(leading);
   const bool pattern = own.size() <= sizes.size() && own == sizes.slice(sizes.size() - own.size());
-  keep = pattern ? keep.contiguous() : keep.expand(sizes).contiguous();
+  if (own.empty() || (pattern && order.is_usual()))
+    keep = keep.contiguous();
+  else
+    keep = order.read(keep.expand(sizes));
   return {data<T>(keep), std::max<int64_t>(1, keep.numel())};
 }
 
-// Everything a kernel needs of one call, and what keeps it alive.
+// Everything a kernel needs of one call, in one order of elements, and what keeps it alive.
 template <class T>
 struct Call {
-  Call(const Tensor& given_input, const Tensor& given_target, const OptionalTensor& given_weight,
-       const OptionalTensor& given_pos_weight)
-      : input(given_input.contiguous()), target(given_target.contiguous()) {
-    arguments = {input.numel(), data<T>(input), data<T>(target), operand<T>(given_weight, input.sizes(), weight),
-                 operand<T>(given_pos_weight, input.sizes(), pos_weight)};
+  Call(const MemoryOrder& order, const Tensor& given_input, const Tensor& given_target,
+       const OptionalTensor& given_weight, const OptionalTensor& given_pos_weight)
+      : input(order.read(given_input)), target(order.read(given_target)) {
+    const auto sizes = given_input.sizes();
+    arguments = {input.numel(), data<T>(input), data<T>(target), operand<T>(given_weight, sizes, order, weight),
+                 operand<T>(given_pos_weight, sizes, order, pos_weight)};
   }
   Tensor input, target, weight, pos_weight;
   BceArguments<T> arguments;
@@ -68,18 +89,16 @@ Tensor forward_kernel(const Tensor& input, const Tensor& target, const OptionalT
                       const OptionalTensor& pos_weight, int64_t reduction_number) {
   const Reduction reduction = reduction_of(reduction_number);
   check(input, target, weight, pos_weight);
-  Tensor loss;
+  Tensor loss = reduction == Reduction::none ? empty_of(loss_layout(target), input.options()) : scalar_like(input);
   const Scope here(input);
   with_dtype(input.scalar_type(), "bce_with_logits", [&](auto tag) {
     using T = typename decltype(tag)::type;
-    const Call<T> call(input, target, weight, pos_weight);
-    if (reduction == Reduction::none) {
-      loss = at::empty(input.sizes(), input.options());
-      bce_elementwise(here, call.arguments, mutable_data<T>(loss));
-    } else {
-      loss = scalar_like(input);
+    const MemoryOrder order(loss);
+    const Call<T> call(order, input, target, weight, pos_weight);
+    if (reduction == Reduction::none)
+      order.write(loss, [&](const Tensor& out) { bce_elementwise(here, call.arguments, mutable_data<T>(out)); });
+    else
       bce_sum(here, call.arguments, reduction_scale(reduction, input.numel()), mutable_data<T>(loss));
-    }
   });
   return loss;
 }
@@ -88,7 +107,16 @@ Tensor forward_meta(const Tensor& input, const Tensor& target, const OptionalTen
                     const OptionalTensor& pos_weight, int64_t reduction) {
   check(input, target, weight, pos_weight);
   if (reduction_of(reduction) != Reduction::none) return scalar_like(input);
-  return at::empty_symint(input.sym_sizes(), input.options());
+  return empty_of(loss_layout(target), input.options());
+}
+
+// (by the input, by the target), each undefined where it is not asked for, without values.
+std::tuple<Tensor, Tensor> empty_gradients(const Tensor& input, const Tensor& target, const OptionalTensor& pos_weight,
+                                           bool need_input, bool need_target) {
+  Tensor grad_input, grad_target;
+  if (need_input) grad_input = empty_of(grad_input_layout(input, target, pos_weight), input.options());
+  if (need_target) grad_target = empty_of(grad_target_layout(input, pos_weight), input.options());
+  return {grad_input, grad_target};
 }
 
 template <class Scope>
@@ -96,32 +124,40 @@ std::tuple<Tensor, Tensor> backward_kernel(const Tensor& grad_output, const Tens
                                            const OptionalTensor& weight, const OptionalTensor& pos_weight,
                                            int64_t reduction_number, bool need_input, bool need_target) {
   const Reduction reduction = reduction_of(reduction_number);
+  const bool none = reduction == Reduction::none;
   check(input, target, weight, pos_weight);
-  const Tensor go = grad_output.contiguous();
-  TORCH_CHECK(go.numel() == (reduction == Reduction::none ? input.numel() : 1) &&
-                  go.scalar_type() == input.scalar_type() && go.device() == input.device(),
-              "bce_with_logits_backward: grad_output of shape ", go.sizes(), ", ", go.scalar_type(), " on ",
-              go.device(), " does not fit input of shape ", input.sizes(), ", ", input.scalar_type(), " on ",
-              input.device());
-  Tensor grad_input, grad_target;
+  TORCH_CHECK(grad_output.numel() == (none ? input.numel() : 1) && grad_output.scalar_type() == input.scalar_type() &&
+                  grad_output.device() == input.device(),
+              "bce_with_logits_backward: grad_output of shape ", grad_output.sizes(), ", ", grad_output.scalar_type(),
+              " on ", grad_output.device(), " does not fit input of shape ", input.sizes(), ", ", input.scalar_type(),
+              " on ", input.device());
+  auto [grad_input, grad_target] = empty_gradients(input, target, pos_weight, need_input, need_target);
+  if (!need_input && !need_target) return {grad_input, grad_target};
   const Scope here(input);
   with_dtype(input.scalar_type(), "bce_with_logits_backward", [&](auto tag) {
     using T = typename decltype(tag)::type;
-    const Call<T> call(input, target, weight, pos_weight);
-    if (need_input) grad_input = at::empty(input.sizes(), input.options());
-    if (need_target) grad_target = at::empty(input.sizes(), input.options());
-    T* const none = nullptr;
-    bce_backward(here, call.arguments, data<T>(go), reduction == Reduction::none ? 1 : 0,
-                 reduction_scale(reduction, input.numel()), need_input ? mutable_data<T>(grad_input) : none,
-                 need_target ? mutable_data<T>(grad_target) : none);
+    const MemoryOrder order(need_input ? grad_input : grad_target);
+    const Call<T> call(order, input, target, weight, pos_weight);
+    const Tensor go = none ? order.read(grad_output.view_as(input)) : grad_output;
+    const auto run = [&](T* by_input, T* by_target) {
+      bce_backward(here, call.arguments, data<T>(go), none ? 1 : 0, reduction_scale(reduction, input.numel()), by_input,
+                   by_target);
+    };
+    T* const nowhere = nullptr;
+    const auto with_target = [&](T* by_input) {
+      if (!need_target) return run(by_input, nowhere);
+      order.write(grad_target, [&](const Tensor& out) { run(by_input, mutable_data<T>(out)); });
+    };
+    if (!need_input) return with_target(nowhere);
+    order.write(grad_input, [&](const Tensor& out) { with_target(mutable_data<T>(out)); });
   });
   return {grad_input, grad_target};
 }
 
-std::tuple<Tensor, Tensor> backward_meta(const Tensor&, const Tensor& input, const Tensor&, const OptionalTensor&,
-                                         const OptionalTensor&, int64_t, bool need_input, bool need_target) {
-  const auto like_input = [&] { return at::empty_symint(input.sym_sizes(), input.options()); };
-  return {need_input ? like_input() : Tensor(), need_target ? like_input() : Tensor()};
+std::tuple<Tensor, Tensor> backward_meta(const Tensor&, const Tensor& input, const Tensor& target,
+                                         const OptionalTensor&, const OptionalTensor& pos_weight, int64_t,
+                                         bool need_input, bool need_target) {
+  return empty_gradients(input, target, pos_weight, need_input, need_target);
 }
 
 OptionalTensor optional(const Tensor& t) { return t.defined() ? OptionalTensor(t) : std::nullopt; }
@@ -153,15 +189,20 @@ class BceBackwardFunction : public torch::autograd::Function<BceBackwardFunction
     const bool need_input = ctx->saved_data["need_input"].toBool();
     const bool need_target = ctx->saved_data["need_target"].toBool();
     variable_list out = differentiate(saved, cotangents, [&](TensorList v) {
+      // Torch's own expressions, so that infinities and layouts come out as its own.
       const Tensor x = widened(v[1]), t = widened(v[2]), p = v[4].defined() ? widened(v[4]) : Tensor();
-      Tensor scale = v[3].defined() ? widened(v[0]) * widened(v[3]) : widened(v[0]);
-      if (reduction == Reduction::mean) scale = scale / static_cast<double>(x.numel());
-      const Tensor by_input = p.defined() ? (1 - t) - (1 + (p - 1) * t) * at::sigmoid(-x) : at::sigmoid(x) - t;
-      const Tensor by_target = p.defined() ? -(p - 1) * at::log_sigmoid(x) - x : -x;
+      const auto scaled = [&](const Tensor& gradient) {
+        Tensor out = gradient * widened(v[0]);
+        if (v[3].defined()) out = out * widened(v[3]);
+        return reduction == Reduction::mean ? out / static_cast<double>(x.numel()) : out;
+      };
+      const Tensor pt = p.defined() ? p * t : Tensor();
+      const Tensor by_input = scaled(p.defined() ? (pt + 1 - t) * at::sigmoid(x) - pt : at::sigmoid(x) - t);
+      const Tensor by_target = scaled(p.defined() ? at::log_sigmoid(-x) - at::log_sigmoid(x) * p : -x);
       const auto dtype = v[1].scalar_type();
       variable_list needed;
-      if (need_input) needed.push_back((scale * by_input).expand_as(x).to(dtype));
-      if (need_target) needed.push_back((scale * by_target).expand_as(x).to(dtype));
+      if (need_input) needed.push_back(by_input.to(dtype));
+      if (need_target) needed.push_back(by_target.to(dtype));
       return needed;
     });
     out.resize(8);  // none for the reduction and the flags

@@ -54,8 +54,12 @@ void with_dtype(at::ScalarType dtype, const char* op, F&& f) {
   }
 }
 
+// Of a tensor whose values are not what memory holds there is none.
 template <class T>
 const T* data(const Tensor& tensor) {
+  TORCH_CHECK(
+      !tensor.is_neg() && !tensor._is_zerotensor(),
+      "fastgan: a tensor with a lazy sign, or a zero without memory, must be resolved before a kernel reads it");
   return static_cast<const T*>(tensor.const_data_ptr());
 }
 template <class T>

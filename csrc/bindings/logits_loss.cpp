@@ -11,6 +11,7 @@
 
 #include "common.h"
 #include "higher_order.h"
+#include "layout.h"
 #include "scopes.h"
 
 namespace fastgan::bindings {
@@ -48,43 +49,72 @@ void check_forward(TensorList logits, at::ArrayRef<double> targets, int64_t redu
   }
 }
 
+// Without values: the loss, whose layout unreduced is that of torch's cross-entropy against a target like the logits
+// (and, of minus that, of a negation), and the gradients, whose layout is that of sigma(x) - t.
+std::tuple<Tensor, std::vector<Tensor>> empty_forward(TensorList logits, double sign, int64_t reduction,
+                                                      bool with_gradient) {
+  Tensor loss;
+  if (reduction_of(reduction) == Reduction::none) {
+    loss = at::empty_like(logits[0]);
+    if (sign != 1) loss = empty_of(unary_layout(loss), loss.options());
+  } else {
+    loss = scalar_like(logits[0]);
+  }
+  std::vector<Tensor> gradients;
+  if (with_gradient)
+    for (const Tensor& x : logits) gradients.push_back(empty_of(unary_layout(x), gradient_options(x)));
+  return {loss, gradients};
+}
+
 template <class Scope>
 std::tuple<Tensor, std::vector<Tensor>> forward_kernel(TensorList logits, at::ArrayRef<double> targets, double sign,
                                                        int64_t reduction, bool with_gradient) {
   check_forward(logits, targets, reduction);
-  Tensor loss;
-  std::vector<Tensor> gradients;
+  const bool none = reduction_of(reduction) == Reduction::none;
+  auto [loss, gradients] = empty_forward(logits, sign, reduction, with_gradient);
   const Scope here(logits[0]);
   with_dtype(logits[0].scalar_type(), "logits_loss", [&](auto tag) {
     using T = typename decltype(tag)::type;
-    std::vector<Tensor> contiguous;
+    std::vector<Tensor> memory;  // what the terms point to
     std::vector<LogitsTerm<T>> terms;
-    for (size_t i = 0; i < logits.size(); ++i) {
-      contiguous.push_back(logits[i].contiguous());
-      if (with_gradient) gradients.push_back(at::empty(logits[i].sizes(), gradient_options(logits[i])));
+    const auto add_term = [&](const MemoryOrder& order, size_t i) {
+      memory.push_back(order.read(logits[i]));
       const int64_t n = logits[i].numel();
-      terms.push_back({n, data<T>(contiguous[i]), targets[i], sign, reduction_scale(reduction_of(reduction), n),
-                       with_gradient ? mutable_data<compute_t<T>>(gradients[i]) : nullptr});
+      terms.push_back(
+          {n, data<T>(memory.back()), targets[i], sign, reduction_scale(reduction_of(reduction), n), nullptr});
+    };
+    if (none) {
+      const MemoryOrder order(loss);
+      add_term(order, 0);
+      const auto run = [&] {
+        order.write(loss, [&](const Tensor& out) { logits_loss_elementwise(here, terms[0], mutable_data<T>(out)); });
+      };
+      if (!with_gradient) return run();
+      order.write(gradients[0], [&](const Tensor& gradient) {
+        terms[0].gradient = mutable_data<compute_t<T>>(gradient);
+        run();
+      });
+      return;
     }
-    if (reduction_of(reduction) == Reduction::none) {
-      loss = at::empty(logits[0].sizes(), logits[0].options());
-      logits_loss_elementwise(here, terms[0], mutable_data<T>(loss));
-    } else {
-      loss = scalar_like(logits[0]);
-      logits_loss_sum(here, terms.data(), static_cast<int>(terms.size()), mutable_data<T>(loss));
+    for (size_t i = 0; i < logits.size(); ++i) {
+      // Of a gradient without gaps the order is its own: no copy is made of it below.
+      add_term(with_gradient ? MemoryOrder(gradients[i]) : MemoryOrder(loss), i);
+      if (with_gradient) terms.back().gradient = mutable_data<compute_t<T>>(gradients[i]);
     }
+    logits_loss_sum(here, terms.data(), static_cast<int>(terms.size()), mutable_data<T>(loss));
   });
   return {loss, gradients};
 }
 
-std::tuple<Tensor, std::vector<Tensor>> forward_meta(TensorList logits, at::ArrayRef<double> targets, double,
+std::tuple<Tensor, std::vector<Tensor>> forward_meta(TensorList logits, at::ArrayRef<double> targets, double sign,
                                                      int64_t reduction, bool with_gradient) {
   check_forward(logits, targets, reduction);
-  std::vector<Tensor> gradients;
-  if (with_gradient)
-    for (const Tensor& x : logits) gradients.push_back(at::empty_symint(x.sym_sizes(), gradient_options(x)));
-  const bool none = reduction_of(reduction) == Reduction::none;
-  return {none ? at::empty_symint(logits[0].sym_sizes(), logits[0].options()) : scalar_like(logits[0]), gradients};
+  return empty_forward(logits, sign, reduction, with_gradient);
+}
+
+// Like the gradients of forward, in the dtype of grad_output.
+Tensor empty_scaled(const Tensor& gradient, const Tensor& grad_output) {
+  return empty_of(unary_layout(gradient), grad_output.options());
 }
 
 // The gradients, scaled by grad_output, whose dtype is that of the logits.
@@ -92,20 +122,22 @@ template <class Scope>
 std::vector<Tensor> backward_kernel(const Tensor& grad_output, TensorList gradients, int64_t reduction) {
   std::vector<Tensor> out;
   const bool none = reduction_of(reduction) == Reduction::none;
-  const Tensor go = grad_output.contiguous();
-  const Scope here(go);
-  for (const Tensor& given : gradients) {
-    const Tensor gradient = given.contiguous();
-    TORCH_CHECK(go.numel() == (none ? gradient.numel() : 1) && gradient.device() == go.device() &&
-                    gradient.scalar_type() == c10::typeMetaToScalarType(gradient_options(go).dtype()),
-                "logits_loss_backward: grad_output of shape ", go.sizes(), ", ", go.scalar_type(), " on ", go.device(),
-                " does not fit gradients of shape ", gradient.sizes(), ", ", gradient.scalar_type(), " on ",
-                gradient.device());
-    out.push_back(at::empty(gradient.sizes(), go.options()));
+  const Scope here(grad_output);
+  for (const Tensor& gradient : gradients) {
+    TORCH_CHECK(grad_output.numel() == (none ? gradient.numel() : 1) && gradient.device() == grad_output.device() &&
+                    gradient.scalar_type() == c10::typeMetaToScalarType(gradient_options(grad_output).dtype()),
+                "logits_loss_backward: grad_output of shape ", grad_output.sizes(), ", ", grad_output.scalar_type(),
+                " on ", grad_output.device(), " does not fit gradients of shape ", gradient.sizes(), ", ",
+                gradient.scalar_type(), " on ", gradient.device());
+    out.push_back(empty_scaled(gradient, grad_output));
+    const MemoryOrder order(out.back());
+    const Tensor g = order.read(gradient), go = none ? order.read(grad_output.view_as(gradient)) : grad_output;
     with_dtype(go.scalar_type(), "logits_loss_backward", [&](auto tag) {
       using T = typename decltype(tag)::type;
-      logits_loss_backward(here, gradient.numel(), data<compute_t<T>>(gradient), data<T>(go), none ? 1 : 0,
-                           reduction_scale(reduction_of(reduction), gradient.numel()), mutable_data<T>(out.back()));
+      order.write(out.back(), [&](const Tensor& memory) {
+        logits_loss_backward(here, g.numel(), data<compute_t<T>>(g), data<T>(go), none ? 1 : 0,
+                             reduction_scale(reduction_of(reduction), g.numel()), mutable_data<T>(memory));
+      });
     });
   }
   return out;
@@ -113,7 +145,7 @@ std::vector<Tensor> backward_kernel(const Tensor& grad_output, TensorList gradie
 
 std::vector<Tensor> backward_meta(const Tensor& grad_output, TensorList gradients, int64_t) {
   std::vector<Tensor> out;
-  for (const Tensor& gradient : gradients) out.push_back(at::empty_symint(gradient.sym_sizes(), grad_output.options()));
+  for (const Tensor& gradient : gradients) out.push_back(empty_scaled(gradient, grad_output));
   return out;
 }
 
@@ -165,9 +197,10 @@ class LogitsLossBackwardFunction : public torch::autograd::Function<LogitsLossBa
       variable_list gradients;
       for (size_t i = 0; i + 1 < v.size(); ++i) {
         const Tensor x = widened(v[i + 1]);
-        Tensor scale = widened(v[0]) * call.sign;
-        if (reduction_of(call.reduction) == Reduction::mean) scale = scale / static_cast<double>(x.numel());
-        gradients.push_back((scale * (at::sigmoid(x) - call.targets[i])).to(v[i + 1].scalar_type()));
+        // Torch's own expression, so that its derivatives have the layouts of torch's.
+        Tensor gradient = (at::sigmoid(x) - call.targets[i]) * (widened(v[0]) * call.sign);
+        if (reduction_of(call.reduction) == Reduction::mean) gradient = gradient / static_cast<double>(x.numel());
+        gradients.push_back(gradient.to(v[i + 1].scalar_type()));
       }
       return gradients;
     });

@@ -223,7 +223,11 @@ class MlpFunction : public torch::autograd::Function<MlpFunction> {
     saved.insert(saved.end(), outputs.begin(), outputs.end());
     // Where no derivative reads the last output, it is the caller's to change or to free, as in torch.
     const LayerActivation last = Layers(call.activations, call.slopes)[call.count() - 1];
-    if (last.activation == Activation::identity || !last.saves_output()) saved[2 * call.count()] = Tensor();
+    Tensor& last_saved = saved[2 * call.count()];
+    if (last.activation == Activation::identity || !last.saves_output())
+      last_saved = Tensor();
+    else if (last.activation == Activation::leaky_relu)
+      last_saved = last_saved.clone();  // of which torch saves the argument: `out += skip` after a block is usual
     ctx->save_for_backward(saved);
     // First-order backward does not read the biases, so changing one in place before it is no error, as in torch.
     ctx->saved_data["biases"] = c10::List<Tensor>(biases);

@@ -38,6 +38,17 @@ void check_biases(const Tensor& input, TensorList weights, const Biases& biases,
   }
 }
 
+// The biases as memory has them. Torch resolves lazy signs and zeros without memory before it calls a kernel, but not
+// those in a list of optional tensors.
+Biases with_memory(const Biases& biases) {
+  Biases out;
+  for (const std::optional<Tensor> bias : biases)
+    out.push_back(!bias || !bias->defined() ? std::optional<Tensor>()
+                  : bias->_is_zerotensor()  ? std::optional<Tensor>(at::zeros(bias->sizes(), bias->options()))
+                                            : std::optional<Tensor>(bias->resolve_neg()));
+  return out;
+}
+
 // Runs all layers one by one; on_layer(l, output) sees each.
 template <class Scope, class F>
 void run_layers(const Scope& here, const Tensor& input, TensorList weights, const Biases& biases, const Layers& layers,
@@ -60,8 +71,9 @@ Tensor with_leading_dimensions(const Tensor& matrix, const Tensor& like) {
 }
 
 template <class Scope>
-Tensor mlp_kernel(const Tensor& input, TensorList weights, const Biases& biases, at::IntArrayRef activations,
+Tensor mlp_kernel(const Tensor& input, TensorList weights, const Biases& given_biases, at::IntArrayRef activations,
                   at::ArrayRef<double> slopes) {
+  const Biases biases = with_memory(given_biases);
   const Scope here(input);
   const Layers layers(activations, slopes);
   check_biases(input, weights, biases, layers);
@@ -73,8 +85,9 @@ Tensor mlp_kernel(const Tensor& input, TensorList weights, const Biases& biases,
 }
 
 template <class Scope>
-std::vector<Tensor> mlp_forward_kernel(const Tensor& input, TensorList weights, const Biases& biases,
+std::vector<Tensor> mlp_forward_kernel(const Tensor& input, TensorList weights, const Biases& given_biases,
                                        at::IntArrayRef activations, at::ArrayRef<double> slopes) {
+  const Biases biases = with_memory(given_biases);
   const Scope here(input);
   const Layers layers(activations, slopes);
   check_biases(input, weights, biases, layers);

@@ -1,0 +1,134 @@
+"""Weights and values that are infinite, NaN, negative or huge: the results are infinite and NaN where torch's are."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable
+
+import pytest
+import torch
+import torch.nn.functional as F
+from conformance import ACTIVATIONS, derivatives
+from torch import Tensor
+
+from fastgan import reference
+from fastgan.functional import binary_cross_entropy_with_logits, discriminator_loss, generator_loss, mlp
+
+inf, nan = float("inf"), float("nan")
+WEIGHTS = (None, 0.0, 1.0, -1.0, -2.5, inf, -inf, nan, 1e15)
+# Beyond 200 the float32 loss of a right answer is exactly zero, so that an infinite weight makes a NaN of it.
+LOGITS = (0.0, -0.0, 0.3, -0.7, 5.0, -5.0, 30.0, -30.0, 200.0, -200.0, 1e4, -1e4, inf, -inf, nan)
+TARGETS = (0.0, 1.0, 0.25, 0.9)
+
+
+def assert_like_torch(ours: list[Tensor], torchs: list[Tensor], exact: list[Tensor], size: Tensor) -> None:
+    """The same infinities and NaN; elsewhere each element within twice torch's error against float64, plus 1e-6 of the
+    size of what is added up for it."""
+    for i, (a, b, e) in enumerate(zip(ours, torchs, exact, strict=True)):
+        for kind in (torch.isnan, torch.isposinf, torch.isneginf):
+            wrong = kind(a) != kind(b)
+            assert not wrong.any(), f"result {i}, {kind.__name__}: {a[wrong]}, torch {b[wrong]} at {wrong.nonzero()}"
+        finite = torch.isfinite(b) & torch.isfinite(e)
+        error = (a.double() - e)[finite].abs()
+        bound = 2 * (b.double() - e)[finite].abs() + 1e-6 * size.expand_as(e)[finite]
+        assert (error <= bound).all(), f"result {i}: {error.max()}"
+
+
+def compare(
+    ours: Callable[..., Tensor], torchs: Callable[..., Tensor], given: list[Tensor], size: float | Tensor = 1.0
+) -> None:
+    cotangents = [torch.ones(()), *(torch.ones(x.shape) for x in given)]
+    cotangents = [c.to(given[0].dtype) for c in cotangents]
+    exact = derivatives(torchs, [x.double() for x in given], [c.double() for c in cotangents])
+    made = [derivatives(function, given, cotangents) for function in (ours, torchs)]
+    assert_like_torch(*made, exact, torch.as_tensor(size, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("pos_weight", WEIGHTS)
+@pytest.mark.parametrize("weight", WEIGHTS)
+def test_every_weight_beside_every_logit(weight, pos_weight, dtype, backend) -> None:
+    if weight is not None and math.isinf(weight) and pos_weight == 0:
+        pytest.skip("the terms cancel to a zero or to their rounding, as the processor adds and multiplies")
+    x, t = (torch.tensor(v, dtype=dtype) for v in zip(*itertools.product(LOGITS, TARGETS), strict=True))
+    spread = [None if w is None else torch.full((1,), w, dtype=dtype) for w in (weight, pos_weight)]
+
+    def of(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        def loss(x: Tensor, t: Tensor) -> Tensor:
+            w, p = (None if v is None else v.to(x.dtype) for v in spread)
+            return function(x, t, w, reduction="none", pos_weight=p)
+
+        return loss
+
+    size = x.double().nan_to_num(1.0, 1.0, 1.0).abs().clamp(min=1)
+    for w in (weight, pos_weight):
+        size = size * (max(1.0, abs(w)) if w is not None and math.isfinite(w) else 1.0)
+    compare(of(binary_cross_entropy_with_logits), of(F.binary_cross_entropy_with_logits), [x, t], size)
+
+
+@pytest.mark.parametrize("reduction", ["mean", "sum"])
+@pytest.mark.parametrize("per", ["class", "element"])
+def test_one_such_weight_among_others(per, reduction, backend) -> None:
+    for weight in (inf, -inf, nan, -3.0):
+        for place in ("weight", "pos_weight"):
+            values = torch.ones(4) if per == "class" else torch.ones(300, 4)
+            values.view(-1)[1] = weight
+
+            def of(function: Callable[..., Tensor], values=values, place=place) -> Callable[..., Tensor]:
+                return lambda x, t: function(x, t, reduction=reduction, **{place: values.to(x.dtype)})
+
+            given = [torch.randn(300, 4), torch.rand(300, 4)]
+            pair = (of(binary_cross_entropy_with_logits), of(F.binary_cross_entropy_with_logits))
+            compare(*pair, given, size=1200.0 if reduction == "sum" else 10.0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("reduction", ["none", "mean", "sum"])
+def test_gan_losses_of_logits_that_are_not_finite(reduction, dtype, backend) -> None:
+    def torchs(x: Tensor, t: float, sign: float = 1.0) -> Tensor:
+        return sign * F.binary_cross_entropy_with_logits(x, torch.full_like(x, t), reduction=reduction)
+
+    batches = [[v] for v in LOGITS] if reduction != "none" else [LOGITS]
+    for batch in batches:
+        x = torch.tensor(batch, dtype=dtype)
+        compare(lambda x: generator_loss(x, reduction=reduction), lambda x: torchs(x, 1.0), [x], 1e4)
+        compare(
+            lambda x: generator_loss(x, kind="minimax", reduction=reduction), lambda x: torchs(x, 0.0, -1.0), [x], 1e4
+        )
+        for half, t in enumerate((0.9, 0.0)):
+
+            def ours(x: Tensor, half=half) -> Tensor:
+                pair = (x, torch.zeros_like(x)) if half == 0 else (torch.zeros_like(x), x)
+                loss = discriminator_loss(*pair, real_target=0.9, reduction=reduction)
+                return loss[half] if reduction == "none" else loss
+
+            def whole(x: Tensor, half=half, t=t) -> Tensor:
+                other = torchs(torch.zeros_like(x), (0.0, 0.9)[half])
+                return torchs(x, t) if reduction == "none" else torchs(x, t) + other
+
+            compare(ours, whole, [x], 1e4)
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+@pytest.mark.parametrize("value", [inf, -inf, nan, 1e38, -1e38])
+@pytest.mark.parametrize("where", ["input", "weight", "bias"])
+def test_layers_with_values_that_are_not_finite(where, value, activation, backend) -> None:
+    generator = torch.Generator().manual_seed(2)
+    shapes = {"input": (9, 5), "weight": (7, 5), "second": (3, 7), "bias": (7,)}
+    given = {name: torch.randn(shape, generator=generator, dtype=torch.float64) for name, shape in shapes.items()}
+    given["input"][3] = 0.0  # zero times infinity is NaN
+    given[where].view(-1)[6 % given[where].numel()] = value
+
+    def of(layers: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        return lambda x, w, v, b: layers(x, [w, v], [b, None], [activation, "identity"], [0.2, 0.0])
+
+    size = torch.tensor(1e30, dtype=torch.float64)
+    with torch.no_grad():
+        ours, torchs = (of(f)(*given.values()) for f in (mlp, reference.mlp))
+        assert_like_torch([ours], [torchs], [torchs], size)
+    if activation == "elu" and not all(x.isfinite().all() for x in given.values()):
+        return  # the derivative of torch's at NaN is NaN in the vectors of its loop, and 1 in what remains of them
+    cotangents = [torch.ones((), dtype=torch.float64), *(torch.ones(s, dtype=torch.float64) for s in shapes.values())]
+    made = [derivatives(of(f), list(given.values()), cotangents)[:5] for f in (mlp, reference.mlp)]
+    assert_like_torch(made[0], made[1], made[1], size)
