@@ -1,0 +1,127 @@
+"""Surgery on the step itself: its attributes, the average, copies."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+import random
+from typing import Any
+
+import torch
+from statements import WORLD, NotHere, pick, statement, values, values_like
+from torch import nn
+from worlds import World
+
+from fastgan.step import average_of
+
+OPTIONS: list[tuple[str, list[Any]]] = [
+    ("real_target", [0.9, 1.0, 0.5, 0, 1]),
+    ("fake_target", [0.1, 0.0, 0, 1]),
+    ("loss", ["non_saturating", "minimax"]),
+    ("d_steps", [1, 2, 3]),
+    ("reuse_fake", [True, False]),
+    ("r1_gamma", [0.0, 0.5]),
+    ("r1_every", [1, 2, 3]),
+    ("ema_decay", [0.0, 0.5, 0.9]),
+    ("precision", ["fp32", "bf16"]),
+    ("num_classes", [0, 1, 3]),
+]
+
+
+@statement(WORLD)
+def set_option(world: World, r: random.Random) -> str:
+    name, among = r.choice(OPTIONS)
+    value = r.choice(among)
+    setattr(world.trainer, name, value)
+    return f"step.{name} = {value!r}"
+
+
+@statement(WORLD)
+def set_average(world: World, r: random.Random) -> str:
+    how = r.choice(["None", "new", "new and trainable"])
+    trainer = world.trainer
+    trainer.ema = None if how == "None" else average_of(trainer.generator)
+    if how == "new and trainable":
+        trainer.ema.requires_grad_(True)
+    return f"step.ema = {how}"
+
+
+@statement(WORLD)
+def change_average(world: World, r: random.Random) -> str:
+    """Its parameters and buffers, as resuming, resetting and saving change them."""
+    ema = world.trainer.ema
+    if ema is None:
+        raise NotHere
+    how = r.choice(
+        ["load", "assign", "parameter", "data", "strided", "buffer", "freeze", "shared", "module", "eval", "copy"]
+    )
+    slots = [(m, n) for m in ema.modules() for n, p in m._parameters.items() if p is not None]
+    buffers = [(m, n) for m in ema.modules() for n, b in m._buffers.items() if b is not None]
+    if how in ("load", "assign"):
+        state = {key: values_like(r, value) for key, value in ema.state_dict().items()}
+        ema.load_state_dict(state, assign=how == "assign")
+    elif how in ("parameter", "data", "strided", "shared"):
+        module, name = pick(r, slots)
+        old = module._parameters[name]
+        if how == "parameter":
+            module._parameters[name] = nn.Parameter(values_like(r, old), requires_grad=r.random() < 0.5)
+        elif how == "data":
+            old.data = values_like(r, old)
+        elif how == "strided" and old.dim():
+            old.data = torch.stack([values_like(r, old)] * 2, -1)[..., 0]
+        else:
+            twins = dict(zip(map(id, ema.parameters()), world.trainer.generator.parameters(), strict=True))
+            old.data = twins[id(old)].data
+    elif how == "buffer":
+        module, name = pick(r, buffers)
+        old = module._buffers[name]
+        module._buffers[name] = values_like(r, old) if r.random() < 0.7 else old.float()
+    elif how == "freeze":
+        ema.requires_grad_(r.random() < 0.5)
+    elif how == "module":
+        holder = pick(r, [m for m in ema.modules() if isinstance(m, nn.Sequential) and len(m)])
+        name = pick(r, holder._modules)
+        holder._modules[name] = copy.deepcopy(holder._modules[name])
+    elif how == "eval":
+        ema.train(r.random() < 0.5)
+    else:
+        world.trainer.ema = copy.deepcopy(ema)
+    return f"average: {how}"
+
+
+@statement(WORLD)
+def copy_step(world: World, r: random.Random) -> str:
+    """Training goes on with a copy; hooks and patches that hold the old objects stay theirs."""
+    if world.kept or any("forward" in vars(m) or "_call_impl" in vars(m) for _, m in world.modules()):
+        raise NotHere
+    if r.random() < 0.5:
+        world.trainer = copy.deepcopy(world.trainer)
+        return "step = deepcopy(step)"
+    world.trainer = pickle.loads(pickle.dumps(world.trainer))
+    return "step = pickle.loads(pickle.dumps(step))"
+
+
+@statement(WORLD)
+def read_plan(world: World, r: random.Random) -> str:
+    """Which asks at once whether there may be a plan again."""
+    if not world.is_plain:
+        assert isinstance(world.trainer.plan, str)
+    return "step.plan"
+
+
+@statement(WORLD)
+def look_between(world: World, r: random.Random) -> str:
+    """What a user does between two steps: samples in eval, a backward of his own, a clip."""
+    generator = world.trainer.generator
+    classes = world.trainer.num_classes
+    noise = values(r, 4, 3 + classes).to(next(generator.parameters()).dtype)
+    how = r.choice(["eval", "backward", "no_grad"])
+    if how == "backward":
+        generator(noise).sum().backward()
+    else:
+        was = generator.training
+        generator.train(how != "eval" and was)
+        with torch.no_grad():
+            generator(noise)
+        generator.train(was)
+    return f"G({how})"
