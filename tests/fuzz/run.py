@@ -47,7 +47,7 @@ def main() -> int:
     without = [name for name in chosen.without.split(",") if name]
     backends = chosen.backends.split(",")
     for name in without:
-        if name.split("=")[0] not in (*NAMES, "build"):
+        if name.split("=")[0] not in (*NAMES, "build", "check"):
             parser.error(f"--without must name statements (see --list), not {name!r}")
     for name in backends:
         if name not in BACKENDS:

@@ -81,8 +81,11 @@ def outcome(call: Callable[[], Any]) -> tuple[str, Any]:
         return "raised", f"{type(error).__name__}: {re.sub(r'0x[0-9a-f]+', '0x', str(error))}"
 
 
-def picture(world: World) -> Iterator[tuple[str, Any]]:
-    """Everything that a step may change, by name and in an order that is part of the result."""
+def picture(world: World, in_order: bool = True) -> Iterator[tuple[str, Any]]:
+    """Everything that a step may change, by name, in an order that is part of the result.
+
+    That of the optimizers' states is only where asked for.
+    """
     trainer = world.trainer
     names: dict[int, str] = {}
     for net_name, net in (*world.networks, ("EMA", trainer.ema)):
@@ -108,8 +111,11 @@ def picture(world: World) -> Iterator[tuple[str, Any]]:
                     names.setdefault(id(parameter), f"{optimizer_name}.param_groups[{i}][{k}]")
                     held_parameters.append(parameter)
                     yield f"{names[id(parameter)]} held by {optimizer_name} group {i}", parameter
-        yield f"{optimizer_name} state", [names.get(id(p), "unknown") for p in of.state]
-        for parameter, state in of.state.items():
+        states = list(of.state.items())
+        if not in_order:
+            states.sort(key=lambda item: names.get(id(item[0]), "unknown"))
+        yield f"{optimizer_name} state", [names.get(id(p), "unknown") for p, _ in states]
+        for parameter, state in states:
             name = names.get(id(parameter), "unknown")
             yield f"{optimizer_name} state of {name}", list(state) if isinstance(state, dict) else type(state).__name__
             for key, value in state.items() if isinstance(state, dict) else ():
@@ -126,17 +132,25 @@ def gradients(world: World) -> Iterator[tuple[str, bool, Tensor | None]]:
         yield path, id(parameter) in held, parameter.grad
 
 
-def difference(ours: Any, theirs: Any, exact: bool = False) -> str | None:
-    """How two values differ, in a few words; None where they do not."""
+def rounding(world: World) -> float:
+    """The largest rounding in a step: of the parameters' dtype, or of a learning rate that is a tensor."""
+    tensors = [p for _, net in world.networks for p in net.parameters()]
+    tensors += [g["lr"] for _, of in world.optimizers for g in of.param_groups if isinstance(g.get("lr"), Tensor)]
+    dtypes = {t.dtype if t.dtype.is_floating_point else torch.get_default_dtype() for t in tensors}
+    return max((torch.finfo(dtype).eps for dtype in dtypes), default=0.0)
+
+
+def difference(ours: Any, theirs: Any, relative: float = RELATIVE) -> str | None:
+    """How two values differ, in a few words; None where they do not. With `relative` 0, at all."""
     if isinstance(ours, Tensor) and isinstance(theirs, Tensor):
-        return _tensor_difference(ours, theirs, exact)
+        return _tensor_difference(ours, theirs, relative)
     if type(ours) is not type(theirs):
         return f"is {_short(ours)} and should be {_short(theirs)}"
     if isinstance(ours, (list, tuple)):
         if len(ours) != len(theirs):
             return f"is {_short(ours)} and should be {_short(theirs)}"
         for i, (a, b) in enumerate(zip(ours, theirs, strict=True)):
-            if found := difference(a, b, exact):
+            if found := difference(a, b, relative):
                 return f"[{i}] {found}"
         return None
     if isinstance(ours, float):
@@ -154,7 +168,7 @@ def _short(value: Any) -> str:
     return text if len(text) < 120 else text[:117] + "..."
 
 
-def _tensor_difference(ours: Tensor, theirs: Tensor, exact: bool) -> str | None:
+def _tensor_difference(ours: Tensor, theirs: Tensor, relative: float) -> str | None:
     for what in ("dtype", "shape", "device", "requires_grad", "layout", "is_leaf"):
         if getattr(ours, what) != getattr(theirs, what):
             return f"has {what} {getattr(ours, what)} and should have {getattr(theirs, what)}"
@@ -179,8 +193,7 @@ def _tensor_difference(ours: Tensor, theirs: Tensor, exact: bool) -> str | None:
         return None
     a, b = a[finite], b[finite]
     gap, size = (a - b).abs().max().item(), b.abs().max().item()
-    rounding = {torch.float64: 0.0, torch.float32: 1e-5, torch.float16: 2e-2, torch.bfloat16: 1e-1}
-    allowed = 0.0 if exact else RELATIVE * size + ABSOLUTE + rounding.get(ours.dtype, 1.0) * size
+    allowed = relative * size + ABSOLUTE if relative else 0.0
     return None if gap <= allowed else f"differs by {gap:.3g} where the largest is {size:.3g}"
 
 
