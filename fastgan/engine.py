@@ -1,30 +1,26 @@
 """Plans of the whole-step engine: what `TrainStep` runs as one native call, and why where it cannot.
 
-A plan reads the two networks and their optimizers once. It watches what it has read: where a module, a Parameter, the
-optimizers' state or an option of theirs has been replaced since, the plan is out of date and made anew.
+A plan reads the two networks, their optimizers and the average once. All that it has read is watched, in C++: each step
+compares it with the objects as they are, and where anything has changed the plan is made anew.
 """
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-from torch.optim import Adam, AdamW, Optimizer
-from torch.optim import optimizer as optimizer_module
+from torch.utils._device import DeviceContext
 
-from fastgan import backend, reference
-from fastgan.nn import fused_activation, global_hooks, has_hooks, is_sequential
+from fastgan import backend, layers, plan_layers, plan_optimizers
+from fastgan.plan_layers import CannotPlan, Layer
 from fastgan.statistics import StepStats
 
 if TYPE_CHECKING:
     from fastgan.step import TrainStep
 
-_DTYPES = (torch.float32, torch.float64)
-_ACTIVATIONS = {name: number for number, name in enumerate(reference.ACTIVATIONS)}
-_LINEAR, _BATCH_NORM, _DROPOUT, _IDENTITY = range(4)  # LayerKind of csrc/core/step.h
+__all__ = ["PHASES", "CannotPlan", "Plan"]
+
 # Options of TrainStep that a plan is made of.
 _OPTIONS = (
     "generator",
@@ -55,10 +51,6 @@ PHASES = (  # StepPhase of csrc/cpu/step.h
 )
 
 
-class CannotPlan(Exception):
-    """The engine cannot run this; the message says why, as the end of a sentence."""
-
-
 class Plan:
     """A step as one native call.
 
@@ -67,29 +59,35 @@ class Plan:
     """
 
     def __init__(self, step: TrainStep) -> None:
-        """Read the step's networks and optimizers.
+        """Read the step's networks, optimizers and average.
 
         Raises:
             CannotPlan: with the reason.
         """
-        _check_step(step)
-        self._watched: list[tuple[dict[str, Any], str, Any]] = []
-        self._sized: list[tuple[Any, int]] = [(hooks, 0) for hooks in _hooks(step)]
-        self._watch(vars(step), *_OPTIONS)
-        self._groups = _groups(step)
-        for optimizer in (step.g_optimizer, step.d_optimizer):
-            self._watch(vars(optimizer), "param_groups")
-            self._watch_length(optimizer.param_groups)
-        for group, _ in self._groups:
-            self._watch(group, "params", "amsgrad", "differentiable")
-            self._watch_length(group["params"])
-        self._layers = [self._read(step.generator, "generator"), self._read(step.discriminator, "discriminator")]
-        dtype, device = _common_kind(self._layers)
-        self._device = device
-        if step.precision == "bf16" and dtype is not torch.float32:
-            raise CannotPlan(f"precision is bf16 and the parameters are {str(dtype).removeprefix('torch.')}")
-        if step.precision == "bf16" and not backend.module.has_bf16_step(device.type == "cpu"):  # type: ignore[union-attr]
-            raise CannotPlan("this processor has no AMX, which precision='bf16' would need")
+        _check_process(step)
+        self._watch = backend.module.Watch()  # type: ignore[union-attr]
+        self._watch.items(vars(backend), ("_name", "module"))
+        for space, names in layers.FUNCTIONS.items():
+            self._watch.items(vars(space), names)
+        for hooks in layers.global_hooks():
+            self._watch.empty(hooks)
+        self._watch.items(vars(step), _OPTIONS)
+        self._layers = [
+            plan_layers.read(step.generator, "generator", self._watch),
+            plan_layers.read(step.discriminator, "discriminator", self._watch),
+        ]
+        dtype, self._device = plan_layers.common_kind(self._layers)
+        # A Sigmoid at D's end is the loss's own: cross-entropy with logits is BCELoss of its output.
+        folds = plan_layers.fold_sigmoid(self._layers[1])
+        _check_precision(step, dtype, self._device)
+        self._groups = [
+            *plan_optimizers.read("g_optimizer", step.g_optimizer, self._layers[0], self._watch),
+            *plan_optimizers.read("d_optimizer", step.d_optimizer, self._layers[1], self._watch),
+        ]
+        self._averages, self._copies = _read_average(step, self._watch)
+        for group, parameter in self._updated():
+            plan_optimizers.state(group, parameter, make=False)
+        self._check_memory()
         latent, data = _check_widths(step, self._layers)
         self._arguments = {
             "latent": latent,
@@ -108,33 +106,31 @@ class Plan:
         }
         self._engine: Any = None
         self.text = (
-            f"the whole step as one native call on {device.type}, real and fake through D as one batch, "
+            f"the whole step as one native call on {self._device.type}, real and fake through D as one batch, "
             f"{step.precision}"
         )
+        if folds:
+            self.text += "; D's last Sigmoid is folded into the loss"
         if step.r1_gamma > 0:
             self.text += f"; 1 step in {step.r1_every}, with the R1 penalty, composed of fused ops under autograd"
 
     def run(self, step: TrainStep, real: Tensor, labels: Tensor | None, noise: Tensor | None) -> StepStats | None:
         """The statistics of a step; or None, and nothing is done, where the plan is out of date, or the inputs are not
-        such as the engine takes."""
+        such as the engine takes.
+
+        Raises:
+            CannotPlan: the optimizers' state is not such as the engine takes; nothing was done.
+        """
         if self._engine is None:
             if not self.is_current():
                 return None
             self._bind(step)
-        statistics = self._run(real, labels, noise)
-        if statistics is None:
-            return None
-        # What torch.optim.lr_scheduler looks for.
-        step.g_optimizer._opt_called = step.d_optimizer._opt_called = True  # type: ignore[attr-defined]
-        return StepStats(*statistics)
+        statistics = self._engine.step(real, labels, noise)
+        return None if statistics is None else StepStats(*statistics)
 
     def is_current(self) -> bool:
         """Whether everything that the plan was made of is still in its place."""
-        if self._engine is not None:
-            return self._engine.is_current()
-        return all(holder.get(name) is value for holder, name, value in self._watched) and all(
-            len(sized) == length for sized, length in self._sized
-        )
+        return self._watch.is_current()
 
     def profile(self, step: TrainStep, *inputs: Any) -> dict[str, float] | None:
         """Run one step; the seconds of each phase, or None as `run`.
@@ -156,168 +152,102 @@ class Plan:
         finally:
             self._engine.set_timed(False)
 
-    def _read(self, module: nn.Module, name: str) -> list[_Layer]:
-        """The layers of a network, each with the activation that follows it."""
-        layers: list[_Layer] = []
-        for path, child in self._leaves(module, name):
-            activation = fused_activation(child)
-            if activation is not None:
-                self._watch(vars(child), "negative_slope", "alpha", "beta", "threshold", "approximate")
-                if activation[0] == "identity":
-                    continue
-                if not layers or layers[-1].activation != ("identity", 0.0):
-                    layers.append(_Layer(_IDENTITY, path, None))
-                layers[-1].activation = activation
-                continue
-            if type(child) is nn.Linear:
-                layers.append(_Layer(_LINEAR, path, child))
-            elif type(child) is nn.BatchNorm1d:
-                layers.append(_Layer(_BATCH_NORM, path, child))
-                self._watch(vars(child), "training", "momentum", "eps", "track_running_stats")
-            elif type(child) is nn.Dropout:
-                layers.append(_Layer(_DROPOUT, path, child))
-                self._watch(vars(child), "training", "p")
-            else:
-                raise CannotPlan(f"{path} is a {type(child).__name__}")
-            self._watch(child._parameters, *child._parameters)
-            for parameter in child._parameters.values():
-                for hooks in (getattr(parameter, n, None) for n in ("_backward_hooks", "_post_accumulate_grad_hooks")):
-                    if hooks is not None:
-                        self._watch_length(hooks)
-            self._watch(child._buffers, *child._buffers)
-        if not any(layer.kind == _LINEAR for layer in layers):
-            raise CannotPlan(f"the {name} has no Linear layer")
-        _set_widths(layers, name)
-        return layers
+    def _group_of(self) -> dict[int, plan_optimizers.Group]:
+        return {id(p): group for group in self._groups for p in group.options["params"]}
 
-    def _leaves(self, module: nn.Module, path: str) -> Iterator[tuple[str, nn.Module]]:
-        if has_hooks(module):
-            raise CannotPlan(f"{path} has hooks")
-        if "forward" in vars(module):
-            raise CannotPlan(f"{path} has a forward of its own")
-        for hooks in (
-            module._forward_hooks,
-            module._forward_pre_hooks,
-            module._backward_hooks,
-            module._backward_pre_hooks,
-        ):
-            self._watch_length(hooks)
-        if not is_sequential(module):
-            yield path, module
-            return
-        self._watch(module._modules, *module._modules)
-        self._watch_length(module._modules)
-        for name, child in module._modules.items():
-            yield from self._leaves(child, f"{path}[{name}]")
+    def _updated(self) -> list[tuple[plan_optimizers.Group, nn.Parameter]]:
+        """The parameters that a step updates, each with its group."""
+        groups = self._group_of()
+        parameters = [p for network in self._layers for layer in network for _, p in layer.parameters()]
+        return [(groups[id(p)], p) for p in parameters if p.requires_grad and id(p) in groups]
 
-    def _watch(self, holder: dict[str, Any], *names: str) -> None:
-        self._watched += [(holder, name, holder[name]) for name in names if name in holder]
-
-    def _watch_length(self, sized: Any) -> None:
-        self._sized.append((sized, len(sized)))
+    def _check_memory(self) -> None:
+        if self._watch.overlaps():
+            raise CannotPlan("tensors that a step writes share memory")
 
     def _bind(self, step: TrainStep) -> None:
         """Hand the tensors to the engine; the optimizers' state is made where there is none yet, as they would."""
-        engine = backend.module.StepEngine(**self._arguments)  # type: ignore[union-attr]
-        groups = {id(p): i for i, (group, _) in enumerate(self._groups) for p in group["params"]}
-        averages = (
-            {}
-            if step.ema is None
-            else dict(zip(map(id, step.generator.parameters()), step.ema.parameters(), strict=True))
+        states = {}
+        for group, parameter in self._updated():
+            states[id(parameter)] = plan_optimizers.state(group, parameter, make=True)
+            self._watch.dict(group.optimizer.state[parameter])
+            for tensor in states[id(parameter)]:
+                self._watch.tensor(tensor)
+        for optimizer in (step.g_optimizer, step.d_optimizer):
+            self._watch.dict(optimizer.state)
+        self._check_memory()
+        engine = backend.module.StepEngine(  # type: ignore[union-attr]
+            **self._arguments, watch=self._watch, device_mode=DeviceContext
         )
-        for network, layers in enumerate(self._layers):
-            optimizer = step.d_optimizer if network else step.g_optimizer
-            for layer in layers:
+        groups = self._group_of()
+        for network, found in enumerate(self._layers):
+            for layer in found:
                 name, slope = layer.activation
-                engine.add_layer(network, layer.kind, layer.width_in, layer.width_out, _ACTIVATIONS[name], slope)
+                engine.add_layer(
+                    network, layer.kind, layer.width_in, layer.width_out, plan_layers.ACTIVATIONS[name], slope
+                )
                 module: Any = layer.module
-                if layer.kind == _BATCH_NORM:
+                if layer.kind == plan_layers.BATCH_NORM:
                     buffers = module.running_mean, module.running_var, module.num_batches_tracked
                     engine.set_batch_norm(network, *buffers, layer.uses_batch_statistics(), module.momentum, module.eps)
-                if layer.kind == _DROPOUT and module.training:
+                if layer.kind == plan_layers.DROPOUT and module.training:
                     engine.set_dropout(network, module.p)
                 for is_bias, parameter in layer.parameters():
-                    group = groups.get(id(parameter), -1) if parameter.requires_grad else -1
-                    state = [] if group < 0 else self._state(optimizer, self._groups[group][0], parameter)
-                    engine.add_parameter(network, is_bias, parameter, averages.get(id(parameter)), group, state)
-        if step.ema is not None:
-            for average, buffer in zip(step.ema.buffers(), step.generator.buffers(), strict=True):
-                engine.add_copied_buffer(average, buffer)
-        for optimizer in (step.g_optimizer, step.d_optimizer):
-            self._watch(vars(optimizer), "state")
-            self._watch_length(optimizer.state)
-        for group, decoupled in self._groups:
-            rate = group["lr"]
+                    index = -1  # that of no optimizer; -2 of one that finds it frozen
+                    if id(parameter) in groups:
+                        index = self._groups.index(groups[id(parameter)]) if parameter.requires_grad else -2
+                    engine.add_parameter(
+                        network,
+                        is_bias,
+                        parameter,
+                        self._averages.get(id(parameter)),
+                        index,
+                        states.get(id(parameter), []),
+                    )
+        for average, buffer in self._copies:
+            engine.add_copied_buffer(average, buffer)
+        for group in self._groups:
+            rate = group.options["lr"]
             on_device = (
                 isinstance(rate, Tensor)
                 and rate.device == self._device
                 and (rate.dtype, rate.numel()) == (torch.float32, 1)
             )
             if isinstance(rate, Tensor):
-                self._watch(group, "lr")
-            engine.add_group(group, decoupled, rate if on_device else None)
-        for watched in self._watched:
-            engine.watch_value(*watched)
-        for sized in self._sized:
-            engine.watch_length(*sized)
-        self._engine, self._run = engine, engine.step
-
-    def _state(self, optimizer: Optimizer, group: dict[str, Any], parameter: Tensor) -> list[Tensor]:
-        state = optimizer.state[parameter]
-        if not state:  # as torch.optim.Adam begins
-            dtype = (
-                torch.float64 if torch.get_default_dtype() == torch.float64 and not group["fused"] else torch.float32
-            )
-            on_device = group["fused"] or group["capturable"]
-            state["step"] = torch.zeros((), dtype=dtype, device=parameter.device if on_device else "cpu")
-            names = ("exp_avg", "exp_avg_sq", *(("max_exp_avg_sq",) if group["amsgrad"] else ()))
-            state.update({name: torch.zeros_like(parameter, memory_format=torch.preserve_format) for name in names})
-        names = ["step", "exp_avg", "exp_avg_sq", *(["max_exp_avg_sq"] if group["amsgrad"] else [])]
-        self._watch(state, *names)
-        return [state[name] for name in names]
+                if not backend.module.is_plain(rate):  # type: ignore[union-attr]
+                    raise CannotPlan(f"{group.name} has a learning rate that is no plain Tensor")
+                self._watch.items(group.options, ("lr",))
+                self._watch.tensor(rate)
+            engine.add_group(group.options, group.decoupled, rate if on_device else None)
+        self._engine = engine
 
 
-class _Layer:
-    """A layer and the activation after it."""
-
-    def __init__(self, kind: int, path: str, module: nn.Module | None) -> None:
-        self.kind, self.path, self.module = kind, path, module
-        self.activation = ("identity", 0.0)
-        self.width_in = self.width_out = 0
-
-    def parameters(self) -> list[tuple[bool, nn.Parameter]]:
-        """(whether it is the bias, the Parameter)."""
-        if self.module is None:
-            return []
-        return [(name == "bias", p) for name, p in self.module._parameters.items() if p is not None]
-
-    def uses_batch_statistics(self) -> bool:
-        """Of a batch_norm: whether it looks at the batch."""
-        module: Any = self.module
-        return self.kind == _BATCH_NORM and (module.training or module.running_mean is None)
+def _check_process(step: TrainStep) -> None:
+    if backend.current_backend() == "reference":
+        raise CannotPlan("the backend is the reference")
+    if backend.module is None:
+        raise CannotPlan(backend.missing_reason)
+    if any(layers.global_hooks()):
+        raise CannotPlan("all modules have hooks")
+    patched = layers.patched_function()
+    if patched is not None:
+        raise CannotPlan(f"{patched} is not torch's own")
+    if step.r1_gamma > 0 and step.r1_every == 1:
+        raise CannotPlan("every step has the R1 penalty (r1_gamma is over 0 and r1_every is 1)")
 
 
-def _set_widths(layers: list[_Layer], name: str) -> None:
-    """The widths of the layers that have none of their own are those of their neighbours."""
-    for layer in layers:
-        module: Any = layer.module
-        if layer.kind == _LINEAR:
-            layer.width_in, layer.width_out = module.in_features, module.out_features
-        elif layer.kind == _BATCH_NORM:
-            layer.width_in = layer.width_out = module.num_features
-    first = next(i for i, layer in enumerate(layers) if layer.width_in)
-    for i in range(first - 1, -1, -1):
-        layers[i].width_in = layers[i].width_out = layers[i + 1].width_in
-    for before, layer in itertools.pairwise(layers):
-        if not layer.width_in:
-            layer.width_in = layer.width_out = before.width_out
-        if layer.width_in != before.width_out:
-            raise CannotPlan(f"{layer.path} does not fit the layer before it")
+def _check_precision(step: TrainStep, dtype: torch.dtype, device: torch.device) -> None:
+    if step.precision != "bf16":
+        return
+    if dtype is not torch.float32:
+        raise CannotPlan(f"precision is bf16 and the parameters are {str(dtype).removeprefix('torch.')}")
+    if not backend.module.has_bf16_step(device.type == "cpu"):  # type: ignore[union-attr]
+        raise CannotPlan("this processor has no AMX, which precision='bf16' would need")
 
 
-def _check_widths(step: TrainStep, layers: list[list[_Layer]]) -> tuple[int, int]:
+def _check_widths(step: TrainStep, networks: list[list[Layer]]) -> tuple[int, int]:
     """The widths of the noise and of the data."""
-    generator, discriminator = layers
+    generator, discriminator = networks
     latent, data = generator[0].width_in - step.num_classes, generator[-1].width_out
     if discriminator[-1].width_out != 1:
         raise CannotPlan(f"the discriminator has {discriminator[-1].width_out} outputs")
@@ -328,75 +258,35 @@ def _check_widths(step: TrainStep, layers: list[list[_Layer]]) -> tuple[int, int
     return latent, data
 
 
-def _hooks(step: TrainStep) -> Iterator[Any]:
-    """The hooks of all modules and of the optimizers, which must be empty."""
-    yield from global_hooks()
-    yield optimizer_module._global_optimizer_pre_hooks
-    yield optimizer_module._global_optimizer_post_hooks
-    for optimizer in (step.g_optimizer, step.d_optimizer):
-        yield optimizer._optimizer_step_pre_hooks
-        yield optimizer._optimizer_step_post_hooks
+def _read_average(step: TrainStep, watch: Any) -> tuple[dict[int, Tensor], list[tuple[Tensor, Tensor]]]:
+    """The average of each of the generator's parameters, by its id, and the pairs of buffers: average, current.
 
-
-def _check_step(step: TrainStep) -> None:
-    if backend.current_backend() == "reference":
-        raise CannotPlan("the backend is the reference")
-    if backend.module is None:
-        raise CannotPlan(backend.missing_reason)
-    if step.r1_gamma > 0 and step.r1_every == 1:
-        raise CannotPlan("every step has the R1 penalty (r1_gamma is over 0 and r1_every is 1)")
-    if any(_hooks(step)):
-        raise CannotPlan("an optimizer or all modules have hooks")
-    for name in ("g_optimizer", "d_optimizer"):
-        optimizer = getattr(step, name)
-        if type(optimizer) not in (Adam, AdamW):
-            raise CannotPlan(f"{name} is {type(optimizer).__name__}, not Adam or AdamW")
-        # A learning-rate scheduler replaces it by one that counts its calls.
-        own = vars(optimizer).get("step")
-        if own is not None and not hasattr(own, "_wrapped_by_lr_sched"):
-            raise CannotPlan(f"{name} has a step of its own")
-
-
-def _groups(step: TrainStep) -> list[tuple[dict[str, Any], bool]]:
-    """The parameter groups of both optimizers, and whether their weight decay is decoupled."""
-    found = []
-    for name in ("g_optimizer", "d_optimizer"):
-        optimizer = getattr(step, name)
-        for group in optimizer.param_groups:
-            if group["differentiable"]:
-                raise CannotPlan(f"{name} is differentiable")
-            found.append((group, type(optimizer) is AdamW or bool(group.get("decoupled_weight_decay"))))
-    return found
-
-
-def _common_kind(layers: list[list[_Layer]]) -> tuple[torch.dtype, torch.device]:
-    """The dtype and device of all parameters and buffers."""
-    seen: set[int] = set()
-    kinds: set[tuple[torch.dtype, torch.device]] = set()
-    for network in layers:
-        for layer in network:
-            for _, parameter in layer.parameters():
-                if id(parameter) in seen:
-                    raise CannotPlan(f"{layer.path} shares a parameter with another layer")
-                seen.add(id(parameter))
-                if type(parameter) is not nn.Parameter or parameter.layout is not torch.strided:
-                    raise CannotPlan(f"{layer.path} has a parameter of another kind than nn.Parameter")
-                if not parameter.is_contiguous():
-                    raise CannotPlan(f"{layer.path} has a parameter that is not contiguous")
-                if parameter._backward_hooks or parameter._post_accumulate_grad_hooks:
-                    raise CannotPlan(f"{layer.path} has a parameter with hooks")
-                kinds.add((parameter.dtype, parameter.device))
-            for name in ("running_mean", "running_var"):
-                buffer = getattr(layer.module, name, None)
-                if buffer is not None:
-                    kinds.add((buffer.dtype, buffer.device))
-    if len(kinds) != 1:
-        raise CannotPlan("the parameters and buffers differ in dtype or device")
-    dtype, device = kinds.pop()
-    if dtype not in _DTYPES:
-        raise CannotPlan(f"the parameters are {str(dtype).removeprefix('torch.')}")
-    if device.type not in backend.module.device_types():  # type: ignore[union-attr]
-        raise CannotPlan(f"the parameters are on {device.type}")
-    if backend.current_backend() not in ("auto", device.type):
-        raise CannotPlan(f"the backend is {backend.current_backend()} and the parameters are on {device.type}")
-    return dtype, device
+    Raises:
+        CannotPlan: the average no longer mirrors the generator, or is not such as the engine takes.
+    """
+    if step.ema is None:
+        return {}, []
+    for module in step.ema.modules():
+        watch.type(type(module))
+        watch.object(module, set(layers.PARTS))
+        for part in layers.PARTS:
+            watch.dict(getattr(module, part))
+    if any(layers.has_own_walk(m) for network in (step.generator, step.ema) for m in network.modules()):
+        raise CannotPlan("the generator or its average has a parameters() or buffers() of its own")
+    pairs: list[list[tuple[Tensor, Tensor]]] = []
+    for averages, currents in (
+        (list(step.ema.parameters()), list(step.generator.parameters())),
+        (list(step.ema.buffers()), list(step.generator.buffers())),
+    ):
+        if len(averages) != len(currents):
+            raise CannotPlan("ema has other parameters or buffers than the generator")
+        pairs.append(list(zip(averages, currents, strict=True)))
+    for average, current in pairs[0] + pairs[1]:
+        if type(average) not in (Tensor, nn.Parameter) or not backend.module.is_plain(average):  # type: ignore[union-attr]
+            raise CannotPlan("ema has a parameter or buffer that is no plain Tensor")
+        if (average.dtype, average.device, average.shape) != (current.dtype, current.device, current.shape):
+            raise CannotPlan("ema has a parameter or buffer of another shape, dtype or device than the generator's")
+        if not average.is_contiguous() or not average.is_leaf:
+            raise CannotPlan("ema has a parameter or buffer that is not contiguous or no leaf")
+        watch.tensor(average)
+    return {id(current): average for average, current in pairs[0]}, pairs[1]

@@ -9,15 +9,15 @@ from __future__ import annotations
 
 import functools
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from itertools import pairwise
 from typing import Any, TypeVar
 
 import torch
-import torch.nn.modules.module as torch_module
 from torch import Tensor, nn
 
-from fastgan import backend, checks, functional, reference
+from fastgan import backend, checks, functional, layers, reference
+from fastgan.layers import computes_linear, fused_activation, global_hooks
 
 __all__ = [
     "MLP",
@@ -87,21 +87,6 @@ class GeneratorLoss(nn.Module):
         return f"kind={self.kind!r}, target={self.target}, reduction={self.reduction!r}"
 
 
-# Activation modules by exact type (a subclass may compute anything): name and negative slope, or None where the
-# module's parameters are not the ones that the fused activation has.
-_ACTIVATION_MODULES: dict[type[nn.Module], Callable[[Any], tuple[str, float] | None]] = {
-    nn.Identity: lambda m: ("identity", 0.0),
-    nn.ReLU: lambda m: ("relu", 0.0),
-    nn.LeakyReLU: lambda m: ("leaky_relu", m.negative_slope),
-    nn.ELU: lambda m: ("elu", 0.0) if m.alpha == 1.0 else None,
-    nn.Tanh: lambda m: ("tanh", 0.0),
-    nn.Sigmoid: lambda m: ("sigmoid", 0.0),
-    nn.Softplus: lambda m: ("softplus", 0.0) if m.beta == 1.0 and m.threshold == 20.0 else None,
-    nn.SiLU: lambda m: ("silu", 0.0),
-    nn.GELU: lambda m: ("gelu", 0.0) if m.approximate == "none" else None,
-}
-
-
 # Reads plain layers and runs them in C++, which takes a third of the time that the Python below takes (9 us of 28).
 _reader: Any = backend.module and backend.module.LayerReader(
     nn.Linear,
@@ -111,57 +96,20 @@ _reader: Any = backend.module and backend.module.LayerReader(
         for kind in (nn.Identity, nn.ReLU, nn.Tanh, nn.Sigmoid, nn.SiLU)
     },
     functional.ACTIVATION["leaky_relu"],
+    layers.is_unpatched,
+    (*layers.CALL, *layers.TENSORS, "__iter__"),
+    layers.HOOKS,
 )
-
-# A Tensor subclass may compute anything.
-_PLAIN_TENSORS = (Tensor, nn.Parameter)
-
-
-def has_hooks(module: nn.Module) -> bool:
-    """Whether a module has hooks of its own."""
-    return bool(
-        module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
-    )
-
-
-def global_hooks() -> tuple[dict[int, Any], ...]:
-    """The hooks of all modules, of each kind."""
-    return (
-        torch_module._global_forward_hooks,
-        torch_module._global_forward_pre_hooks,
-        torch_module._global_backward_hooks,
-        torch_module._global_backward_pre_hooks,
-    )
-
-
-def _computes_linear(kind: type[nn.Module]) -> bool:
-    """Whether calling a module of this class computes nn.Linear's product of its `weight` and `bias`, so that it may be
-    computed for it. Subclasses that leave forward alone do, parametrized Linears (spectral_norm) among them."""
-    return kind is nn.Linear or (
-        issubclass(kind, nn.Linear) and kind.forward is nn.Linear.forward and kind.__call__ is nn.Module.__call__
-    )
-
-
-def _is_fusable_linear(module: nn.Module) -> bool:
-    return _computes_linear(type(module)) and "forward" not in module.__dict__ and not has_hooks(module)
-
-
-def fused_activation(module: nn.Module) -> tuple[str, float] | None:
-    """The activation (name, negative slope) that a module computes, or None where the fused layers have no such one."""
-    rule = _ACTIVATION_MODULES.get(type(module))
-    if rule is None or "forward" in module.__dict__ or has_hooks(module):
-        return None
-    return rule(module)
 
 
 def _is_fusable_call(input: Any, weights: list[Tensor], biases: list[Tensor | None]) -> bool:
     """Whether the tensors are such as the fused layers take; with any other the modules run as they are."""
-    if not isinstance(input, Tensor) or input.is_nested or not input.dtype.is_floating_point or input.dim() == 0:
+    if not layers.is_plain_tensor(input) or not input.dtype.is_floating_point or input.dim() == 0:
         return False
     for weight, bias in zip(weights, biases, strict=True):
-        if type(weight) not in _PLAIN_TENSORS or weight.layout is not torch.strided:
+        if not layers.is_plain_tensor(weight):
             return False
-        if bias is not None and (type(bias) not in _PLAIN_TENSORS or bias.shape != weight.shape[:1]):
+        if bias is not None and (not layers.is_plain_tensor(bias) or bias.shape != weight.shape[:1]):
             return False
     return True
 
@@ -189,7 +137,7 @@ def _run_fused(modules: Iterable[nn.Module], input: Tensor) -> Tensor:
         return value
 
     for module in modules:
-        if _is_fusable_linear(module):
+        if computes_linear(module):
             weights.append(module.weight)
             biases.append(module.bias)
             activations.append("identity")
@@ -210,6 +158,15 @@ def _run_fused(modules: Iterable[nn.Module], input: Tensor) -> Tensor:
     return flush(input)
 
 
+def run_in_turn(of: nn.Module, modules: list[nn.Module], input: Any) -> Any:
+    """Run some of the modules of an nn.Sequential as it would itself: fused, where it is fused."""
+    if isinstance(of, _Fused):
+        return _run_fused(modules, input)
+    for module in modules:
+        input = module(input)
+    return input
+
+
 class _Fused:
     """What fusing adds to a class of Sequential: a fused forward, and the way to pickle and to undo it."""
 
@@ -221,13 +178,20 @@ class _Fused:
         if not isinstance(input, Tensor) or any(global_hooks()):
             return nn.Sequential.forward(self, input)  # type: ignore[arg-type]
         if backend.direct() is not None:
-            output = _reader.run(self._modules, input)  # type: ignore[attr-defined]
+            output = _reader.run(self, input)
             if output is not None:
                 return output
+        if not torch.compiler.is_compiling():
+            beneath = super().forward  # type: ignore[misc]
+            if getattr(beneath, "__func__", None) not in layers.SEQUENTIAL_FORWARDS:  # patched since, on the class
+                return beneath(input)
         return _run_fused(self, input)  # type: ignore[arg-type]
 
     def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
         return _rebuild_fused, (_unfused_class(type(self)),), self.__getstate__()  # type: ignore[attr-defined]
+
+
+layers.SEQUENTIAL_FORWARDS.append(_Fused.forward)
 
 
 class FusedSequential(_Fused, nn.Sequential):
@@ -302,7 +266,7 @@ def _activation_module(name: str, negative_slope: float) -> nn.Module:
     """The torch.nn module of an activation of the table."""
     if name == "leaky_relu":
         return nn.LeakyReLU(negative_slope)
-    for kind in _ACTIVATION_MODULES:
+    for kind in layers.ACTIVATIONS:
         module = kind()
         if fused_activation(module) == (name, 0.0):
             return module
@@ -331,7 +295,7 @@ def _is_plain_sequential(module: nn.Module) -> bool:
     return (
         isinstance(module, nn.Sequential)
         and kind.forward is nn.Sequential.forward
-        and kind.__call__ is nn.Module.__call__
+        and layers.is_unpatched(kind)
         and kind.__reduce_ex__ is object.__reduce_ex__
         and kind.__reduce__ is object.__reduce__
         and "forward" not in module.__dict__
@@ -388,15 +352,9 @@ def _check_module(module: Any) -> None:
         raise TypeError(f"module must be a torch.nn.Module, not {type(module).__name__}")
 
 
-def is_sequential(module: nn.Module) -> bool:
-    """Whether calling a module calls its children in turn, and nothing else."""
-    kind = type(module)
-    return (
-        isinstance(module, nn.Sequential)
-        and kind.forward in (nn.Sequential.forward, _Fused.forward)
-        and kind.__call__ is nn.Module.__call__
-        and "forward" not in module.__dict__
-    )
+def is_fused(module: nn.Module) -> bool:
+    """Whether a module is an nn.Sequential with a fused forward."""
+    return isinstance(module, _Fused)
 
 
 def is_fully_fused(module: nn.Module) -> bool:
@@ -404,15 +362,12 @@ def is_fully_fused(module: nn.Module) -> bool:
 
     A parametrized Linear may keep some: spectral_norm advances its power iteration each time the weight is read.
     """
-    kind = type(module)
     if not isinstance(module, _Fused) or backend.current_backend() == "reference":
         return False
-    if kind.forward is not _Fused.forward or kind.__call__ is not nn.Module.__call__ or "forward" in module.__dict__:
-        return False
-    if has_hooks(module) or any(global_hooks()):
+    if type(module).forward is not _Fused.forward or layers.refusal(module) is not None or any(global_hooks()):
         return False
     children = list(module.children())
     return bool(children) and all(
-        (type(child) is nn.Linear and _is_fusable_linear(child)) or fused_activation(child) is not None
+        (type(child) is nn.Linear and computes_linear(child)) or fused_activation(child) is not None
         for child in children
     )

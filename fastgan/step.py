@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from fastgan import checks, functional
+from fastgan import checks, ending, functional
 from fastgan.engine import CannotPlan, Plan
 from fastgan.nn import is_fully_fused
 from fastgan.statistics import StepStats
@@ -31,6 +31,16 @@ class TrainStep:
     parameters and the optimizers' state in place. Gradients are not kept: `Parameter.grad` is None afterwards. Anything
     else runs composed, of fused ops under autograd; so does each step with the R1 penalty. `plan` says in one line
     which path runs and, when it is not the fastest, why.
+
+    D's last layer. Whatever it is, its output is taken for a logit, but for nn.Sigmoid, the tutorials' form with
+    BCELoss: the step then is the loop with BCELoss on D's own output. The Sigmoid is folded into the loss, which is
+    computed from its input. BCELoss sees a probability that rounds to 0 or 1 at logits beyond about 17 (in float32;
+    its gradient is 0 from there on, as is the Sigmoid's); the folded loss stays finite and keeps its gradient. The R1
+    penalty differentiates D's own output, Sigmoid included. A Sigmoid that cannot be folded, because it or a module
+    around it has hooks or is wrapped (torch.compile, DataParallel), is trained with BCELoss on D's output, as is a D
+    of one's own class where autograd says that a Sigmoid made its output. A probability that D computes in another
+    way cannot be told from a logit: such a D must return the logit. nn.LogSigmoid, nn.Hardsigmoid, nn.Softmax and
+    nn.LogSoftmax as the last layer of an nn.Sequential are refused. Any layer may be G's last.
     """
 
     def __init__(
@@ -57,7 +67,8 @@ class TrainStep:
 
         Args:
             generator: maps (batch, latent [+ num_classes]) to (batch, data).
-            discriminator: maps (batch, data [+ num_classes]) to one logit a sample.
+            discriminator: maps (batch, data [+ num_classes]) to one logit a sample, or, where it ends in nn.Sigmoid,
+                to one probability.
             g_optimizer: updates the generator's parameters alone.
             d_optimizer: updates the discriminator's parameters alone.
             loss: `non_saturating` or `minimax`.
@@ -83,27 +94,20 @@ class TrainStep:
             if not isinstance(optimizer, Optimizer):
                 raise TypeError(f"{name} must be a torch.optim.Optimizer, not {type(optimizer).__name__}")
         _check_owners(generator, discriminator, g_optimizer, d_optimizer)
-        checks.choice("loss", loss, checks.GENERATOR_LOSSES)
-        checks.number("real_target", real_target, 0.0, 1.0)
-        checks.number("fake_target", fake_target, 0.0, 1.0)
-        checks.integer("d_steps", d_steps, 1)
-        checks.number("r1_gamma", r1_gamma, 0.0)
-        checks.integer("r1_every", r1_every, 1)
-        checks.integer("num_classes", num_classes, 0)
-        checks.number("ema_decay", ema_decay, 0.0, 1.0)
-        if ema_decay == 1.0:
-            raise ValueError("ema_decay must be in [0, 1), not 1: the average would never move")
-        checks.choice("precision", precision, PRECISIONS)
         if ema is not None:
             _check_ema(ema, generator)
         self.generator, self.discriminator = generator, discriminator
         self.g_optimizer, self.d_optimizer = g_optimizer, d_optimizer
-        self.loss, self.real_target, self.fake_target = loss, float(real_target), float(fake_target)
+        self.loss, self.real_target, self.fake_target = loss, real_target, fake_target
         self.d_steps, self.reuse_fake = d_steps, bool(reuse_fake)
-        self.r1_gamma, self.r1_every = float(r1_gamma), r1_every
+        self.r1_gamma, self.r1_every = r1_gamma, r1_every
         self.num_classes = num_classes
-        self.ema, self.ema_decay = ema, float(ema_decay)
+        self.ema, self.ema_decay = ema, ema_decay
         self.precision = precision
+        self._check_options()
+        ending.warn_of_hidden_sigmoid(discriminator)
+        self.real_target, self.fake_target = float(real_target), float(fake_target)
+        self.r1_gamma, self.ema_decay = float(r1_gamma), float(ema_decay)
         self.engine = bool(engine)
         self.steps_done = 0
         self._plan: Plan | None = None
@@ -113,6 +117,21 @@ class TrainStep:
     def __getstate__(self) -> dict[str, object]:
         return {**vars(self), "_plan": None, "_plan_again": 0}  # a copy or a pickle plans anew
 
+    def _check_options(self) -> None:
+        """They are public attributes, which may have been set since: each path refuses the same ones."""
+        checks.choice("loss", self.loss, checks.GENERATOR_LOSSES)
+        checks.number("real_target", self.real_target, 0.0, 1.0)
+        checks.number("fake_target", self.fake_target, 0.0, 1.0)
+        checks.integer("d_steps", self.d_steps, 1)
+        checks.number("r1_gamma", self.r1_gamma, 0.0)
+        checks.integer("r1_every", self.r1_every, 1)
+        checks.integer("num_classes", self.num_classes, 0)
+        checks.number("ema_decay", self.ema_decay, 0.0, 1.0)
+        if self.ema_decay == 1.0:
+            raise ValueError("ema_decay must be in [0, 1), not 1: the average would never move")
+        checks.choice("precision", self.precision, PRECISIONS)
+        ending.check(self.discriminator)
+
     @property
     def plan(self) -> str:
         """Which path runs, and why it is not a faster one."""
@@ -121,9 +140,10 @@ class TrainStep:
         if plan is not None:
             return plan.text
         halves = "one batch" if is_fully_fused(self.discriminator) else "two batches (D is not one fused MLP)"
+        last = ending.Ending(self.discriminator).text
         return (
             f"composed: fused ops under autograd, real and fake through D as {halves}, {self.precision}; "
-            f"not one call, because {self._no_plan}"
+            f"{last + '; ' if last else ''}not one call, because {self._no_plan}"
         )
 
     def _current_plan(self) -> Plan | None:
@@ -160,19 +180,27 @@ class TrainStep:
             ValueError, TypeError, RuntimeError: a shape, dtype, label or device does not fit; nothing was updated.
         """
         penalize = self.r1_gamma > 0 and self.steps_done % self.r1_every == 0
-        if self._plan is not None and not penalize:
-            statistics = self._plan.run(self, real, labels, noise)
-            if statistics is not None:
-                self.steps_done += 1
-                return statistics
-        # The plan is out of date, or there is something about the inputs.
-        real, labels, noise = self._check_inputs(real, labels, noise)
-        plan = None if penalize else self._current_plan()
-        statistics = None if plan is None else plan.run(self, real, labels, noise)
+        statistics = None if penalize else self._planned_step(real, labels, noise)
+        if statistics is None:
+            # The plan is out of date, or there is something about the inputs.
+            real, labels, noise = self._check_inputs(real, labels, noise)
+            if not penalize and self._current_plan() is not None:
+                statistics = self._planned_step(real, labels, noise)
         if statistics is None:
             statistics = self._composed_step(real, labels, noise, penalize)
         self.steps_done += 1
         return statistics
+
+    def _planned_step(self, real: Tensor, labels: Tensor | None, noise: Tensor | None) -> StepStats | None:
+        """A step of the plan; None, and nothing is done, without one, or where it or the inputs do not fit."""
+        if self._plan is None:
+            return None
+        try:
+            return self._plan.run(self, real, labels, noise)
+        except CannotPlan as reason:  # what it learns when the optimizers' state is made
+            self._plan, self._no_plan = None, str(reason)
+            self._plan_again = self.steps_done + _PLAN_AGAIN
+            return None
 
     def profile(self, real: Tensor, labels: Tensor | None = None, noise: Tensor | None = None) -> dict[str, float]:
         """Run one step and say where its time went.
@@ -189,13 +217,17 @@ class TrainStep:
         """
         inputs = self._check_inputs(real, labels, noise)
         plan = self._current_plan()
-        seconds = None if plan is None else plan.profile(self, *inputs)
+        try:
+            seconds = None if plan is None else plan.profile(self, *inputs)
+        except CannotPlan as reason:
+            raise RuntimeError(f"only a step that is one native call has a profile, but {reason}") from None
         if seconds is None:
             raise RuntimeError(f"only a step that is one native call has a profile, but the plan is {self.plan}")
         self.steps_done += 1
         return seconds
 
     def _composed_step(self, real: Tensor, labels: Tensor | None, noise: Tensor | None, penalize: bool) -> StepStats:
+        last = ending.Ending(self.discriminator)
         conditions = None if labels is None else F.one_hot(labels, self.num_classes).to(real.dtype)
         if noise is None:
             rows = self.d_steps + (0 if self.reuse_fake else 1)
@@ -205,19 +237,21 @@ class TrainStep:
             # The reused fake keeps its graph for G's backward; any other needs none.
             with torch.set_grad_enabled(self.reuse_fake and i == self.d_steps - 1), self._autocast(real):
                 fake = self.generator(_conditioned(noise[i], condition))
-            d_loss, real_logits, fake_logits = self._update_discriminator(real[i], fake.detach(), condition, penalize)
+            d_loss, real_logits, fake_logits = self._update_discriminator(
+                last, real[i], fake.detach(), condition, penalize
+            )
         if not self.reuse_fake:
             with self._autocast(real):
                 fake = self.generator(_conditioned(noise[-1], condition))
-        g_loss = self._update_generator(fake, condition)
+        g_loss = self._update_generator(last, fake, condition)
         if self.ema is not None:
             self._update_ema(self.ema)
         with torch.no_grad():
             return StepStats(
                 d_loss.detach(),
                 g_loss.detach(),
-                _mean_score(real_logits),
-                _mean_score(fake_logits),
+                last.score(real_logits),
+                last.score(fake_logits),
             )
 
     def _autocast(self, like: Tensor) -> torch.autocast:
@@ -225,19 +259,17 @@ class TrainStep:
         return torch.autocast(like.device.type, torch.bfloat16, enabled=self.precision == "bf16", cache_enabled=False)
 
     def _update_discriminator(
-        self, real: Tensor, fake: Tensor, condition: Tensor | None, penalize: bool
+        self, last: ending.Ending, real: Tensor, fake: Tensor, condition: Tensor | None, penalize: bool
     ) -> tuple[Tensor, Tensor, Tensor]:
         with self._autocast(real):
             real_input, fake_input = _conditioned(real, condition), _conditioned(fake, condition)
             if is_fully_fused(self.discriminator):
                 # Nothing in such a D looks across the batch, so both halves go through it at once.
-                logits = self.discriminator(torch.cat([real_input, fake_input.to(real_input.dtype)]))
+                logits = last.run(torch.cat([real_input, fake_input.to(real_input.dtype)]))
                 real_logits, fake_logits = logits[: len(real)], logits[len(real) :]
             else:
-                real_logits, fake_logits = self.discriminator(real_input), self.discriminator(fake_input)
-            d_loss = functional.discriminator_loss(
-                real_logits, fake_logits, real_target=self.real_target, fake_target=self.fake_target
-            )
+                real_logits, fake_logits = last.run(real_input), last.run(fake_input)
+            d_loss = last.discriminator_loss(real_logits, fake_logits, self.real_target, self.fake_target)
             total = d_loss
             if penalize:
                 penalty = functional.r1_penalty(lambda x: self.discriminator(_conditioned(x, condition)), real)
@@ -245,9 +277,9 @@ class TrainStep:
         _update(self.d_optimizer, total)
         return d_loss, real_logits, fake_logits
 
-    def _update_generator(self, fake: Tensor, condition: Tensor | None) -> Tensor:
+    def _update_generator(self, last: ending.Ending, fake: Tensor, condition: Tensor | None) -> Tensor:
         with self._autocast(fake):
-            g_loss = functional.generator_loss(self.discriminator(_conditioned(fake, condition)), kind=self.loss)
+            g_loss = last.generator_loss(last.run(_conditioned(fake, condition)), self.loss)
         _update(self.g_optimizer, g_loss)
         return g_loss
 
@@ -263,6 +295,7 @@ class TrainStep:
         self, real: Tensor, labels: Tensor | None, noise: Tensor | None
     ) -> tuple[Tensor, Tensor | None, Tensor | None]:
         """Real data and labels with a leading dimension of one entry a D step; noise as given."""
+        self._check_options()
         for name, optimizer in (("g_optimizer", self.g_optimizer), ("d_optimizer", self.d_optimizer)):
             if not any(p.requires_grad for group in optimizer.param_groups for p in group["params"]):
                 raise ValueError(f"{name} must hold a parameter that requires grad, but all of its are frozen")
@@ -314,7 +347,7 @@ class TrainStep:
     def _latent_size(self) -> int:
         for module in self.generator.modules():
             if isinstance(module, nn.Linear):
-                return module.in_features - self.num_classes
+                return module.weight.shape[1] - self.num_classes
         raise ValueError("the latent size cannot be read off the generator (it has no nn.Linear): pass noise")
 
 
@@ -329,12 +362,6 @@ def _conditioned(value: Tensor, condition: Tensor | None) -> Tensor:
 
 def _trainable(optimizer: Optimizer) -> list[Tensor]:
     return [p for group in optimizer.param_groups for p in group["params"] if p.requires_grad]
-
-
-def _mean_score(logits: Tensor) -> Tensor:
-    """The batch mean of sigma of the logits, in float32 where they have 16 bits."""
-    logits = logits.detach()
-    return torch.sigmoid(logits.float() if logits.dtype.itemsize == 2 else logits).mean()
 
 
 def _update(optimizer: Optimizer, loss: Tensor) -> None:

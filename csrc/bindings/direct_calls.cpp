@@ -7,8 +7,10 @@
 #include <torch/csrc/autograd/python_variable.h>
 
 #include <cmath>
+#include <map>
 
 #include "mlp.h"
+#include "watch.h"
 
 namespace py = pybind11;
 
@@ -16,34 +18,95 @@ namespace fastgan::bindings {
 
 namespace {
 
-// Interned, for lookups by identity.
-struct Names {
-  PyObject* forward = PyUnicode_InternFromString("forward");
-  PyObject* parameters = PyUnicode_InternFromString("_parameters");
-  PyObject* weight = PyUnicode_InternFromString("weight");
-  PyObject* bias = PyUnicode_InternFromString("bias");
-  PyObject* slope = PyUnicode_InternFromString("negative_slope");
-  PyObject* hooks[4] = {PyUnicode_InternFromString("_forward_hooks"), PyUnicode_InternFromString("_forward_pre_hooks"),
-                        PyUnicode_InternFromString("_backward_hooks"),
-                        PyUnicode_InternFromString("_backward_pre_hooks")};
-};
-
 PyObject* item(PyObject* dict, PyObject* name) { return PyDict_GetItemWithError(dict, name); }
 
-// A module's __dict__, where calling the module runs its class's forward and nothing else; else null.
-PyObject* plain_dict(PyObject* module, const Names& names) {
-  py::object dict = py::reinterpret_steal<py::object>(PyObject_GenericGetDict(module, nullptr));
-  if (!dict || !PyDict_CheckExact(dict.ptr())) {
-    PyErr_Clear();
-    return nullptr;
-  }
-  if (item(dict.ptr(), names.forward) != nullptr) return nullptr;
-  for (PyObject* name : names.hooks) {
-    PyObject* hooks = item(dict.ptr(), name);
-    if (hooks == nullptr || !PyDict_Check(hooks) || PyDict_Size(hooks) != 0) return nullptr;
-  }
-  return dict.ptr();  // which the module keeps
+PyObject* interned(py::handle name) {
+  PyObject* object = name.inc_ref().ptr();
+  PyUnicode_InternInPlace(&object);
+  return object;
 }
+
+// A module's __dict__ and what it keeps there, where calling the module runs its class's own forward and nothing else.
+struct ModuleDict {
+  PyObject *dict = nullptr, *parameters = nullptr, *buffers = nullptr, *modules = nullptr;
+
+  bool holds_nothing() const { return PyDict_GET_SIZE(parameters) == 0 && PyDict_GET_SIZE(buffers) == 0; }
+};
+
+// Holds modules to the list of fastgan/layers.py: its is_unpatched is asked of a class whenever something was assigned
+// to it or to a base of it, an instance has none of the names `absent` and none of the hooks.
+class LayerList {
+ public:
+  LayerList(py::object is_unpatched, const py::iterable& absent, const py::iterable& hooks)
+      : is_unpatched_(std::move(is_unpatched)) {
+    for (const py::handle name : absent) absent_.push_back(interned(name));
+    for (const py::handle name : hooks) kept_.push_back(interned(name));
+    for (const char* name : {"_parameters", "_buffers", "_modules"}) kept_.push_back(PyUnicode_InternFromString(name));
+  }
+
+  bool read(PyObject* module, ModuleDict& to) {
+    Kind& kind = kinds_[Py_TYPE(module)];
+    if (kind.number == 0 || kind.number != Py_TYPE(module)->tp_version_tag) {
+      kind.type = py::reinterpret_borrow<py::object>(reinterpret_cast<PyObject*>(Py_TYPE(module)));
+      kind.is_unpatched = py::cast<bool>(is_unpatched_(kind.type));
+      kind.number = Py_TYPE(module)->tp_version_tag;
+    }
+    if (!kind.is_unpatched) return false;
+    to.dict = PyObject_GenericGetDict(module, nullptr);
+    if (to.dict == nullptr) return PyErr_Clear(), false;
+    Py_DECREF(to.dict);  // the module keeps it
+    if (!PyDict_CheckExact(to.dict)) return false;
+    std::vector<PyObject*>& kept = values_;
+    if (!has_known_names(to.dict, kind, kept)) {
+      for (PyObject* name : absent_)
+        if (item(to.dict, name) != nullptr) return false;
+      remember_names(to.dict, kind);
+      if (!has_known_names(to.dict, kind, kept)) return false;
+    }
+    for (PyObject* value : kept)
+      if (!PyDict_Check(value)) return false;
+    const size_t hooks = kept.size() - 3;
+    for (size_t i = 0; i < hooks; ++i)
+      if (PyDict_GET_SIZE(kept[i]) != 0) return false;
+    to.parameters = kept[hooks], to.buffers = kept[hooks + 1], to.modules = kept[hooks + 2];
+    return true;
+  }
+
+ private:
+  struct Kind {
+    py::object type;
+    unsigned number = 0;  // Python's of the state that the class is in
+    bool is_unpatched = false;
+    std::vector<std::pair<py::object, int>> names;  // of an instance's __dict__, with the place in `kept_` or -1
+  };
+
+  // Whether a __dict__ has the names that one before it had, in their order; the values of those to be looked at.
+  bool has_known_names(PyObject* dict, const Kind& kind, std::vector<PyObject*>& values) const {
+    if (PyDict_GET_SIZE(dict) != Py_ssize_t(kind.names.size())) return false;
+    values.assign(kept_.size(), nullptr);
+    PyObject *key, *value;
+    Py_ssize_t place = 0;
+    for (const auto& [name, kept] : kind.names) {
+      if (!PyDict_Next(dict, &place, &key, &value) || key != name.ptr()) return false;
+      if (kept >= 0) values[kept] = value;
+    }
+    return std::find(values.begin(), values.end(), nullptr) == values.end();
+  }
+  void remember_names(PyObject* dict, Kind& kind) const {
+    kind.names.clear();
+    PyObject *key, *value;
+    for (Py_ssize_t place = 0; PyDict_Next(dict, &place, &key, &value);) {
+      const auto same = [&](PyObject* name) { return PyObject_RichCompareBool(name, key, Py_EQ) == 1; };
+      const auto kept = std::find_if(kept_.begin(), kept_.end(), same);
+      kind.names.emplace_back(py::reinterpret_borrow<py::object>(key), kept == kept_.end() ? -1 : kept - kept_.begin());
+    }
+  }
+
+  const py::object is_unpatched_;
+  std::vector<PyObject*> absent_, kept_;  // interned; of kept_ the last three are no hooks
+  std::map<PyTypeObject*, Kind> kinds_;   // which keep their classes
+  std::vector<PyObject*> values_;
+};
 
 bool has_kernels(at::DeviceType device) {
 #ifdef FASTGAN_WITH_CUDA
@@ -69,8 +132,8 @@ bool is_usual(PyObject* object) {
   if (object == nullptr || !THPVariable_CheckExact(object)) return false;
   const Tensor& t = THPVariable_Unpack(object);
   const at::ScalarType dtype = t.scalar_type();
-  return (dtype == at::kFloat || dtype == at::kDouble || dtype == at::kBFloat16 || dtype == at::kHalf) &&
-         t.layout() == at::kStrided && has_kernels(t.device().type()) && !has_tangent(t);
+  return (dtype == at::kFloat || dtype == at::kDouble || dtype == at::kBFloat16 || dtype == at::kHalf) && is_plain(t) &&
+         has_kernels(t.device().type()) && !has_tangent(t);
 }
 
 bool are_alike(const Tensor& a, const Tensor& b) {
@@ -131,15 +194,20 @@ py::object logits_loss(py::handle logits, py::handle target, double sign, py::ha
 class LayerReader {
  public:
   // activations: by class, the number of an activation without parameters.
-  LayerReader(py::object linear, py::object leaky_relu, py::dict activations, int64_t leaky_relu_number)
-      : linear_(std::move(linear)),
+  LayerReader(py::object linear, py::object leaky_relu, py::dict activations, int64_t leaky_relu_number,
+              py::object is_unpatched, const py::iterable& absent, const py::iterable& hooks)
+      : list_(std::move(is_unpatched), absent, hooks),
+        linear_(std::move(linear)),
         leaky_relu_(std::move(leaky_relu)),
         activations_(std::move(activations)),
         leaky_relu_number_(leaky_relu_number) {}
 
-  // The output of the `_modules` of an nn.Sequential for an input, where they are one run of plain Linear + activation.
-  py::object run(py::handle modules, py::handle given) const {
-    if (!PyDict_CheckExact(modules.ptr()) || !is_usual_mode() || !is_usual(given.ptr())) return py::none();
+  // The output of an nn.Sequential for an input, where it holds one run of plain Linear + activation.
+  py::object run(py::handle sequential, py::handle given) {
+    ModuleDict of;
+    if (!is_usual_mode() || !is_usual(given.ptr()) || !list_.read(sequential.ptr(), of) || !of.holds_nothing())
+      return py::none();
+    PyObject* const modules = of.modules;
     const Tensor input = THPVariable_Unpack(given.ptr());
     if (input.dim() == 0) return py::none();
     std::vector<Tensor> weights;
@@ -150,14 +218,15 @@ class LayerReader {
     bool open = false;  // whether the last layer has no activation yet
     PyObject *name, *module;
     Py_ssize_t place = 0;
-    while (PyDict_Next(modules.ptr(), &place, &name, &module)) {
-      PyObject *type = reinterpret_cast<PyObject*>(Py_TYPE(module)), *dict = plain_dict(module, names_);
-      if (dict == nullptr) return py::none();
-      if (type == linear_.ptr()) {
-        PyObject* parameters = item(dict, names_.parameters);
-        if (parameters == nullptr || !PyDict_Check(parameters) || item(dict, names_.weight) != nullptr ||
-            item(dict, names_.bias) != nullptr)
-          return py::none();
+    while (PyDict_Next(modules, &place, &name, &module)) {
+      PyObject* type = reinterpret_cast<PyObject*>(Py_TYPE(module));
+      const bool is_linear = type == linear_.ptr();
+      if (!is_linear && type != leaky_relu_.ptr() && item(activations_.ptr(), type) == nullptr) return py::none();
+      ModuleDict own;
+      if (!list_.read(module, own) || PyDict_GET_SIZE(own.modules) != 0) return py::none();
+      if (is_linear) {
+        PyObject* parameters = own.parameters;
+        if (PyDict_GET_SIZE(parameters) != 2 || PyDict_GET_SIZE(own.buffers) != 0) return py::none();
         PyObject *weight = item(parameters, names_.weight), *bias = item(parameters, names_.bias);
         if (!fits(weight, input, 2) || bias == nullptr || (bias != Py_None && !fits(bias, input, 1))) return py::none();
         const Tensor& w = THPVariable_Unpack(weight);
@@ -171,10 +240,10 @@ class LayerReader {
         open = true;
         continue;
       }
-      if (!open) return py::none();
+      if (!open || !own.holds_nothing()) return py::none();
       open = false;
       if (type == leaky_relu_.ptr()) {
-        PyObject* slope = item(dict, names_.slope);
+        PyObject* slope = item(own.dict, names_.slope);
         if (slope == nullptr || !PyFloat_CheckExact(slope) || !std::isfinite(PyFloat_AS_DOUBLE(slope)))
           return py::none();
         activations.back() = leaky_relu_number_;
@@ -191,7 +260,13 @@ class LayerReader {
   }
 
  private:
-  const Names names_;
+  // Interned, for lookups by identity.
+  const struct {
+    PyObject* weight = PyUnicode_InternFromString("weight");
+    PyObject* bias = PyUnicode_InternFromString("bias");
+    PyObject* slope = PyUnicode_InternFromString("negative_slope");
+  } names_;
+  LayerList list_;
   const py::object linear_, leaky_relu_;
   const py::dict activations_;
   const int64_t leaky_relu_number_;
@@ -206,9 +281,10 @@ void register_direct_calls(py::module_& m) {
   m.def("logits_loss", &logits_loss, py::arg("logits"), py::arg("target"), py::arg("sign"), py::arg("reduction"),
         "sign times the cross-entropy against a constant, or None where something is unusual.");
   py::class_<LayerReader>(m, "LayerReader", "Runs the layers of an nn.Sequential where they are all plain ones.")
-      .def(py::init<py::object, py::object, py::dict, int64_t>(), py::arg("linear"), py::arg("leaky_relu"),
-           py::arg("activations"), py::arg("leaky_relu_number"))
-      .def("run", &LayerReader::run, py::arg("modules"), py::arg("input"),
+      .def(py::init<py::object, py::object, py::dict, int64_t, py::object, py::iterable, py::iterable>(),
+           py::arg("linear"), py::arg("leaky_relu"), py::arg("activations"), py::arg("leaky_relu_number"),
+           py::arg("is_unpatched"), py::arg("absent"), py::arg("hooks"))
+      .def("run", &LayerReader::run, py::arg("sequential"), py::arg("input"),
            "The output for an input, or None where something is unusual.");
 }
 

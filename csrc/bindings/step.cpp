@@ -5,7 +5,13 @@
 // allocated but the four statistics.
 #include "step.h"
 
+#include <ATen/PythonTorchFunctionTLS.h>
+#include <ATen/SavedTensorHooks.h>
+#include <ATen/TracerMode.h>
 #include <ATen/autocast_mode.h>
+#include <c10/core/impl/TorchDispatchModeTLS.h>
+#include <torch/csrc/PyInterpreter.h>
+#include <torch/csrc/autograd/anomaly_mode.h>
 #include <torch/csrc/autograd/python_variable.h>
 
 #include "common.h"
@@ -35,9 +41,26 @@ Tensor element(const Tensor& of, int64_t index) {
   return Tensor(std::move(impl));
 }
 
+// Whether autograd and torch's functions would do here what they do by themselves: no mode that sees or changes them.
+// The mode of torch.device(...) and torch.set_default_device only chooses where new tensors lie.
+bool is_usual_mode(const at::Device& device, PyObject* device_mode) {
+  if (!at::GradMode::is_enabled() || c10::InferenceMode::is_enabled() || torch::autograd::AnomalyMode::is_enabled() ||
+      at::autocast::is_autocast_enabled(device.type()) || at::tracer::impl::is_dispatch_enabled() ||
+      c10::impl::TorchDispatchModeTLS::any_modes_set() || !at::SavedTensorDefaultHooks::get_tls_state().stack.empty() ||
+      c10::impl::tls_local_dispatch_key_set().included_.has(c10::DispatchKey::FuncTorchDynamicLayerFrontMode))
+    return false;
+  for (int64_t i = 0; i < at::impl::PythonTorchFunctionTLS::stack_len(); ++i) {
+    PyObject* mode = at::impl::PythonTorchFunctionTLS::get_stack_at(i)->ptr(getPyInterpreter());
+    if (reinterpret_cast<PyObject*>(Py_TYPE(mode)) != device_mode) return false;
+  }
+  return true;
+}
+
 class StepEngine {
  public:
-  explicit StepEngine(const StepSettings& settings) : settings_(settings) {}
+  // device_mode: the class of torch.device's mode.
+  StepEngine(const StepSettings& settings, std::shared_ptr<Watch> watch, py::object device_mode)
+      : settings_(settings), watch_(std::move(watch)), device_mode_(std::move(device_mode)) {}
 
   // Network 0 is the generator, 1 the discriminator.
   void add_layer(int64_t network, int64_t kind, int64_t in, int64_t out, int64_t activation, double negative_slope) {
@@ -76,51 +99,33 @@ class StepEngine {
     copied_.emplace_back(tensor_of(average), tensor_of(buffer));
   }
 
-  void watch_value(py::dict holder, py::str name, py::object value) {
-    watch_.value(std::move(holder), std::move(name), std::move(value));
-  }
-  void watch_length(py::object sized, Py_ssize_t length) { watch_.length(std::move(sized), length); }
   // Of the optimizers' groups; its learning rate where that is a tensor beside the parameters, else None.
   void add_group(py::dict group, bool decoupled, const py::object& learning_rate) {
     learning_rates_.push_back(is_on_cuda() ? tensor_or_none(learning_rate) : Tensor());
-    watch_.group(std::move(group), decoupled, learning_rates_.back().defined());
-  }
-
-  // Whether everything that the plan was made of is still in its place.
-  bool is_current() const {
-    bool current = watch_.is_current();
-    for (const Network& network : tensors_.networks)
-      network.for_parameters([&](const Parameter& parameter) { current = current && parameter.is_current(first()); });
-    return current;
+    watch_->group(std::move(group), decoupled, learning_rates_.back().defined());
   }
 
   // One step. real is (batch, data) or (d_steps, batch, data), labels, where there are classes, (batch) or (d_steps,
   // batch), noise (rows, batch, latent) or None to draw it. Returns d_loss, g_loss, real_score, fake_score; or None,
   // and nothing is done, where the plan is out of date or the inputs are not such.
   py::object step(const py::object& real_object, const py::object& labels_object, const py::object& noise_object) {
-    if (!THPVariable_Check(real_object.ptr())) return py::none();
+    if (!watch_->is_current() || !is_usual_mode(first().device(), device_mode_.ptr())) return py::none();
     const bool has_labels = !labels_object.is_none(), has_noise = !noise_object.is_none();
-    if (has_labels && !THPVariable_Check(labels_object.ptr())) return py::none();
-    if (has_noise && !THPVariable_Check(noise_object.ptr())) return py::none();
-    if (!is_current()) return py::none();
-    const at::NoGradGuard no_grad;
-    Tensor real = tensor_of(real_object), labels, noise;
-    if (!expand(real, 3, first().scalar_type())) return py::none();
-    if (real.size(2) != settings_.data || real.size(1) < settings_.least_batch) return py::none();
     if (has_labels != (settings_.classes > 0)) return py::none();
-    if (has_labels) {
-      labels = tensor_of(labels_object);
-      if (!expand(labels, 2, at::kLong) || labels.size(1) != real.size(1) || !are_labels(labels)) return py::none();
-    }
+    const at::NoGradGuard no_grad;
+    Tensor real, labels, noise;
+    if (!take(real_object, 3, first().scalar_type(), real)) return py::none();
+    if (real.size(2) != settings_.data || real.size(1) < settings_.least_batch) return py::none();
+    if (has_labels &&
+        (!take(labels_object, 2, at::kLong, labels) || labels.size(1) != real.size(1) || !are_labels(labels)))
+      return py::none();
     if (has_noise) {
-      noise = tensor_of(noise_object);
+      if (!is_input(noise_object, real.scalar_type(), noise)) return py::none();
       if (noise.dim() != 3 || noise.size(0) != settings_.rows_of_noise() || noise.size(1) != real.size(1) ||
-          noise.size(2) != settings_.latent || noise.scalar_type() != real.scalar_type() ||
-          noise.device() != real.device())
+          noise.size(2) != settings_.latent)
         return py::none();
     }
-    if (at::autocast::is_autocast_enabled(real.device().type()) || c10::InferenceMode::is_enabled()) return py::none();
-    watch_.hyperparameters(hyperparameters_);
+    if (!watch_->hyperparameters(hyperparameters_)) return py::none();
     Tensor result;
     {
       const py::gil_scoped_release without_gil;
@@ -162,13 +167,22 @@ class StepEngine {
  private:
   const Tensor& first() const { return tensors_.first(); }
 
-  // One entry a D step in front, where there is one for all; or false.
-  bool expand(Tensor& tensor, int64_t dimensions, at::ScalarType dtype) const {
-    if (tensor.scalar_type() != dtype || tensor.device() != first().device() || tensor.layout() != at::kStrided)
-      return false;
-    if (tensor.dim() == dimensions - 1) tensor = tensor.unsqueeze(0);
-    if (tensor.dim() != dimensions || tensor.numel() == 0) return false;
-    return tensor.size(0) == settings_.d_steps || tensor.size(0) == 1;
+  // Whether an object is a tensor that the kernels can read while they write the parameters.
+  bool is_input(const py::object& object, at::ScalarType dtype, Tensor& tensor) const {
+    if (!THPVariable_CheckExact(object.ptr())) return false;
+    tensor = THPVariable_Unpack(object.ptr());
+    return is_plain(tensor) && tensor.scalar_type() == dtype && tensor.device() == first().device() &&
+           tensor.numel() != 0 && !tensor._fw_grad(/*level=*/0).defined() && !watch_->touches(tensor);
+  }
+
+  // Such a tensor with one entry a D step in front, or one for all where it came without.
+  bool take(const py::object& object, int64_t dimensions, at::ScalarType dtype, Tensor& tensor) const {
+    if (!is_input(object, dtype, tensor)) return false;
+    if (tensor.dim() == dimensions - 1) {
+      tensor = tensor.unsqueeze(0);
+      return true;
+    }
+    return tensor.dim() == dimensions && tensor.size(0) == settings_.d_steps;
   }
 
   // On a device they are looked at there.
@@ -207,7 +221,8 @@ class StepEngine {
   }
 
   const StepSettings settings_;
-  Watch watch_;
+  const std::shared_ptr<Watch> watch_;
+  const py::object device_mode_;
   std::vector<double> hyperparameters_;
   std::vector<Tensor> learning_rates_;  // of each group: where it is a tensor on the device, else undefined
   StepNetworks tensors_;
@@ -233,26 +248,41 @@ void register_step_engine(py::module_& m) {
       "has_bf16_step", [](bool on_cpu) { return !on_cpu || cpu::has_bf16_step(); }, py::arg("on_cpu"),
       "Whether the engine has products of bfloat16: on a CPU those of AMX.");
 #endif
+  m.def(
+      "is_plain", [](const py::object& t) { return THPVariable_CheckExact(t.ptr()) && is_plain(tensor_of(t)); },
+      py::arg("tensor"), "Whether a tensor's elements lie in memory as its sizes and strides say.");
+  m.def(
+      "has_node_hooks", [](const py::object& leaf) { return has_node_hooks(tensor_of(leaf)); }, py::arg("leaf"),
+      "Whether the autograd node that accumulates a leaf's gradient has hooks.");
+  py::class_<Watch, std::shared_ptr<Watch>>(m, "Watch", py::module_local(), "What a plan was made of.")
+      .def(py::init<>())
+      .def("object", &Watch::object, py::arg("instance"), py::arg("counted"))
+      .def("dict", &Watch::dict)
+      .def("items", &Watch::items, py::arg("dict"), py::arg("names"))
+      .def("list", &Watch::list)
+      .def("empty", &Watch::empty)
+      .def("type", &Watch::type)
+      .def("tensor", &Watch::tensor, py::arg("tensor"), py::arg("is_parameter") = false)
+      .def("overlaps", &Watch::overlaps)
+      .def("is_current", &Watch::is_current);
   py::class_<StepEngine>(m, "StepEngine", py::module_local(),
                          "A whole training step; see fastgan/engine.py, which makes it.")
       .def(py::init([](int64_t latent, int64_t data, int64_t classes, int64_t d_steps, bool reuse_fake,
                        double real_target, double fake_target, bool minimax, double average_rate, int64_t least_batch,
-                       bool bf16) {
+                       bool bf16, std::shared_ptr<Watch> watch, py::object device_mode) {
              return std::make_unique<StepEngine>(StepSettings{latent, data, classes, d_steps, reuse_fake, real_target,
-                                                              fake_target, minimax, average_rate, least_batch, bf16});
+                                                              fake_target, minimax, average_rate, least_batch, bf16},
+                                                 std::move(watch), std::move(device_mode));
            }),
            py::arg("latent"), py::arg("data"), py::arg("classes"), py::arg("d_steps"), py::arg("reuse_fake"),
            py::arg("real_target"), py::arg("fake_target"), py::arg("minimax"), py::arg("average_rate"),
-           py::arg("least_batch"), py::arg("bf16"))
+           py::arg("least_batch"), py::arg("bf16"), py::arg("watch"), py::arg("device_mode"))
       .def("add_layer", &StepEngine::add_layer)
       .def("set_batch_norm", &StepEngine::set_batch_norm)
       .def("set_dropout", &StepEngine::set_dropout)
       .def("add_parameter", &StepEngine::add_parameter)
       .def("add_copied_buffer", &StepEngine::add_copied_buffer)
-      .def("watch_value", &StepEngine::watch_value)
-      .def("watch_length", &StepEngine::watch_length)
       .def("add_group", &StepEngine::add_group)
-      .def("is_current", &StepEngine::is_current)
 #ifndef FASTGAN_SIMT
       .def("set_timed", &StepEngine::set_timed)
       .def("seconds", &StepEngine::seconds)

@@ -29,38 +29,14 @@ inline AdamOptions adam_options(const double* numbers) {
 
 struct Parameter {
   Parameter() = default;
-  // State: step, exp_avg, exp_avg_sq and, with amsgrad, max_exp_avg_sq. Group -1: frozen, no state.
+  // State: step, exp_avg, exp_avg_sq and, with amsgrad, max_exp_avg_sq. Group -1: not updated, no state; -2: and an
+  // optimizer holds it.
   Parameter(Tensor value, Tensor average, int64_t group, const std::vector<Tensor>& state)
-      : value(std::move(value)),
-        average(std::move(average)),
-        group(group),
-        required_grad(this->value.requires_grad()),
-        first_hooks(hooks()),
-        sizes(this->value.sizes().vec()) {
+      : value(std::move(value)), average(std::move(average)), group(group) {
     if (group < 0) return;
     TORCH_CHECK(state.size() >= 3, "a parameter's state must hold step, exp_avg and exp_avg_sq");
     step = state[0], exp_avg = state[1], exp_avg_sq = state[2];
     if (state.size() > 3) max_exp_avg_sq = state[3];
-  }
-
-  // Whether the tensors are still such as the plan was made for. Between two steps of a small network all this has left
-  // the caches: no more is looked at than must be.
-  bool is_current(const Tensor& real) const {
-    if (value.sizes() != at::IntArrayRef(sizes) || !value.is_contiguous() ||
-        value.scalar_type() != real.scalar_type() || value.device() != real.device() ||
-        value.requires_grad() != required_grad || hooks() != first_hooks)
-      return false;
-    for (const Tensor* of : {&average, &exp_avg, &exp_avg_sq, &max_exp_avg_sq})
-      if (of->defined() && (of->numel() != value.numel() || !of->is_contiguous() ||
-                            of->scalar_type() != value.scalar_type() || of->device() != value.device()))
-        return false;
-    return true;
-  }
-
-  // Python's hooks on a tensor are one dict, which may be there and empty; its length is watched beside this.
-  size_t hooks() const {
-    const auto* meta = torch::autograd::impl::get_autograd_meta(value);
-    return meta == nullptr ? 0 : meta->hooks_.size() + (meta->post_acc_grad_hooks_ != nullptr);
   }
 
   double steps_done() const {
@@ -102,21 +78,17 @@ struct Parameter {
 
   // Autograd must know that the values have changed, and gradients of before are gone, as after zero_grad.
   void after_update(double average_rate) {
-    if (group >= 0) {
+    if (group >= 0)
       bump_version(value), bump_version(average);
-      if (value.grad().defined()) value.mutable_grad() = Tensor();
-    } else if (average.defined()) {
+    else if (average.defined())
       average.lerp_(value.detach(), average_rate);
-    }
+    if (group != -1 && value.grad().defined()) value.mutable_grad() = Tensor();
   }
 
   Tensor value, average, step, exp_avg, exp_avg_sq, max_exp_avg_sq;
   int64_t group = -1;
-  double count = 0;            // of updates, the due one included
-  bool required_grad = false;  // when the plan was made
-  size_t first_hooks = 0;
+  double count = 0;                   // of updates, the due one included
   const void* device_step = nullptr;  // where a device has the AdamStep of the update that is due
-  std::vector<int64_t> sizes;
 
  private:
   const AdamStep<float>* adam(float) const { return &float_step; }

@@ -1,0 +1,169 @@
+"""How a discriminator ends: whether its output is a logit or a probability, and the loss of either.
+
+The tutorials' discriminators end in nn.Sigmoid and are trained with BCELoss. Taken for a logit, that output would be
+squashed twice, in silence.
+"""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from fastgan import functional, layers
+from fastgan.nn import is_fused, run_in_turn
+
+# They hand on the values that they are given.
+_RESHAPES = (nn.Identity, nn.Flatten, nn.Unflatten)
+# Probabilities, or logarithms of them, that no loss here is of.
+_REFUSED = (nn.LogSigmoid, nn.Hardsigmoid, nn.Softmax, nn.LogSoftmax, nn.Softmin)
+# What autograd records of views and reshapes.
+_VIEWS = (
+    "View",
+    "UnsafeView",
+    "ReshapeAlias",
+    "Squeeze",
+    "Unsqueeze",
+    "Expand",
+    "Alias",
+    "Clone",
+    "Select",
+    "T",
+    "ToCopy",
+)
+
+
+class Ending:
+    """A discriminator, as a loss meets it.
+
+    Attributes:
+        text: what `plan` says of it; empty where its output is a logit like any other.
+    """
+
+    def __init__(self, discriminator: nn.Module) -> None:
+        self._discriminator = discriminator
+        self._before: list[nn.Module] | None = None
+        self.is_probability = False
+        self.text = ""
+        if not any(layers.global_hooks()):
+            self._before = _before_sigmoid(discriminator)
+        if self._before is not None:
+            self.text = "D's last Sigmoid is folded into the loss"
+        elif isinstance(_last(_unwrapped(discriminator)), nn.Sigmoid):
+            self.is_probability = True
+            self.text = "BCELoss on D's own output, since its last Sigmoid has hooks or is wrapped"
+
+    def run(self, input: Tensor) -> Tensor:
+        """D's logits; or, where `is_probability` is set then, what it returns."""
+        if self._before is not None:
+            return run_in_turn(self._discriminator, self._before, input)
+        output = self._discriminator(input)
+        self.is_probability = self.is_probability or _is_of_sigmoid(output)
+        return output
+
+    def discriminator_loss(self, real: Tensor, fake: Tensor, real_target: float, fake_target: float) -> Tensor:
+        """Of what `run` returned for real data and fakes."""
+        if self.is_probability:
+            return _cross_entropy(real, real_target) + _cross_entropy(fake, fake_target)
+        return functional.discriminator_loss(real, fake, real_target=real_target, fake_target=fake_target)
+
+    def generator_loss(self, fake: Tensor, kind: str) -> Tensor:
+        """Of what `run` returned for fakes."""
+        if self.is_probability:
+            return _cross_entropy(fake, 1.0) if kind == "non_saturating" else -_cross_entropy(fake, 0.0)
+        return functional.generator_loss(fake, kind=kind)
+
+    def score(self, output: Tensor) -> Tensor:
+        """The batch mean of D's probability, in float32 where what `run` returned has 16 bits."""
+        output = output.detach()
+        output = output.float() if output.dtype.itemsize == 2 else output
+        return (output if self.is_probability else torch.sigmoid(output)).mean()
+
+
+def check(discriminator: nn.Module) -> None:
+    """ValueError where a discriminator's last layer makes no logit."""
+    last = _last(discriminator)
+    if isinstance(last, _REFUSED):
+        raise ValueError(
+            f"discriminator must end in a layer that makes a logit, or in nn.Sigmoid, not in nn.{type(last).__name__}"
+        )
+
+
+def warn_of_hidden_sigmoid(discriminator: nn.Module) -> None:
+    """Warn of a fused Sequential that ends in a Sigmoid inside a module of another class, where autograd does not tell
+    whether it makes the output."""
+    discriminator = _unwrapped(discriminator)
+    if isinstance(discriminator, nn.Sequential):
+        return
+    if any(is_fused(module) and isinstance(_last(module), nn.Sigmoid) for module in discriminator.modules()):
+        warnings.warn(
+            f"the discriminator, a {type(discriminator).__name__}, holds a fused Sequential that ends in nn.Sigmoid: "
+            "where that makes its output, leave the Sigmoid away, since the output is taken for a logit",
+            stacklevel=3,
+        )
+
+
+def _before_sigmoid(module: nn.Module) -> list[nn.Module] | None:
+    """What an nn.Sequential that ends in a Sigmoid calls but for that, in turn; None for any other module."""
+    if not layers.is_sequential(module):
+        return None
+    children: list[Any] = list(module._modules.values())
+    for i in range(len(children) - 1, -1, -1):
+        before, child, after = children[:i], children[i], children[i + 1 :]
+        if _reshapes(child):
+            continue
+        if type(child) is nn.Sigmoid:
+            return [*before, *after] if layers.refusal(child) is None else None
+        inside = _before_sigmoid(child)
+        return None if inside is None else [*before, *inside, *after]
+    return None
+
+
+def _last(module: nn.Module | None) -> nn.Module | None:
+    """The last layer of a tree of nn.Sequential that does more than reshape; None where that cannot be known."""
+    if not isinstance(module, nn.Sequential):
+        return None
+    for child in reversed(list(module._modules.values())):
+        if not _reshapes(child):
+            return _last(child) if isinstance(child, nn.Sequential) else child
+    return None
+
+
+def _reshapes(module: nn.Module | None) -> bool:
+    return isinstance(module, _RESHAPES) or (
+        isinstance(module, nn.Sequential) and all(_reshapes(child) for child in module._modules.values())
+    )
+
+
+def _unwrapped(module: nn.Module) -> nn.Module:
+    """What torch.compile or DataParallel was given."""
+    while True:
+        inner = getattr(module, "_orig_mod", None)
+        if inner is None and isinstance(module, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
+            inner = module.module
+        if not isinstance(inner, nn.Module):
+            return module
+        module = inner
+
+
+def _is_of_sigmoid(output: Any) -> bool:
+    """Whether autograd says that a Sigmoid made an output, perhaps reshaped since."""
+    node = output.grad_fn if isinstance(output, Tensor) else None
+    while node is not None:
+        name = type(node).__name__.partition("Backward")[0]
+        if name == "Sigmoid":
+            return True
+        if name not in _VIEWS:
+            return False
+        node = node.next_functions[0][0]
+    return False
+
+
+def _cross_entropy(probability: Tensor, target: float) -> Tensor:
+    # As a user of autocast writes it: BCELoss refuses 16 bits there.
+    with torch.autocast(probability.device.type, enabled=False):
+        probability = probability.float() if probability.dtype.itemsize == 2 else probability
+        return F.binary_cross_entropy(probability, torch.full_like(probability, target))
