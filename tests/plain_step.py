@@ -95,28 +95,31 @@ class Plain:
                     average.mul_(self.ema_decay).add_(value, alpha=1 - self.ema_decay)
                 for average, value in zip(self.ema.buffers(), self.generator.buffers(), strict=True):
                     average.copy_(value)
-        scores = [logits.detach() for logits in (real_logits, fake_logits)]
-        if not self.ends_in_sigmoid():
-            scores = [torch.sigmoid(score) for score in scores]
-        return d_loss.detach(), g_loss.detach(), *(score.mean() for score in scores)
+        scores = [d if self.is_probability(d) else torch.sigmoid(d) for d in (real_logits, fake_logits)]
+        return d_loss.detach(), g_loss.detach(), *(score.detach().mean() for score in scores)
 
     def criterion(self, output: Tensor, target: float) -> Tensor:
-        """Of D's output: logits, or what a Sigmoid at its end makes of them, as the tutorials have it."""
-        if self.ends_in_sigmoid():
+        """The loss of D's output, with BCELoss where it is a probability, as the tutorials have it."""
+        if self.is_probability(output):
             return F.binary_cross_entropy(output, torch.full_like(output, target))
         return F.binary_cross_entropy_with_logits(output, torch.full_like(output, target))
 
-    def ends_in_sigmoid(self) -> bool:
-        last: Any = self.discriminator
-        while isinstance(last, nn.Sequential) and len(last):
-            last = last[-1]
-        return type(last) is nn.Sigmoid
+    def is_probability(self, output: Tensor) -> bool:
+        """Whether D ends in a Sigmoid, or autograd says that one made its output."""
+        return isinstance(last_layer(self.discriminator), nn.Sigmoid) or "Sigmoid" in type(output.grad_fn).__name__
 
     def with_label(self, value: Tensor, label: Tensor | None) -> Tensor:
         """Mirza & Osindero 2014: the one-hot label beside the value."""
         if self.num_classes == 0:
             return value
         return torch.cat([value, F.one_hot(label, self.num_classes).to(value.dtype)], dim=1)
+
+
+def last_layer(module: nn.Module) -> nn.Module | None:
+    """The last that changes values, where the modules are held in Sequentials."""
+    if not isinstance(module, nn.Sequential):
+        return None if isinstance(module, (nn.Identity, nn.Flatten)) else module
+    return next(filter(None, map(last_layer, reversed(module._modules.values()))), None)
 
 
 def networks(num_classes: int = 0, dtype: torch.dtype = torch.float64) -> tuple[MLP, MLP]:

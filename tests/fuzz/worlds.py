@@ -20,6 +20,17 @@ from fastgan.step import average_of
 RELATIVE, ABSOLUTE = 1e-9, 1e-12  # of values in float64, whose rounding is 1e-16 a sum
 
 
+class Loop(Plain):
+    """The loop in plain PyTorch, which knows where BCELoss has lost the precision that the folded loss keeps."""
+
+    lost = False
+
+    def criterion(self, output: Tensor, target: float) -> Tensor:
+        if self.is_probability(output) and torch.minimum(output, 1 - output).min() < 1e-5:
+            self.lost = True
+        return super().criterion(output, target)
+
+
 class World:
     """One of the three, and what the statements keep beside it."""
 
@@ -65,7 +76,7 @@ def worlds(description: dict[str, Any]) -> tuple[list[World], dict[str, Any]]:
         given = (g, d, optimizer(g.parameters(), full["g_optimizer"]), optimizer(d.parameters(), full["d_optimizer"]))
         if name == "plain":
             unfuse(g), unfuse(d)
-            made.append(World(name, Plain(*given, **options)))
+            made.append(World(name, Loop(*given, **options)))
         else:
             made.append(World(name, fastgan.TrainStep(*given, engine=name == "engine", **options)))
     return made, full
