@@ -21,17 +21,18 @@ _TOKENS = st.one_of(
     st.sampled_from(ACTIVATIONS),
     st.sampled_from(NORMS),
     st.sampled_from(("dropout 0.3", "dropout 0", *LINEARS[:4])),
-    st.sampled_from((*OTHERS, *ACTIVATIONS[:9], *LINEARS)),
+    st.sampled_from((*OTHERS, *ACTIVATIONS[:9] * 3, *LINEARS * 3)),
 )
 _ENDS = st.lists(
     st.sampled_from((*ACTIVATIONS, "bn", "bn noaffine", "dropout 0.3", "dropout 0", "sigmoid")), max_size=2
 )
-_KINDS = st.sampled_from(("sequential",) * 4 + ("fused",) * 3 + ("mlp",) * 3 + ("subclass", "nested") * 2 + KINDS)
+_KINDS = st.sampled_from(("sequential",) * 6 + ("fused",) * 6 + ("mlp",) * 6 + ("subclass", "nested") * 3 + KINDS)
 _FLAG = st.sampled_from((False, False, False, True))
+_RARE = st.sampled_from((False,) * 15 + (True,))
 _OPTIMIZERS = st.fixed_dictionaries(
     {},
     optional={
-        "kind": st.sampled_from(("Adam",) * 4 + ("AdamW",) * 3 + ("SGD", "SGD momentum", "RMSprop", "NAdam", "own")),
+        "kind": st.sampled_from(("Adam",) * 20 + ("AdamW",) * 15 + ("SGD", "SGD momentum", "RMSprop", "NAdam", "own")),
         "groups": st.sampled_from((1, 2, 3)),
         "betas": st.sampled_from(([0.5, 0.999], [0.0, 0.9], [0.9, 0.9])),
         "weight_decay": st.sampled_from((0.0, 0.1)),
@@ -39,8 +40,8 @@ _OPTIMIZERS = st.fixed_dictionaries(
         "maximize": _FLAG,
         "foreach": st.sampled_from((None, True, False)),
         "fused": _FLAG,
-        "capturable": _FLAG,
-        "differentiable": st.sampled_from((False,) * 9 + (True,)),
+        "capturable": _RARE,
+        "differentiable": _RARE,
         "tensor_lr": _FLAG,
         "double_lr": _FLAG,
     },
@@ -58,7 +59,7 @@ _OPTIONS = st.fixed_dictionaries(
         "r1_every": st.sampled_from((1, 2, 3)),
         "ema": st.booleans(),
         "ema_decay": st.sampled_from((0.9, 0.0, 0.5)),
-        "precision": st.sampled_from(("fp32",) * 7 + ("bf16",)),
+        "precision": st.sampled_from(("fp32",) * 15 + ("bf16",)),
     },
 )
 DESCRIPTIONS = st.fixed_dictionaries(
