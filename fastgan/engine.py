@@ -167,6 +167,8 @@ class Plan:
 
     def _bind(self, step: TrainStep) -> None:
         """Hand the tensors to the engine; the optimizers' state is made where there is none yet, as they would."""
+        for group in self._groups:
+            plan_optimizers.check(group)  # its numbers are not watched
         states = {}
         for group, parameter in self._updated():
             states[id(parameter)] = plan_optimizers.state(group, parameter, make=True)

@@ -81,7 +81,7 @@ def read(name: str, optimizer: Optimizer, network: list[Layer], watch: Any) -> l
     trained = {id(p) for layer in network for _, p in layer.parameters() if p.requires_grad}
     held: set[int] = set()
     for group in groups:
-        _check(name, group.options)
+        check(group)
         watch.items(group.options, _OPTIONS)
         watch.list(group.options["params"])
         for parameter in group.options["params"]:
@@ -95,11 +95,14 @@ def read(name: str, optimizer: Optimizer, network: list[Layer], watch: Any) -> l
     return groups
 
 
-def _check(name: str, options: dict[str, Any]) -> None:
+def check(group: Group) -> None:
     """Raise CannotPlan where torch's own step would refuse a group's options, or do something else with them."""
+    name, options = group.name, group.options
     for option in ("params", "lr", "betas", "eps", "weight_decay", "amsgrad", "maximize", "capturable", "fused"):
         if option not in options:
             raise CannotPlan(f"{name} has a group without {option}")
+    if not isinstance(options["betas"], (tuple, list)) or len(options["betas"]) != 2:
+        raise CannotPlan(f"{name} has a group with betas={options['betas']!r}")
     if not isinstance(options["params"], list):
         raise CannotPlan(f"{name} has a group whose params are no list")
     if options.get("differentiable"):

@@ -1,0 +1,591 @@
+"""What a user may do to networks, optimizers and a step between two steps, and how three ways of training take it.
+
+Each surgery is a function of a trainer: TrainStep with the engine, TrainStep without it, or the plain PyTorch loop.
+"""
+
+from __future__ import annotations
+
+import copy
+import types
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from plain_step import Plain
+from torch import Tensor, nn
+
+from fastgan import TrainStep
+
+LATENT, HIDDEN, DATA, BATCH = 3, 16, 4, 8
+STEPS = 3
+
+Surgery = Callable[[Any], None]
+SURGERIES: dict[str, Surgery] = {}
+
+
+def surgery(function: Surgery) -> Surgery:
+    """Register one under its own name."""
+    SURGERIES[function.__name__] = function
+    return function
+
+
+def networks(dtype: torch.dtype = torch.float64) -> tuple[nn.Sequential, nn.Sequential]:
+    """With every kind of layer that the engine has."""
+    torch.manual_seed(1)
+    generator = nn.Sequential(
+        nn.Linear(LATENT, HIDDEN), nn.BatchNorm1d(HIDDEN), nn.ReLU(), nn.Linear(HIDDEN, DATA), nn.Tanh()
+    )
+    discriminator = nn.Sequential(nn.Linear(DATA, HIDDEN), nn.LeakyReLU(0.2), nn.Linear(HIDDEN, 1))
+    return generator.to(dtype), discriminator.to(dtype)
+
+
+def trainer(way: str, make: Callable[..., torch.optim.Optimizer] = torch.optim.Adam, **options: Any) -> Any:
+    """A trainer of one of the three ways: `engine`, `composed` or `plain`."""
+    generator, discriminator = options.pop("networks", networks)()
+    average = copy.deepcopy(generator).requires_grad_(False)
+    optimizers = make(generator.parameters(), lr=1e-2), make(discriminator.parameters(), lr=1e-2)
+    options = {"ema": average, "ema_decay": 0.9, **options}
+    if way == "plain":
+        return Plain(generator, discriminator, *optimizers, **options)
+    return TrainStep(generator, discriminator, *optimizers, engine=way == "engine", **options)
+
+
+def run(trained: Any, steps: int, seed: int) -> None:
+    draw = torch.Generator().manual_seed(seed)
+    dtype = next(trained.generator.parameters()).dtype
+    for _ in range(steps):
+        real = torch.randn(BATCH, DATA, generator=draw, dtype=dtype)
+        noise = torch.randn(2, BATCH, LATENT, generator=draw, dtype=dtype)
+        trained.step(real, None, noise)
+
+
+def outcome(way: str, operate: Surgery, before: bool, **options: Any) -> tuple[list[Tensor], str]:
+    """All that training changes after a surgery before the first step, or between two; and the error, if any."""
+    trained = trainer(way, **options)
+    error = ""
+    if not before:
+        run(trained, STEPS, 5)
+    try:
+        operate(trained)
+        run(trained, STEPS, 6)
+    except Exception as raised:  # whatever it is, each way must raise the same
+        error = f"{type(raised).__name__}: {raised}"
+    modules = [m for m in (trained.generator, trained.discriminator, trained.ema) if m is not None]
+    tensors = [t for m in modules for t in m.state_dict().values()]
+    for optimizer in (trained.g_optimizer, trained.d_optimizer):
+        tensors += [torch.as_tensor(v) for state in optimizer.state.values() for v in state.values()]
+    return [t.detach().clone() for t in tensors], error
+
+
+# Parameters and buffers
+
+
+@surgery
+def weight_is_replaced(step: Any) -> None:
+    step.generator[0].weight = nn.Parameter(step.generator[0].weight.detach() * 2)
+    step.g_optimizer.param_groups[0]["params"][0] = step.generator[0].weight
+
+
+@surgery
+def weight_is_replaced_and_in_no_optimizer(step: Any) -> None:
+    step.discriminator[0].weight = nn.Parameter(step.discriminator[0].weight.detach() * 2)
+
+
+@surgery
+def units_are_pruned(step: Any) -> None:
+    g = step.generator
+    g[0].weight.data, g[0].bias.data = g[0].weight.data[:8].clone(), g[0].bias.data[:8].clone()
+    g[1] = nn.Identity()
+    g[3].weight.data = g[3].weight.data[:, :8].clone()
+    step.g_optimizer.state.clear()
+    step.g_optimizer.param_groups[0]["params"] = list(g.parameters())
+    step.ema = None
+
+
+@surgery
+def units_are_added(step: Any) -> None:
+    d = step.discriminator
+    torch.manual_seed(2)
+    d[0].weight.data, d[0].bias.data = torch.randn(32, DATA).double(), torch.randn(32).double()
+    d[2].weight.data = torch.randn(1, 32).double()
+    step.d_optimizer.state.clear()
+
+
+@surgery
+def bias_of_one(step: Any) -> None:
+    step.discriminator[0].bias = nn.Parameter(torch.zeros(1, dtype=torch.float64))
+    step.d_optimizer.param_groups[0]["params"][1] = step.discriminator[0].bias
+
+
+@surgery
+def bias_is_taken_away(step: Any) -> None:
+    step.discriminator[0].bias = None
+
+
+@surgery
+def weight_is_transposed_in_place(step: Any) -> None:
+    weight = step.generator[3].weight
+    weight.data = weight.data.t().contiguous().t()
+
+
+@surgery
+def weight_is_moved(step: Any) -> None:
+    for parameter in step.generator.parameters():
+        parameter.data = parameter.data.clone()
+
+
+@surgery
+def weights_share_memory(step: Any) -> None:
+    flat = torch.randn(HIDDEN * LATENT + 8, dtype=torch.float64, generator=torch.Generator().manual_seed(3)) / 8
+    step.generator[0].weight.data = flat[: HIDDEN * LATENT].view(HIDDEN, LATENT)
+    step.generator[0].bias.data = flat[4 : 4 + HIDDEN]
+
+
+@surgery
+def weights_are_views_of_one_buffer(step: Any) -> None:
+    parameters = list(step.generator.parameters())
+    flat = torch.cat([p.detach().flatten() for p in parameters])
+    for parameter, part in zip(parameters, flat.split([p.numel() for p in parameters]), strict=True):
+        parameter.data = part.view_as(parameter)
+
+
+@surgery
+def bias_is_expanded(step: Any) -> None:
+    step.discriminator[0].bias.data = torch.zeros(1, dtype=torch.float64).expand(HIDDEN)
+
+
+@surgery
+def weight_is_frozen(step: Any) -> None:
+    step.generator[0].weight.requires_grad_(False)
+
+
+@surgery
+def average_is_the_generators_memory(step: Any) -> None:
+    for average, current in zip(step.ema.parameters(), step.generator.parameters(), strict=True):
+        average.data = current.data
+
+
+@surgery
+def parameters_are_tied(step: Any) -> None:
+    step.discriminator.insert(2, nn.Linear(HIDDEN, HIDDEN, dtype=torch.float64))
+    step.discriminator.insert(3, nn.Linear(HIDDEN, HIDDEN, dtype=torch.float64))
+    for layer in step.discriminator[2:4]:
+        nn.init.eye_(layer.weight), nn.init.zeros_(layer.bias)
+    step.discriminator[3].weight = step.discriminator[2].weight
+    step.d_optimizer.add_param_group({"params": list(step.discriminator[2].parameters())})
+
+
+@surgery
+def weight_is_halved_and_back(step: Any) -> None:
+    step.generator.float()
+    step.generator.double()
+
+
+@surgery
+def parameter_has_a_class_of_its_own(step: Any) -> None:
+    class Own(nn.Parameter):
+        @classmethod
+        def __torch_function__(cls, function: Any, kinds: Any, arguments: Any = (), options: Any = None) -> Any:
+            with torch._C.DisableTorchFunctionSubclass():
+                result = function(*arguments, **(options or {}))
+                return 2 * result if function is F.linear else result
+
+    step.discriminator[0].weight.__class__ = Own
+
+
+@surgery
+def extra_parameter(step: Any) -> None:
+    step.discriminator[0].temperature = nn.Parameter(torch.ones(1, dtype=torch.float64))
+
+
+@surgery
+def extra_buffer(step: Any) -> None:
+    step.discriminator[1].register_buffer("seen", torch.ones(1, dtype=torch.float64))
+
+
+@surgery
+def extra_module(step: Any) -> None:
+    step.discriminator[1].inner = nn.Linear(2, 2, dtype=torch.float64)
+
+
+@surgery
+def weight_becomes_an_attribute(step: Any) -> None:
+    weight = step.discriminator[0].weight
+    del step.discriminator[0].weight
+    step.discriminator[0].__dict__["weight"] = weight.detach() * 2
+
+
+# Forward, class, children
+
+
+@surgery
+def forward_of_a_layer(step: Any) -> None:
+    layer = step.generator[0]
+    layer.forward = types.MethodType(lambda self, x: 2 * F.linear(x, self.weight, self.bias), layer)
+
+
+@surgery
+def forward_of_a_network(step: Any) -> None:
+    own = step.discriminator
+    own.forward = types.MethodType(lambda self, x: 2 * nn.Sequential.forward(self, x), own)
+
+
+@surgery
+def call_of_a_layer(step: Any) -> None:
+    step.discriminator[1]._call_impl = lambda x: x * 3
+
+
+@surgery
+def class_of_an_activation(step: Any) -> None:
+    step.generator[2].__class__ = nn.Tanh
+
+
+@surgery
+def subclass_with_a_forward(step: Any) -> None:
+    class Scaled(nn.Linear):
+        def forward(self, input: Tensor) -> Tensor:
+            return super().forward(input) * 2
+
+    step.generator[3].__class__ = Scaled
+
+
+@surgery
+def sequential_in_its_own_order(step: Any) -> None:
+    class Backwards(nn.Sequential):
+        def __iter__(self) -> Any:
+            return reversed(list(self._modules.values()))
+
+    torch.manual_seed(3)
+    step.generator[2] = Backwards(nn.Linear(HIDDEN, HIDDEN), nn.Tanh(), nn.Linear(HIDDEN, HIDDEN)).double()
+    step.ema = None
+
+
+@surgery
+def attribute_of_its_own_class(step: Any) -> None:
+    class Doubled(nn.Linear):
+        def __getattr__(self, name: str) -> Any:
+            value = super().__getattr__(name)
+            return value * 2 if name == "weight" else value
+
+    step.generator[3].__class__ = Doubled
+
+
+@surgery
+def child_is_replaced(step: Any) -> None:
+    step.generator[2] = nn.Tanh()
+
+
+@surgery
+def child_is_appended(step: Any) -> None:
+    step.generator.append(nn.Tanh())
+
+
+@surgery
+def grandchild_is_replaced(step: Any) -> None:
+    step.discriminator[1] = nn.Sequential(nn.Tanh(), nn.Sequential(nn.ReLU()))
+    run(step, 1, 9)
+    step.discriminator[1][1][0] = nn.Identity()
+
+
+@surgery
+def slope_is_another(step: Any) -> None:
+    step.discriminator[1].negative_slope = 0.7
+
+
+@surgery
+def evaluation(step: Any) -> None:
+    step.generator.eval()
+
+
+@surgery
+def statistics_are_not_tracked(step: Any) -> None:
+    step.generator[1].track_running_stats = False
+
+
+@surgery
+def statistics_are_replaced(step: Any) -> None:
+    step.generator[1].running_mean = torch.ones(HIDDEN, dtype=torch.float64)
+
+
+@surgery
+def statistics_are_taken_away(step: Any) -> None:
+    step.generator[1].running_mean = step.generator[1].running_var = None
+    step.ema = None
+
+
+@surgery
+def counter_is_cast(step: Any) -> None:
+    for module in (step.generator, step.ema):
+        module[1].num_batches_tracked = module[1].num_batches_tracked.double()
+
+
+@surgery
+def momentum_is_cumulative(step: Any) -> None:
+    step.generator[1].momentum = None
+
+
+@surgery
+def attribute_of_no_meaning(step: Any) -> None:
+    step.generator.note, step.generator[0].in_features = "read me", 77
+
+
+# Optimizers
+
+
+@surgery
+def learning_rate(step: Any) -> None:
+    step.g_optimizer.param_groups[0]["lr"] = 1e-3
+
+
+@surgery
+def group_is_replaced(step: Any) -> None:
+    groups = step.g_optimizer.param_groups
+    groups[0] = {**groups[0], "lr": 0.0}
+
+
+@surgery
+def groups_are_replaced(step: Any) -> None:
+    step.g_optimizer.param_groups = [{**group, "lr": 1e-3} for group in step.g_optimizer.param_groups]
+
+
+@surgery
+def amsgrad_later(step: Any) -> None:
+    step.d_optimizer.param_groups[0]["amsgrad"] = True
+
+
+@surgery
+def maximize_later(step: Any) -> None:
+    step.d_optimizer.param_groups[0]["maximize"] = True
+
+
+@surgery
+def decoupled_later(step: Any) -> None:
+    step.d_optimizer.param_groups[0].update(weight_decay=0.1, decoupled_weight_decay=True)
+
+
+@surgery
+def group_lacks_an_option(step: Any) -> None:
+    del step.d_optimizer.param_groups[0]["eps"]
+
+
+@surgery
+def betas_are_one(step: Any) -> None:
+    step.d_optimizer.param_groups[0]["betas"] = (0.5,)
+
+
+@surgery
+def capturable_on_a_cpu(step: Any) -> None:
+    step.d_optimizer.param_groups[0]["capturable"] = True
+
+
+@surgery
+def group_loses_a_parameter(step: Any) -> None:
+    del step.d_optimizer.param_groups[0]["params"][0]
+
+
+@surgery
+def group_gets_a_parameter_of_the_other_network(step: Any) -> None:
+    step.d_optimizer.add_param_group({"params": [step.generator[0].weight], "lr": 1e-3})
+
+
+@surgery
+def step_of_its_own(step: Any) -> None:
+    step.g_optimizer.step = lambda closure=None: None
+
+
+@surgery
+def zero_grad_of_its_own(step: Any) -> None:
+    def shrink(set_to_none: bool = True) -> None:
+        with torch.no_grad():
+            for group in step.g_optimizer.param_groups:
+                for parameter in group["params"]:
+                    parameter.grad = None
+                    parameter.mul_(0.5)
+
+    step.g_optimizer.zero_grad = shrink
+
+
+@surgery
+def optimizer_has_another_class(step: Any) -> None:
+    class Half(torch.optim.Adam):
+        def step(self, closure: Any = None) -> Any:
+            return None
+
+    step.g_optimizer.__class__ = Half
+
+
+@surgery
+def optimizer_is_replaced(step: Any) -> None:
+    step.g_optimizer = torch.optim.SGD(step.generator.parameters(), lr=0.1)
+
+
+@surgery
+def scheduler(step: Any) -> None:
+    torch.optim.lr_scheduler.LambdaLR(step.g_optimizer, lambda epoch: 0.5)
+
+
+@surgery
+def state_is_cleared(step: Any) -> None:
+    step.d_optimizer.state.clear()
+
+
+@surgery
+def state_is_loaded(step: Any) -> None:
+    step.d_optimizer.load_state_dict(copy.deepcopy(step.d_optimizer.state_dict()))
+
+
+@surgery
+def state_entries_are_replaced(step: Any) -> None:
+    for state in step.d_optimizer.state.values():
+        state.update({name: value * 2 for name, value in state.items()})
+
+
+@surgery
+def state_is_moved(step: Any) -> None:
+    for state in step.d_optimizer.state.values():
+        for value in state.values():
+            value.data = value.data.clone()
+
+
+@surgery
+def state_is_transposed(step: Any) -> None:
+    state = step.d_optimizer.state.get(step.discriminator[0].weight, {})
+    state.update({n: v.t().contiguous().t() for n, v in state.items() if n != "step"})
+
+
+@surgery
+def state_lacks_an_entry(step: Any) -> None:
+    for state in step.d_optimizer.state.values():
+        state.pop("exp_avg_sq")
+
+
+@surgery
+def state_is_shared(step: Any) -> None:
+    first, *others = step.d_optimizer.state.values() or [{}]
+    for state in others:
+        state["step"] = first["step"]
+
+
+def _count(make: Callable[[], Any]) -> Surgery:
+    def set_(step: Any) -> None:
+        for optimizer in (step.g_optimizer, step.d_optimizer):
+            for state in optimizer.state.values():
+                state["step"] = make()
+
+    return set_
+
+
+for _dtype in (torch.int64, torch.int32, torch.bfloat16, torch.float16, torch.float32, torch.float64):
+    SURGERIES[f"count_of_{str(_dtype).removeprefix('torch.')}"] = _count(lambda d=_dtype: torch.tensor(100, dtype=d))
+SURGERIES["count_of_shape_1"] = _count(lambda: torch.tensor([100.0]))
+SURGERIES["count_is_a_number"] = _count(lambda: 100.0)
+
+
+# Hooks
+
+
+def _noted(*_: Any) -> None:
+    return None
+
+
+@surgery
+def hook_on_a_parameter(step: Any) -> None:
+    step.discriminator[0].weight.register_hook(lambda gradient: gradient * 2)
+
+
+@surgery
+def hook_after_accumulation(step: Any) -> None:
+    step.discriminator[0].weight.register_post_accumulate_grad_hook(lambda p: p.grad.mul_(2) and None)
+
+
+@surgery
+def hook_on_the_accumulating_node(step: Any) -> None:
+    weight = step.discriminator[0].weight
+    node = weight.expand_as(weight).grad_fn.next_functions[0][0]
+    node.register_prehook(lambda gradients: (gradients[0] * 2,))
+    step.kept = node
+
+
+@surgery
+def hook_that_is_taken_off(step: Any) -> None:
+    step.discriminator[0].weight.register_hook(lambda gradient: gradient * 2).remove()
+
+
+@surgery
+def forward_hook(step: Any) -> None:
+    step.discriminator[0].register_forward_hook(lambda module, given, output: output * 2)
+
+
+@surgery
+def forward_pre_hook_on_a_network(step: Any) -> None:
+    step.discriminator.register_forward_pre_hook(lambda module, given: (given[0] * 2,))
+
+
+@surgery
+def backward_hook(step: Any) -> None:
+    step.discriminator[0].register_full_backward_hook(lambda module, given, output: (given[0] * 2,))
+
+
+@surgery
+def step_hook(step: Any) -> None:
+    step.d_optimizer.register_step_pre_hook(lambda optimizer, given, named: step.discriminator[0].weight.grad.mul_(2))
+
+
+# The average
+
+
+@surgery
+def average_is_loaded(step: Any) -> None:
+    step.ema.load_state_dict({k: torch.zeros_like(v) for k, v in step.ema.state_dict().items()}, assign=True)
+
+
+@surgery
+def buffer_of_the_average_is_replaced(step: Any) -> None:
+    step.ema[1].running_mean = torch.zeros(HIDDEN, dtype=torch.float64)
+
+
+@surgery
+def module_of_the_average_is_replaced(step: Any) -> None:
+    step.ema[0] = copy.deepcopy(step.generator[0])
+
+
+@surgery
+def average_is_replaced(step: Any) -> None:
+    step.ema = copy.deepcopy(step.generator)
+
+
+@surgery
+def average_has_a_walk_of_its_own(step: Any) -> None:
+    names = list(step.ema._parameters), step.ema
+    assert not names[0]
+    step.ema.parameters = lambda recurse=True: (p for m in step.ema for p in m.parameters())
+
+
+@surgery
+def average_is_transposed(step: Any) -> None:
+    step.ema[0].weight.data = step.ema[0].weight.data.t().contiguous().t()
+
+
+# Options
+
+
+@surgery
+def loss_is_another(step: Any) -> None:
+    step.loss = "minimax"
+
+
+@surgery
+def target_is_another(step: Any) -> None:
+    step.real_target = 0.9
+
+
+@surgery
+def decay_is_another(step: Any) -> None:
+    step.ema_decay = 0.5
+
+
+@surgery
+def global_dtype(step: Any) -> None:
+    step.g_optimizer.state.clear()
+    torch.set_default_dtype(torch.float64)
