@@ -168,6 +168,8 @@ class Example:
 
     def _compare(self, results: list[tuple[str, Any]], states: list[Tensor], befores: list[Any]) -> None:
         ours, theirs = results[:2]
+        if ours[0] == "raised" and ("check", "raised") in self.without:
+            return
         self._same(self.engine, self.composed)
         if ours[0] == "raised":
             self.log[-1] += f": {ours[1][:150]}"

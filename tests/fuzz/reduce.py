@@ -11,7 +11,7 @@ import signal
 import sys
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from example import REFUSALS, Example, Fault
@@ -61,10 +61,16 @@ def ended(status: int) -> str:
     return f"exited with {os.WEXITSTATUS(status)}" if os.WEXITSTATUS(status) else ""
 
 
-def told(description: dict[str, Any], statements: Statements, backend: str, log: list[str] | None = None) -> str:
+def told(
+    description: dict[str, Any],
+    statements: Statements,
+    backend: str,
+    without: Sequence[str] = (),
+    log: list[str] | None = None,
+) -> str:
     """The message of the fault of an example, run here; "" where there is none, or torch refuses to build it."""
     try:
-        example = Example(description, backend).__enter__()
+        example = Example(description, backend, None, without).__enter__()
     except REFUSALS:
         return ""
     try:
@@ -81,17 +87,24 @@ def told(description: dict[str, Any], statements: Statements, backend: str, log:
     return ""
 
 
-def replay(description: dict[str, Any], statements: Statements, backend: str, seconds: float = 60.0) -> str:
+def replay(
+    description: dict[str, Any],
+    statements: Statements,
+    backend: str,
+    without: Sequence[str] = (),
+    seconds: float = 60.0,
+) -> str:
     """As `told`, in a process of its own."""
-    return in_child(lambda: told(description, statements, backend) or "no fault", seconds).replace("no fault", "")
+    message = in_child(lambda: told(description, statements, backend, without) or "no fault", seconds)
+    return "" if message == "no fault" else message
 
 
-def words(description: dict[str, Any], statements: Statements, backend: str) -> str:
+def words(description: dict[str, Any], statements: Statements, backend: str, without: Sequence[str] = ()) -> str:
     """What the statements did, up to the last that returned."""
 
     def work() -> str:
         log: list[str] = []
-        told(description, statements, backend, log)
+        told(description, statements, backend, without, log)
         return " | ".join(log) or "nothing"
 
     return in_child(work, 60.0)
@@ -127,7 +140,12 @@ def smaller(description: dict[str, Any], statements: Statements) -> Iterator[tup
 
 
 def reduced(
-    description: dict[str, Any], statements: Statements, backend: str, message: str, seconds: float
+    description: dict[str, Any],
+    statements: Statements,
+    backend: str,
+    without: Sequence[str],
+    message: str,
+    seconds: float,
 ) -> tuple[dict[str, Any], Statements, str]:
     """The smallest example found in some time that shows a fault of the same kind, and its message."""
     kind, until = kind_of(message), time.monotonic() + seconds
@@ -138,7 +156,7 @@ def reduced(
                 return best
             if candidate == best[:2]:
                 continue
-            got = replay(*candidate, backend, 20.0)
+            got = replay(*candidate, backend, without, 20.0)
             if got and kind_of(got) == kind:
                 best = (*candidate, got)
                 break

@@ -43,7 +43,7 @@ def main() -> int:
         print(*NAMES, sep="\n")
         return 0
     if chosen.replay:
-        return _replay(json.loads(chosen.replay))
+        return _replay(json.loads(chosen.replay), chosen.without.split(","))
     without = [name for name in chosen.without.split(",") if name]
     backends = chosen.backends.split(",")
     for name in without:
@@ -57,8 +57,8 @@ def main() -> int:
     return Campaign(chosen, backends, without).run()
 
 
-def _replay(example: dict[str, Any]) -> int:
-    given = example["description"], [tuple(s) for s in example["statements"]], example.get("backend", "auto")
+def _replay(example: dict[str, Any], without: list[str]) -> int:
+    given = example["description"], [tuple(s) for s in example["statements"]], example.get("backend", "auto"), without
     print(reduce.words(*given).replace(" | ", "\n"))
     message = reduce.replay(*given)
     print(f"=> {message or 'no fault'}")
@@ -180,15 +180,17 @@ class Campaign:
             if known == kind and (names or count > 2) and names <= taken(statements):
                 self.known[known, names] += 1
                 return
-        again = reduce.replay(description, statements, backend)
+        again = reduce.replay(description, statements, backend, self.without)
         if not again:
             self.tell(description, statements, backend, f"{message} [does not repeat by itself]", seed, "")
             return
-        description, statements, message = reduce.reduced(description, statements, backend, again, self.chosen.reduce)
+        description, statements, message = reduce.reduced(
+            description, statements, backend, self.without, again, self.chosen.reduce
+        )
         takes = kind, taken(statements)
         self.known[takes] = self.known.get(takes, 0) + 1
         if self.known[takes] == 1 or not takes[1]:
-            words = reduce.words(description, statements, backend)
+            words = reduce.words(description, statements, backend, self.without)
             self.tell(description, statements, backend, message, seed, words)
 
     def tell(self, description: Any, statements: Any, backend: str, message: str, seed: Any, words: str) -> None:
