@@ -92,7 +92,7 @@ class Plain:
         if self.ema is not None:
             with torch.no_grad():
                 for average, value in zip(self.ema.parameters(), self.generator.parameters(), strict=True):
-                    average.mul_(self.ema_decay).add_(value, alpha=1 - self.ema_decay)
+                    average.lerp_(value, 1 - self.ema_decay)
                 for average, value in zip(self.ema.buffers(), self.generator.buffers(), strict=True):
                     average.copy_(value)
         scores = [d if self.is_probability(d) else torch.sigmoid(d) for d in (real_logits, fake_logits)]

@@ -74,10 +74,23 @@ DESCRIPTIONS = st.fixed_dictionaries(
         "g_optimizer": _OPTIMIZERS,
         "d_optimizer": _OPTIMIZERS,
         "options": _OPTIONS,
-        "batch": st.sampled_from((5, 2, 7, 33, 1)),
+        "batch": st.sampled_from((5, 2, 7, 33, 1, 100)),
         "seed": st.integers(0, 99),
     },
 )
+
+# Those of many cases, and that which gives the engine something to do again.
+_WEIGHTS = {
+    "set_attribute": 4,
+    "set_number": 3,
+    "set_option": 2,
+    "set_state_tensor": 2,
+    "set_buffer": 2,
+    "change_average": 2,
+    "fresh_start": 4,
+    "step_on_unusual": 3,
+    "step_on_wrong": 2,
+}
 
 Found = Callable[[dict[str, Any], list[tuple[str, int]], str], None]
 
@@ -94,7 +107,8 @@ def machine(backend: str, without: Sequence[str], trace: TextIO, found: Found, t
         tally: counts examples, steps and native steps.
     """
     surgery, process, steps = (
-        sorted(name for name in table if name not in without) for table in (WORLD, PROCESS, STEPS)
+        [name for name in sorted(set(table) - set(without)) for _ in range(_WEIGHTS.get(name, 1))]
+        for table in (WORLD, PROCESS, STEPS)
     )
     numbers = st.integers(0, 999)
 
@@ -140,6 +154,8 @@ def machine(backend: str, without: Sequence[str], trace: TextIO, found: Found, t
 
         @rule(name=st.sampled_from(surgery), number=numbers)
         def operates(self, name: str, number: int) -> None:
+            if self.example is not None and not self.example.steps:
+                self.do("step", number)
             self.do(name, number)
             self.do("read_plan", 0)
             self.do("step", number)
@@ -173,7 +189,7 @@ def run(kind: Any, examples: int, number: int | None) -> None:
         kind,
         settings=settings(
             max_examples=examples,
-            stateful_step_count=12,
+            stateful_step_count=16,
             deadline=None,
             database=None,
             derandomize=number is None,

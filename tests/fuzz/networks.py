@@ -50,7 +50,7 @@ ACTIVATIONS = (
     "softplus 2",
     "gelu tanh",
 )
-WIDTHS = (1, 2, 5, 8, 17)
+WIDTHS = (1, 2, 5, 8, 17, 40, 70)
 LINEARS = tuple(f"linear {width}{bias}" for width in WIDTHS for bias in ("", " nobias"))
 NORMS = ("bn", "bn noaffine", "bn nostats", "bn cumulative", "bn momentum 0")
 OTHERS = ("dropout 0.3", "dropout 0", "dropout 1", "scaled", "layernorm", "prelu", "flatten")

@@ -7,6 +7,7 @@ import random
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 import torch.optim.optimizer as torch_optimizer
 from statements import PROCESS, NotHere, statement
 from torch import nn
@@ -39,12 +40,20 @@ def patch_class(process: Process, r: random.Random) -> str:
             (torch.optim.Optimizer, "zero_grad"),
             (nn.Sequential, "__iter__"),
             (nn.Linear, "__call__"),
+            (nn.Linear, "__getattr__"),
+            (nn.Module, "__call__"),
+            (nn.Module, "_call_impl"),
         ]
     )
     original, same = getattr(kind, name), r.random() < 0.3
     if name == "__iter__":
         value: Any = lambda self: reversed(list(self._modules.values()))  # noqa: E731
         value = original if same else value
+    elif name == "__getattr__":
+
+        def value(self: Any, key: str) -> Any:
+            found = original(self, key)
+            return found * 0.9 if key == "weight" and not same else found
     elif issubclass(kind, torch.optim.Optimizer):
 
         def value(self: Any, *arguments: Any, **keywords: Any) -> Any:
@@ -62,6 +71,18 @@ def patch_class(process: Process, r: random.Random) -> str:
     setattr(kind, name, value)
     process.undo.callback(setattr if had else lambda k, n, _: delattr(k, n), kind, name, original)
     return f"{kind.__name__}.{name} patched{', to the same' if same else ''}"
+
+
+@statement(PROCESS)
+def patch_function(process: Process, r: random.Random) -> str:
+    """Of torch's functions, which the layers call."""
+    space, name = r.choice(
+        [(F, n) for n in ("linear", "relu", "leaky_relu", "batch_norm", "dropout", "elu", "silu", "gelu", "softplus")]
+        + [(torch, "tanh"), (torch, "sigmoid")]
+    )
+    original = getattr(space, name)
+    process.set(space, name, lambda *inputs, **keywords: original(*inputs, **keywords) * 0.9)
+    return f"{space.__name__}.{name} patched"
 
 
 @statement(PROCESS)

@@ -50,7 +50,7 @@ def pick(r: random.Random, among: Any) -> Any:
 def values(r: random.Random, *shape: int, dtype: torch.dtype = torch.float64) -> Tensor:
     """Normal values, scaled as weights are."""
     source = torch.Generator().manual_seed(r.randrange(1 << 30))
-    return (0.4 * torch.randn(*shape, dtype=torch.float64, generator=source)).to(dtype)
+    return (0.4 * torch.randn(shape, dtype=torch.float64, generator=source)).to(dtype)
 
 
 def values_like(r: random.Random, tensor: Tensor) -> Tensor:

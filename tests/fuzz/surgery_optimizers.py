@@ -7,6 +7,7 @@ import random
 from collections import OrderedDict, defaultdict
 from typing import Any
 
+import numpy
 import torch
 from networks import OwnAdam, optimizer
 from statements import WORLD, NotHere, pick, statement, values_like
@@ -15,10 +16,14 @@ from torch.optim import SGD, Adam, AdamW, lr_scheduler
 from worlds import World
 
 NUMBERS: list[tuple[str, list[Any]]] = [
-    ("lr", [0.0, 0.02, 0.005, 0, 1]),
-    ("betas", [(0.5, 0.9), [0.9, 0.999], (0.0, 0.5), (0.5, 0.5)]),
-    ("eps", [1e-2, 1e-3, 1]),
-    ("weight_decay", [0.0, 0.1, 0, 1]),
+    ("lr", [0.0, 0.02, 0.005, 0, 1, numpy.float32(0.01), numpy.float64(0.01), True, -0.01, float("nan"), None]),
+    (
+        "betas",
+        [(0.5, 0.9), [0.9, 0.999], (0.0, 0.5), (0.5, 0.5), (1.0, 0.9), (0.5, 1.0), (0, 0), (0.5,), (0.5, 0.9, 1)],
+    ),
+    ("betas", [numpy.array([0.5, 0.9]), (torch.tensor(0.5), 0.9), (0.5, torch.tensor(0.9))]),
+    ("eps", [1e-2, 1e-3, 1, numpy.float64(1e-2), torch.tensor(1e-2, dtype=torch.float64)]),
+    ("weight_decay", [0.0, 0.1, 0, 1, numpy.float64(0.1), -0.1, torch.tensor(0.1, dtype=torch.float64)]),
     ("amsgrad", [True, False]),
     ("maximize", [True, False]),
     ("foreach", [True, False, None]),
@@ -137,8 +142,8 @@ def set_state(world: World, r: random.Random) -> str:
         for key in sorted(keys, key=lambda k: -k.numel()):
             of.state[key] = of.state.pop(key)
     else:
-        key = pick(r, keys)
-        at = keys.index(key)
+        at = pick(r, range(len(keys)))
+        key = keys[at]
         if how == "one cleared":
             of.state[key].clear()
         elif how == "one deleted":
@@ -277,6 +282,18 @@ def patch_optimizer(world: World, r: random.Random) -> str:
 
     setattr(of, method, patched)
     return f"{name}.{method} patched"
+
+
+@statement(WORLD)
+def grad_scale(world: World, r: random.Random) -> str:
+    """What torch.amp.GradScaler hands to a fused optimizer."""
+    name, of = r.choice(world.optimizers)
+    key = r.choice(["grad_scale", "found_inf"])
+    if key in vars(of):
+        delattr(of, key)
+        return f"{name}.{key} gone"
+    setattr(of, key, torch.tensor(2.0 if key == "grad_scale" else r.choice([0.0, 1.0])))
+    return f"{name}.{key} = {getattr(of, key).item()}"
 
 
 @statement(WORLD)

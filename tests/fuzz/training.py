@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from numbers import Real
 from typing import Any
 
 import torch
@@ -36,10 +38,11 @@ class PassingDispatch(TorchDispatchMode):
 def sizes(world: World) -> dict[str, Any]:
     trainer = world.trainer
     dtypes = [p.dtype for p in trainer.generator.parameters()]
+    d_steps, classes = (int(v) if isinstance(v, Real) and v > 0 else 0 for v in (trainer.d_steps, trainer.num_classes))
     return {
-        "d_steps": trainer.d_steps,
-        "rows": trainer.d_steps + (0 if trainer.reuse_fake else 1),
-        "classes": trainer.num_classes,
+        "d_steps": max(d_steps, 1),
+        "rows": max(d_steps, 1) + (0 if trainer.reuse_fake else 1),
+        "classes": classes,
         "dtype": dtypes[0] if dtypes else torch.float64,
     }
 
@@ -280,6 +283,17 @@ def step_in_mode(world: World, r: random.Random) -> tuple[str, Given, Callable[[
     if r.random() < 0.3:
         given["noise"] = None
     return f"in {name}", given, MODES[name]
+
+
+def in_thread(call: Callable[[], Any]) -> Any:
+    """What a call returns or raises in a thread of its own, where torch's modes are as at the start of a process."""
+    with ThreadPoolExecutor(1) as pool:
+        return pool.submit(call).result()
+
+
+@statement(STEPS)
+def step_in_thread(world: World, r: random.Random) -> tuple[str, Given]:
+    return "another thread", usual(world, r, batch_of(world))
 
 
 @statement(STEPS)

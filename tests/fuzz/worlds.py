@@ -75,7 +75,8 @@ def worlds(description: dict[str, Any]) -> tuple[list[World], dict[str, Any]]:
             options["ema"] = average_of(g)
         given = (g, d, optimizer(g.parameters(), full["g_optimizer"]), optimizer(d.parameters(), full["d_optimizer"]))
         if name == "plain":
-            unfuse(g), unfuse(d)
+            unfuse(g)
+            unfuse(d)
             made.append(World(name, Loop(*given, **options)))
         else:
             made.append(World(name, fastgan.TrainStep(*given, engine=name == "engine", **options)))
@@ -209,4 +210,4 @@ def _tensor_difference(ours: Tensor, theirs: Tensor, relative: float) -> str | N
 
 
 def _values(value: Tensor) -> str:
-    return str(value.flatten()[:4].tolist())
+    return str(value.flatten()[:8].tolist())
