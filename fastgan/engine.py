@@ -86,7 +86,7 @@ class Plan:
         ]
         self._averages, self._copies = _read_average(step, self._watch)
         for group, parameter in self._updated():
-            plan_optimizers.state(group, parameter, make=False)
+            plan_optimizers.state(group, parameter)
         self._check_memory()
         latent, data = _check_widths(step, self._layers)
         self._arguments = {
@@ -105,6 +105,7 @@ class Plan:
             else 1,
         }
         self._engine: Any = None
+        self._fresh: dict[int, dict[str, Any]] = {}  # state that the optimizers do not have yet, by parameter
         self.text = (
             f"the whole step as one native call on {self._device.type}, real and fake through D as one batch, "
             f"{step.precision}"
@@ -126,7 +127,11 @@ class Plan:
                 return None
             self._bind(step)
         statistics = self._engine.step(real, labels, noise)
-        return None if statistics is None else StepStats(*statistics)
+        if statistics is None:
+            return None
+        if self._fresh:
+            self._hand_over()
+        return StepStats(*statistics)
 
     def is_current(self) -> bool:
         """Whether everything that the plan was made of is still in its place."""
@@ -165,14 +170,27 @@ class Plan:
         if self._watch.overlaps():
             raise CannotPlan("tensors that a step writes share memory")
 
+    def _hand_over(self) -> None:
+        """Give the optimizers the state that a step has made, in their order; a refused step gives them none."""
+        for group in self._groups:
+            for parameter in group.options["params"]:
+                state = self._fresh.pop(id(parameter), None)
+                if state is not None:
+                    group.optimizer.state[parameter] = state
+                    self._watch.dict(state)
+            self._watch.again(group.optimizer.state)
+
     def _bind(self, step: TrainStep) -> None:
         """Hand the tensors to the engine; the optimizers' state is made where there is none yet, as they would."""
         for group in self._groups:
             plan_optimizers.check(group)  # its numbers are not watched
         states = {}
         for group, parameter in self._updated():
-            states[id(parameter)] = plan_optimizers.state(group, parameter, make=True)
-            self._watch.dict(group.optimizer.state[parameter])
+            state, states[id(parameter)] = plan_optimizers.state(group, parameter)
+            if group.optimizer.state.get(parameter) is state:
+                self._watch.dict(state)
+            else:
+                self._fresh[id(parameter)] = state
             for tensor in states[id(parameter)]:
                 self._watch.tensor(tensor)
         for optimizer in (step.g_optimizer, step.d_optimizer):

@@ -75,7 +75,8 @@ FUNCTIONS = {
     nn.functional: ("linear", "batch_norm", "dropout", "relu", "leaky_relu", "elu", "silu", "softplus", "gelu"),
     torch: ("tanh", "sigmoid"),
 }
-_OWN_FUNCTIONS = [(space, name, getattr(space, name)) for space, names in FUNCTIONS.items() for name in names]
+# (namespace, name, function), as they were when fastgan was imported.
+OWN_FUNCTIONS = [(vars(space), name, getattr(space, name)) for space, names in FUNCTIONS.items() for name in names]
 
 _KINDS = (nn.Linear, nn.BatchNorm1d, nn.Dropout, nn.Sequential, *ACTIVATIONS)
 _MISSING = object()
@@ -119,9 +120,9 @@ def has_own_walk(module: nn.Module) -> bool:
 
 def patched_function() -> str | None:
     """A function of torch that the layers' forwards call and that is no longer torch's; or None."""
-    for space, name, own in _OWN_FUNCTIONS:
-        if getattr(space, name) is not own:
-            return f"{space.__name__}.{name}"
+    for space, name, own in OWN_FUNCTIONS:
+        if space[name] is not own:
+            return f"{space['__name__']}.{name}"
     return None
 
 

@@ -99,6 +99,7 @@ _reader: Any = backend.module and backend.module.LayerReader(
     layers.is_unpatched,
     (*layers.CALL, *layers.TENSORS, "__iter__"),
     layers.HOOKS,
+    layers.OWN_FUNCTIONS,
 )
 
 
@@ -185,6 +186,8 @@ class _Fused:
             beneath = super().forward  # type: ignore[misc]
             if getattr(beneath, "__func__", None) not in layers.SEQUENTIAL_FORWARDS:  # patched since, on the class
                 return beneath(input)
+            if layers.patched_function() is not None:
+                return nn.Sequential.forward(self, input)  # type: ignore[arg-type]
         return _run_fused(self, input)  # type: ignore[arg-type]
 
     def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:

@@ -115,28 +115,26 @@ def check(group: Group) -> None:
         raise CannotPlan(f"{name} is capturable and has parameters on the CPU")
 
 
-def state(group: Group, parameter: Tensor, *, make: bool) -> list[Tensor]:
-    """A parameter's state: step, exp_avg, exp_avg_sq and, with amsgrad, max_exp_avg_sq.
+# A parameter's state, with amsgrad max_exp_avg_sq as well.
+_STATE = ("step", "exp_avg", "exp_avg_sq")
 
-    Args:
-        group: the parameter's.
-        parameter: as the optimizer holds it.
-        make: make it where there is none, as the optimizer would; without, there is then none.
+
+def state(group: Group, parameter: Tensor) -> tuple[dict[str, Any], list[Tensor]]:
+    """A parameter's state, and its tensors in the engine's order.
+
+    Where there is none, it is made as the optimizer would, but not given to it.
 
     Raises:
         CannotPlan: it is not such as the engine takes.
     """
     name, options = group.name, group.options
     found = group.optimizer.state.get(parameter)
-    names = ["step", "exp_avg", "exp_avg_sq", *(["max_exp_avg_sq"] if options["amsgrad"] else [])]
+    names = [*_STATE, *(["max_exp_avg_sq"] if options["amsgrad"] else [])]
     on_device = bool(options["fused"] or options["capturable"])
     if not found:
-        if not make:
-            return []
         is_double = torch.get_default_dtype() == torch.float64 and not options["fused"]
         dtype = torch.float64 if is_double else torch.float32
-        found = group.optimizer.state[parameter]
-        found["step"] = torch.zeros((), dtype=dtype, device=parameter.device if on_device else "cpu")
+        found = {"step": torch.zeros((), dtype=dtype, device=parameter.device if on_device else "cpu")}
         found.update({n: torch.zeros_like(parameter, memory_format=torch.preserve_format) for n in names[1:]})
     if not isinstance(found, dict):
         raise CannotPlan(f"{name} has a state that is no dict")
@@ -165,4 +163,4 @@ def state(group: Group, parameter: Tensor, *, make: bool) -> list[Tensor]:
             value.stride() != parameter.stride() or not value.is_contiguous()
         ):
             raise CannotPlan(f"{name} has a state whose {key} is laid out otherwise than its parameter")
-    return [found[key] for key in names]
+    return found, [found[key] for key in names]

@@ -37,11 +37,22 @@ struct ModuleDict {
 // to it or to a base of it, an instance has none of the names `absent` and none of the hooks.
 class LayerList {
  public:
-  LayerList(py::object is_unpatched, const py::iterable& absent, const py::iterable& hooks)
+  // functions: (namespace, name, function) of those that the layers' forwards call.
+  LayerList(py::object is_unpatched, const py::iterable& absent, const py::iterable& hooks,
+            const py::iterable& functions)
       : is_unpatched_(std::move(is_unpatched)) {
+    for (const py::handle function : functions) {
+      const auto of = py::cast<py::tuple>(function);
+      functions_.push_back({of[0].cast<py::dict>(), interned(of[1]), of[2].cast<py::object>()});
+    }
     for (const py::handle name : absent) absent_.push_back(interned(name));
     for (const py::handle name : hooks) kept_.push_back(interned(name));
     for (const char* name : {"_parameters", "_buffers", "_modules"}) kept_.push_back(PyUnicode_InternFromString(name));
+  }
+
+  bool has_own_functions() const {
+    return std::all_of(functions_.begin(), functions_.end(),
+                       [](const Function& of) { return item(of.space.ptr(), of.name) == of.own.ptr(); });
   }
 
   bool read(PyObject* module, ModuleDict& to) {
@@ -80,6 +91,12 @@ class LayerList {
     std::vector<std::pair<py::object, int>> names;  // of an instance's __dict__, with the place in `kept_` or -1
   };
 
+  struct Function {
+    py::dict space;
+    PyObject* name;
+    py::object own;
+  };
+
   // Whether a __dict__ has the names that one before it had, in their order; the values of those to be looked at.
   bool has_known_names(PyObject* dict, const Kind& kind, std::vector<PyObject*>& values) const {
     if (PyDict_GET_SIZE(dict) != Py_ssize_t(kind.names.size())) return false;
@@ -103,6 +120,7 @@ class LayerList {
   }
 
   const py::object is_unpatched_;
+  std::vector<Function> functions_;
   std::vector<PyObject*> absent_, kept_;  // interned; of kept_ the last three are no hooks
   std::map<PyTypeObject*, Kind> kinds_;   // which keep their classes
   std::vector<PyObject*> values_;
@@ -195,8 +213,9 @@ class LayerReader {
  public:
   // activations: by class, the number of an activation without parameters.
   LayerReader(py::object linear, py::object leaky_relu, py::dict activations, int64_t leaky_relu_number,
-              py::object is_unpatched, const py::iterable& absent, const py::iterable& hooks)
-      : list_(std::move(is_unpatched), absent, hooks),
+              py::object is_unpatched, const py::iterable& absent, const py::iterable& hooks,
+              const py::iterable& functions)
+      : list_(std::move(is_unpatched), absent, hooks, functions),
         linear_(std::move(linear)),
         leaky_relu_(std::move(leaky_relu)),
         activations_(std::move(activations)),
@@ -205,7 +224,8 @@ class LayerReader {
   // The output of an nn.Sequential for an input, where it holds one run of plain Linear + activation.
   py::object run(py::handle sequential, py::handle given) {
     ModuleDict of;
-    if (!is_usual_mode() || !is_usual(given.ptr()) || !list_.read(sequential.ptr(), of) || !of.holds_nothing())
+    if (!is_usual_mode() || !is_usual(given.ptr()) || !list_.has_own_functions() || !list_.read(sequential.ptr(), of) ||
+        !of.holds_nothing())
       return py::none();
     PyObject* const modules = of.modules;
     const Tensor input = THPVariable_Unpack(given.ptr());
@@ -281,9 +301,9 @@ void register_direct_calls(py::module_& m) {
   m.def("logits_loss", &logits_loss, py::arg("logits"), py::arg("target"), py::arg("sign"), py::arg("reduction"),
         "sign times the cross-entropy against a constant, or None where something is unusual.");
   py::class_<LayerReader>(m, "LayerReader", "Runs the layers of an nn.Sequential where they are all plain ones.")
-      .def(py::init<py::object, py::object, py::dict, int64_t, py::object, py::iterable, py::iterable>(),
+      .def(py::init<py::object, py::object, py::dict, int64_t, py::object, py::iterable, py::iterable, py::iterable>(),
            py::arg("linear"), py::arg("leaky_relu"), py::arg("activations"), py::arg("leaky_relu_number"),
-           py::arg("is_unpatched"), py::arg("absent"), py::arg("hooks"))
+           py::arg("is_unpatched"), py::arg("absent"), py::arg("hooks"), py::arg("functions"))
       .def("run", &LayerReader::run, py::arg("sequential"), py::arg("input"),
            "The output for an input, or None where something is unusual.");
 }

@@ -258,6 +258,7 @@ void register_step_engine(py::module_& m) {
       .def(py::init<>())
       .def("object", &Watch::object, py::arg("instance"), py::arg("counted"))
       .def("dict", &Watch::dict)
+      .def("again", &Watch::again)
       .def("items", &Watch::items, py::arg("dict"), py::arg("names"))
       .def("list", &Watch::list)
       .def("empty", &Watch::empty)

@@ -68,6 +68,11 @@ class Watch {
     Entries entries = entries_of(dict);
     dicts_.push_back({std::move(dict), std::move(entries)});
   }
+  // One of those dicts has changed, and is right as it now is.
+  void again(const pybind11::object& dict) {
+    for (Dict& seen : dicts_)
+      if (seen.dict.is(dict)) seen.entries = entries_of(dict);
+  }
   // A dict's values of these names, those that are not there included.
   void items(const pybind11::dict& dict, const pybind11::iterable& names) {
     for (const pybind11::handle name : names) {
