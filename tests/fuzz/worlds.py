@@ -90,7 +90,7 @@ def outcome(call: Callable[[], Any]) -> tuple[str, Any]:
     except NotHere:
         raise
     except Exception as error:
-        return "raised", f"{type(error).__name__}: {re.sub(r'0x[0-9a-f]+', '0x', str(error))}"
+        return "raised", f"{type(error).__name__}: {re.sub(r'0x[0-9a-f]+|[0-9]{9,}', '#', str(error))}"
 
 
 def picture(world: World, in_order: bool = True) -> Iterator[tuple[str, Any]]:
