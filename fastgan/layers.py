@@ -230,6 +230,18 @@ def fused_activation(module: nn.Module) -> tuple[str, float] | None:
     return None if rule is None or refusal(module) is not None else rule(module)
 
 
+def first_weight(module: nn.Module) -> Tensor | None:
+    """The weight of the Linear layer that a tree of nn.Sequential begins with; None where it begins with another."""
+    while is_sequential(module) and len(module._modules) > 0:
+        first = next(iter(module._modules.values()))
+        if type(first) is nn.Linear and refusal(first) is None:
+            return first.weight if is_plain_tensor(first.weight) and first.weight.dim() == 2 else None
+        if first is None:
+            return None
+        module = first
+    return None
+
+
 def is_plain_tensor(value: Any) -> bool:
     """Whether a tensor is one whose elements lie in memory as its sizes and strides say, of no class that may compute
     something of its own."""

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from fastgan import checks, ending, functional
+from fastgan import checks, ending, functional, layers
 from fastgan.engine import CannotPlan, Plan
 from fastgan.nn import is_fully_fused
 from fastgan.statistics import StepStats
@@ -310,6 +310,8 @@ class TrainStep:
         batch = real.shape[1]
         if batch == 0:
             raise ValueError("real must hold at least one sample, but its batch is empty")
+        # Before G has run: its BatchNorm would have taken note of the batch.
+        self._check_width("real", real, self.discriminator, "discriminator")
         labels = self._check_labels(labels, real)
         if noise is not None:  # it is drawn after every check: a refused call leaves the random state as it was
             rows = self.d_steps + (0 if self.reuse_fake else 1)
@@ -317,7 +319,17 @@ class TrainStep:
             checks.same_device("noise", noise, "real", real)
             if noise.dim() != 3 or noise.shape[:2] != (rows, batch):
                 raise ValueError(f"noise must have shape ({rows}, {batch}, latent), not {tuple(noise.shape)}")
+            self._check_width("noise", noise, self.generator, "generator")
         return real, labels, noise
+
+    def _check_width(self, name: str, value: Tensor, module: nn.Module, network: str) -> None:
+        """ValueError unless a value is as wide as the Linear layer that a network begins with, where it does."""
+        weight = layers.first_weight(module)
+        if weight is not None and value.shape[2] != weight.shape[1] - self.num_classes:
+            raise ValueError(
+                f"{name} must have {weight.shape[1] - self.num_classes} columns, as the {network} takes them, not "
+                f"{value.shape[2]}"
+            )
 
     def _check_labels(self, labels: Tensor | None, real: Tensor) -> Tensor | None:
         if self.num_classes == 0:

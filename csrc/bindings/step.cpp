@@ -31,8 +31,8 @@ namespace {
 
 namespace py = pybind11;
 
-Tensor tensor_of(const py::object& object) { return THPVariable_Unpack(object.ptr()); }
-Tensor tensor_or_none(const py::object& object) { return object.is_none() ? Tensor() : tensor_of(object); }
+// Autograd refuses the tensors of inference mode.
+bool is_trainable(const Tensor& t) { return is_plain(t) && !t.is_inference(); }
 
 // A 0-d tensor on one element of another. What at::select does takes 2 us where it has left the caches.
 Tensor element(const Tensor& of, int64_t index) {
@@ -91,7 +91,7 @@ class StepEngine {
     Layer& layer = tensors_.networks[network].layers.back();
     std::vector<Tensor> tensors;
     for (const py::object& object : state) tensors.push_back(tensor_of(object));
-    (is_bias ? layer.bias : layer.weight) = Parameter(tensor_of(value), tensor_or_none(average), group, tensors);
+    (is_bias ? layer.bias : layer.weight) = Parameter(value, average, group, tensors);
   }
 
   // A buffer of the generator that its moving average takes over as it is.
@@ -109,6 +109,7 @@ class StepEngine {
   // batch), noise (rows, batch, latent) or None to draw it. Returns d_loss, g_loss, real_score, fake_score; or None,
   // and nothing is done, where the plan is out of date or the inputs are not such.
   py::object step(const py::object& real_object, const py::object& labels_object, const py::object& noise_object) {
+    const Holding holding(tensors_);
     if (!watch_->is_current() || !is_usual_mode(first().device(), device_mode_.ptr())) return py::none();
     const bool has_labels = !labels_object.is_none(), has_noise = !noise_object.is_none();
     if (has_labels != (settings_.classes > 0)) return py::none();
@@ -165,13 +166,23 @@ class StepEngine {
   }
 
  private:
+  // The parameters and averages, for the length of a step; between two they are the user's alone.
+  struct Holding {
+    explicit Holding(StepNetworks& tensors) : tensors(tensors) { each(&Parameter::hold); }
+    ~Holding() { each(&Parameter::let_go); }
+    void each(void (Parameter::*f)()) {
+      for (Network& network : tensors.networks) network.for_parameters([&](Parameter& parameter) { (parameter.*f)(); });
+    }
+    StepNetworks& tensors;
+  };
+
   const Tensor& first() const { return tensors_.first(); }
 
   // Whether an object is a tensor that the kernels can read while they write the parameters.
   bool is_input(const py::object& object, at::ScalarType dtype, Tensor& tensor) const {
     if (!THPVariable_CheckExact(object.ptr())) return false;
     tensor = THPVariable_Unpack(object.ptr());
-    return is_plain(tensor) && tensor.scalar_type() == dtype && tensor.device() == first().device() &&
+    return is_trainable(tensor) && tensor.scalar_type() == dtype && tensor.device() == first().device() &&
            tensor.numel() != 0 && !tensor._fw_grad(/*level=*/0).defined() && !watch_->touches(tensor);
   }
 
@@ -249,8 +260,9 @@ void register_step_engine(py::module_& m) {
       "Whether the engine has products of bfloat16: on a CPU those of AMX.");
 #endif
   m.def(
-      "is_plain", [](const py::object& t) { return THPVariable_CheckExact(t.ptr()) && is_plain(tensor_of(t)); },
-      py::arg("tensor"), "Whether a tensor's elements lie in memory as its sizes and strides say.");
+      "is_plain", [](const py::object& t) { return THPVariable_CheckExact(t.ptr()) && is_trainable(tensor_of(t)); },
+      py::arg("tensor"),
+      "Whether a tensor's elements lie in memory as its sizes and strides say, and autograd takes it.");
   m.def(
       "has_node_hooks", [](const py::object& leaf) { return has_node_hooks(tensor_of(leaf)); }, py::arg("leaf"),
       "Whether the autograd node that accumulates a leaf's gradient has hooks.");

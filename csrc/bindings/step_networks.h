@@ -28,8 +28,8 @@ struct Network {
   template <class F>
   void for_parameters(const F& f) {
     for (Layer& layer : layers) {
-      if (layer.weight.value.defined()) f(layer.weight);
-      if (layer.bias.value.defined()) f(layer.bias);
+      if (layer.weight.exists()) f(layer.weight);
+      if (layer.bias.exists()) f(layer.bias);
     }
   }
   template <class F>

@@ -1,6 +1,8 @@
 // A parameter that the whole-step engine updates, with its optimizer's state: the user's tensors, written in place.
 #pragma once
 
+#include <pybind11/pybind11.h>
+#include <torch/csrc/autograd/python_variable.h>
 #include <torch/csrc/autograd/variable.h>
 
 #include <utility>
@@ -10,6 +12,9 @@
 #include "common.h"
 
 namespace fastgan::bindings {
+
+inline Tensor tensor_of(const pybind11::object& object) { return THPVariable_Unpack(object.ptr()); }
+inline Tensor tensor_or_none(const pybind11::object& object) { return object.is_none() ? Tensor() : tensor_of(object); }
 
 template <class T>
 T* pointer(const Tensor& tensor) {
@@ -31,13 +36,18 @@ struct Parameter {
   Parameter() = default;
   // State: step, exp_avg, exp_avg_sq and, with amsgrad, max_exp_avg_sq. Group -1: not updated, no state; -2: and an
   // optimizer holds it.
-  Parameter(Tensor value, Tensor average, int64_t group, const std::vector<Tensor>& state)
-      : value(std::move(value)), average(std::move(average)), group(group) {
+  Parameter(pybind11::object value, pybind11::object average, int64_t group, const std::vector<Tensor>& state)
+      : group(group), value_object_(std::move(value)), average_object_(std::move(average)) {
+    hold();
     if (group < 0) return;
     TORCH_CHECK(state.size() >= 3, "a parameter's state must hold step, exp_avg and exp_avg_sq");
     step = state[0], exp_avg = state[1], exp_avg_sq = state[2];
     if (state.size() > 3) max_exp_avg_sq = state[3];
   }
+
+  bool exists() const { return bool(value_object_); }
+  void hold() { value = tensor_of(value_object_), average = tensor_or_none(average_object_); }
+  void let_go() { value = Tensor(), average = Tensor(); }
 
   double steps_done() const {
     return step.scalar_type() == at::kDouble ? *data<double>(step) : double{*data<float>(step)};
@@ -94,6 +104,7 @@ struct Parameter {
   const AdamStep<float>* adam(float) const { return &float_step; }
   const AdamStep<double>* adam(double) const { return &double_step; }
 
+  pybind11::object value_object_, average_object_;
   AdamStep<float> float_step{};
   AdamStep<double> double_step{};
 };

@@ -100,7 +100,7 @@ class Watch {
   // A tensor: where and what it is. Of a leaf that is trained, what autograd would do beside adding up its gradient.
   void tensor(pybind11::object object, bool is_parameter) {
     const Tensor& t = THPVariable_Unpack(object.ptr());
-    Seen seen{object, Py_TYPE(object.ptr()), t};
+    Seen seen{object, Py_TYPE(object.ptr()), t.unsafeGetTensorImpl()};
     seen.sizes = t.sizes().vec(), seen.strides = t.strides().vec();
     seen.keys = t.key_set(), seen.dtype = t.dtype(), seen.device = t.device(), seen.data = t.const_data_ptr();
     seen.is_parameter = is_parameter;
@@ -214,7 +214,7 @@ class Watch {
   struct Seen {
     pybind11::object object;
     PyTypeObject* type;
-    Tensor tensor;  // torch.utils.swap_tensors gives the object another
+    const c10::TensorImpl* impl;  // torch.utils.swap_tensors gives the object another, unless somebody holds this one
     std::vector<int64_t> sizes{}, strides{};
     c10::DispatchKeySet keys{};
     caffe2::TypeMeta dtype{};
@@ -224,10 +224,11 @@ class Watch {
     size_t hooks = 0;
 
     bool is_current() const {
-      if (Py_TYPE(object.ptr()) != type || !THPVariable_Unpack(object.ptr()).is_same(tensor)) return false;
-      if (tensor.key_set() != keys || tensor.dtype() != dtype || tensor.device() != device ||
-          tensor.sizes() != at::IntArrayRef(sizes) || tensor.strides() != at::IntArrayRef(strides) ||
-          tensor.const_data_ptr() != data)
+      if (Py_TYPE(object.ptr()) != type) return false;
+      const Tensor& tensor = THPVariable_Unpack(object.ptr());
+      if (tensor.unsafeGetTensorImpl() != impl || tensor.key_set() != keys || tensor.dtype() != dtype ||
+          tensor.device() != device || tensor.sizes() != at::IntArrayRef(sizes) ||
+          tensor.strides() != at::IntArrayRef(strides) || tensor.const_data_ptr() != data)
         return false;
       if (!is_parameter) return true;
       const auto* meta = torch::autograd::impl::get_autograd_meta(tensor);
