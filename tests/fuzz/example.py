@@ -179,7 +179,8 @@ class Example:
         if ours[0] == "raised":
             self.log[-1] += f": {ours[1][:150]}"
             for world, before in zip(self.worlds, befores, strict=False):
-                if before is not None:
+                # A network's own refusal of a batch of one comes from amid the step.
+                if before is not None and "more than 1 value per channel" not in ours[1]:
                     for (key, value), (_, old) in zip(frozen(world), before, strict=False):
                         if found := difference(value, old, 0.0):
                             raise Fault(f"{world.name} raised {ours[1][:100]} and changed {key}: it {found}")

@@ -171,11 +171,20 @@ def network(tokens: list[str], kind: str, width: int) -> nn.Module:
         built = Calls(*modules)
     else:
         built = nn.Sequential(*modules)
-    # Where a unit is dead by symmetry or a bias is zero, rounding would choose the side of a kink.
-    with torch.no_grad():
-        for parameter in built.parameters():
-            parameter.add_(0.1 * torch.randn_like(parameter))
+    fill(built)
     return built
+
+
+@torch.no_grad()
+def fill(module: nn.Module) -> None:
+    """Draw the parameters of a module.
+
+    Where a unit were dead by symmetry or a bias zero, rounding would choose the side of a kink; and where a class is
+    patched, a module may not initialise itself.
+    """
+    for parameter in module.parameters():
+        drawn = torch.randn(parameter.shape, dtype=torch.float64)
+        parameter.copy_(0.7 * drawn / parameter.shape[1] ** 0.5 if parameter.dim() == 2 else 0.5 + 0.2 * drawn)
 
 
 def optimizer(parameters: Any, given: dict[str, Any]) -> Optimizer:

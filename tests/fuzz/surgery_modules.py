@@ -7,7 +7,7 @@ import random
 from typing import Any
 
 import torch
-from networks import Backwards, Calls, Iterates, Named, Wrapped, layer
+from networks import Backwards, Calls, Iterates, Named, Wrapped, fill, layer
 from statements import WORLD, NotHere, pick, statement
 from torch import Tensor, nn
 from worlds import World
@@ -181,6 +181,7 @@ def insert_module(world: World, r: random.Random) -> str:
         token = f"linear {widths[-1]}"
     torch.manual_seed(r.randrange(1 << 30))
     new = layer(token, widths[-1] if widths else 1)[0]
+    fill(new)
     modules = list(holder._modules.values())
     modules.insert(at, new)
     holder._modules.clear()
