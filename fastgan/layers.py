@@ -9,7 +9,7 @@ The engine asks it once and then watches what was read (csrc/bindings/watch.h); 
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -231,15 +231,22 @@ def fused_activation(module: nn.Module) -> tuple[str, float] | None:
 
 
 def first_weight(module: nn.Module) -> Tensor | None:
-    """The weight of the Linear layer that a tree of nn.Sequential begins with; None where it begins with another."""
-    while is_sequential(module) and len(module._modules) > 0:
-        first = next(iter(module._modules.values()))
-        if type(first) is nn.Linear and refusal(first) is None:
-            return first.weight if is_plain_tensor(first.weight) and first.weight.dim() == 2 else None
-        if first is None:
+    """The weight of the first Linear layer of a tree of nn.Sequential; None where what comes before it may change the
+    width or the dtype, or the tree is of other modules."""
+    for leaf in _leaves(module):
+        if leaf is None or refusal(leaf) is not None:
             return None
-        module = first
+        if type(leaf) is nn.Linear:
+            return leaf.weight if is_plain_tensor(leaf.weight) and leaf.weight.dim() == 2 else None
     return None
+
+
+def _leaves(module: nn.Module | None) -> Iterator[nn.Module | None]:
+    if module is None or not is_sequential(module):
+        yield module
+        return
+    for child in module._modules.values():
+        yield from _leaves(child)
 
 
 def is_plain_tensor(value: Any) -> bool:

@@ -311,7 +311,7 @@ class TrainStep:
         if batch == 0:
             raise ValueError("real must hold at least one sample, but its batch is empty")
         # Before G has run: its BatchNorm would have taken note of the batch.
-        self._check_width("real", real, self.discriminator, "discriminator")
+        self._check_fit("real", real, self.discriminator, "discriminator", real.shape[2])
         labels = self._check_labels(labels, real)
         if noise is not None:  # it is drawn after every check: a refused call leaves the random state as it was
             rows = self.d_steps + (0 if self.reuse_fake else 1)
@@ -319,17 +319,28 @@ class TrainStep:
             checks.same_device("noise", noise, "real", real)
             if noise.dim() != 3 or noise.shape[:2] != (rows, batch):
                 raise ValueError(f"noise must have shape ({rows}, {batch}, latent), not {tuple(noise.shape)}")
-            self._check_width("noise", noise, self.generator, "generator")
+        self._check_fit(
+            *(("real", real) if noise is None else ("noise", noise)),
+            self.generator,
+            "generator",
+            None if noise is None else noise.shape[2],
+        )
         return real, labels, noise
 
-    def _check_width(self, name: str, value: Tensor, module: nn.Module, network: str) -> None:
-        """ValueError unless a value is as wide as the Linear layer that a network begins with, where it does."""
+    def _check_fit(self, name: str, value: Tensor, module: nn.Module, network: str, width: int | None) -> None:
+        """RuntimeError unless a value has the dtype and the width of the first Linear layer that a network gives it to, where
+        that can be known."""
         weight = layers.first_weight(module)
-        if weight is not None and value.shape[2] != weight.shape[1] - self.num_classes:
-            raise ValueError(
-                f"{name} must have {weight.shape[1] - self.num_classes} columns, as the {network} takes them, not "
-                f"{value.shape[2]}"
+        if weight is None:
+            return
+        if width is not None and width != weight.shape[1] - self.num_classes:
+            labels = f" with its {self.num_classes} columns of labels" if self.num_classes else ""
+            raise RuntimeError(
+                f"the {network}'s first weight of shape {tuple(weight.shape)} must have {width + self.num_classes} "
+                f"columns, as wide as {name}{labels}"
             )
+        if self.precision == "fp32":
+            checks.same_dtype(name, value, f"the {network}'s parameters", weight)
 
     def _check_labels(self, labels: Tensor | None, real: Tensor) -> Tensor | None:
         if self.num_classes == 0:

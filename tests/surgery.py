@@ -6,6 +6,7 @@ Each surgery is a function of a trainer: TrainStep with the engine, TrainStep wi
 from __future__ import annotations
 
 import copy
+import functools
 import types
 from collections.abc import Callable
 from typing import Any
@@ -40,7 +41,11 @@ def networks(dtype: torch.dtype = torch.float64) -> tuple[nn.Sequential, nn.Sequ
     return generator.to(dtype), discriminator.to(dtype)
 
 
-def trainer(way: str, make: Callable[..., torch.optim.Optimizer] = torch.optim.Adam, **options: Any) -> Any:
+# Before BatchNorm a bias has no gradient but rounding, which an eps of 1e-8 would scale up to whole steps.
+adam = functools.partial(torch.optim.Adam, eps=1e-4)
+
+
+def trainer(way: str, make: Callable[..., torch.optim.Optimizer] = adam, **options: Any) -> Any:
     """A trainer of one of the three ways: `engine`, `composed` or `plain`."""
     generator, discriminator = options.pop("networks", networks)()
     average = copy.deepcopy(generator).requires_grad_(False)
