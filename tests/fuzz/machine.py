@@ -81,7 +81,7 @@ DESCRIPTIONS = st.fixed_dictionaries(
 
 # Those of many cases, and that which gives the engine something to do again.
 _WEIGHTS = {
-    "set_attribute": 4,
+    "set_attribute": 8,
     "set_number": 3,
     "set_option": 2,
     "set_state_tensor": 2,

@@ -136,8 +136,8 @@ ATTRIBUTES: dict[type, list[tuple[str, list[Any]]]] = {
 
 @statement(WORLD)
 def set_attribute(world: World, r: random.Random) -> str:
-    found = [(p, m, kind) for p, m in world.modules() for kind in ATTRIBUTES if isinstance(m, kind)]
-    path, module, kind = pick(r, found)
+    kind = pick(r, [kind for kind in ATTRIBUTES if any(isinstance(m, kind) for _, m in world.modules())])
+    path, module = pick(r, [(p, m) for p, m in world.modules() if isinstance(m, kind)])
     name, among = r.choice(ATTRIBUTES[kind])
     value = r.choice(among)
     setattr(module, name, value)

@@ -145,11 +145,16 @@ def gradients(world: World) -> Iterator[tuple[str, bool, Tensor | None]]:
 
 
 def rounding(world: World) -> float:
-    """The largest rounding in a step: of the parameters' dtype, or of a learning rate that is a tensor."""
+    """The largest rounding in a step: of the parameters' dtype, or of an optimizer's number that is a tensor."""
     tensors = [p for _, net in world.networks for p in net.parameters()]
-    tensors += [g["lr"] for _, of in world.optimizers for g in of.param_groups if isinstance(g.get("lr"), Tensor)]
+    numbers = [n for _, of in world.optimizers for g in of.param_groups for k, n in g.items() if k != "params"]
+    tensors += [n for n in _flat(numbers) if isinstance(n, Tensor)]
     dtypes = {t.dtype if t.dtype.is_floating_point else torch.get_default_dtype() for t in tensors}
     return max((torch.finfo(dtype).eps for dtype in dtypes), default=0.0)
+
+
+def _flat(values: list[Any]) -> list[Any]:
+    return [inner for value in values for inner in (_flat(value) if isinstance(value, (list, tuple)) else [value])]
 
 
 def difference(ours: Any, theirs: Any, relative: float = RELATIVE) -> str | None:
