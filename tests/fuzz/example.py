@@ -32,6 +32,12 @@ BACKENDS = ("auto", "cpu", "simt")
 REFUSALS = (ValueError, TypeError, RuntimeError)  # of a constructor, where a description makes no sense
 
 
+OPTIONS = (
+    *("loss", "real_target", "fake_target", "d_steps", "reuse_fake", "r1_gamma", "r1_every"),
+    *("num_classes", "ema", "ema_decay", "precision"),
+)
+
+
 class Fault(Exception):
     """Two worlds differ; the message says where and how."""
 
@@ -76,7 +82,7 @@ class Example:
             raise
         for world in self.worlds:
             world.kept.update(batch=full["batch"], description=self.description)
-        self.engine, self.composed = self.worlds[:2]
+        self.engine, self.composed, self.plain = self.worlds
         return self
 
     def __exit__(self, *error: Any) -> None:
@@ -106,6 +112,8 @@ class Example:
             self.trace.flush()
 
     def _surgery(self, name: str, number: int) -> None:
+        if name == "fresh_start":
+            self._take_plain_up()
         results = []
         absent = 0
         for world in self.worlds:
@@ -132,6 +140,15 @@ class Example:
     def _drop_plain(self) -> None:
         """The loop in plain PyTorch cannot follow, e.g. since an error stopped the others amid a step."""
         self.worlds = self.worlds[:2]
+
+    def _take_plain_up(self) -> None:
+        """With new networks it can follow again."""
+        if len(self.worlds) == 2:
+            trainer, model = self.plain.trainer, self.composed.trainer
+            for name in OPTIONS:
+                setattr(trainer, name, getattr(model, name))
+            trainer.count, trainer.lost = model.steps_done, False
+            self.worlds.append(self.plain)
 
     def _step(self, name: str, number: int) -> None:
         self.relative = max(RELATIVE, 100 * rounding(self.composed))

@@ -31,6 +31,12 @@ class Process:
 
 
 @statement(PROCESS)
+def undo_process(process: Process, r: random.Random) -> str:
+    process.undo.close()
+    return "all that the process shares as it was"
+
+
+@statement(PROCESS)
 def patch_class(process: Process, r: random.Random) -> str:
     kind, name = r.choice(
         [
