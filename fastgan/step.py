@@ -158,8 +158,9 @@ class TrainStep:
             self._no_plan = "engine is False"
             return None
         try:
+            self._check_options()  # which may have been set since; the step itself raises this
             self._plan = Plan(self)
-        except CannotPlan as reason:
+        except (CannotPlan, ValueError, TypeError) as reason:
             self._no_plan = str(reason)
         return self._plan
 
@@ -328,8 +329,8 @@ class TrainStep:
         return real, labels, noise
 
     def _check_fit(self, name: str, value: Tensor, module: nn.Module, network: str, width: int | None) -> None:
-        """RuntimeError unless a value has the dtype and the width of the first Linear layer that a network gives it to, where
-        that can be known."""
+        """RuntimeError unless a value has the dtype and the width of a network's first Linear layer, where that can be
+        known."""
         weight = layers.first_weight(module)
         if weight is None:
             return
