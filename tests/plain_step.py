@@ -71,7 +71,7 @@ class Plain:
                 fake = self.generator(self.with_label(noise[i], y))
                 real_logits = self.discriminator(self.with_label(x, y))
                 fake_logits = self.discriminator(self.with_label(fake.detach(), y))
-                d_loss = cross_entropy(real_logits, self.real_target) + cross_entropy(fake_logits, self.fake_target)
+                d_loss = self.criterion(real_logits, self.real_target) + self.criterion(fake_logits, self.fake_target)
                 total = d_loss
                 if self.r1_gamma and self.count % self.r1_every == 0:
                     at = x.clone().requires_grad_()
@@ -84,7 +84,7 @@ class Plain:
             if not self.reuse_fake:
                 fake = self.generator(self.with_label(noise[-1], y))
             logits = self.discriminator(self.with_label(fake, y))
-            g_loss = cross_entropy(logits, 1.0) if self.loss == "non_saturating" else -cross_entropy(logits, 0.0)
+            g_loss = self.criterion(logits, 1.0) if self.loss == "non_saturating" else -self.criterion(logits, 0.0)
             self.g_optimizer.zero_grad()
             g_loss.backward()
             self.g_optimizer.step()
@@ -92,11 +92,21 @@ class Plain:
         if self.ema is not None:
             with torch.no_grad():
                 for average, value in zip(self.ema.parameters(), self.generator.parameters(), strict=True):
-                    average.mul_(self.ema_decay).add_(value, alpha=1 - self.ema_decay)
+                    average.lerp_(value, 1 - self.ema_decay)
                 for average, value in zip(self.ema.buffers(), self.generator.buffers(), strict=True):
                     average.copy_(value)
-        scores = [torch.sigmoid(logits.detach()).mean() for logits in (real_logits, fake_logits)]
-        return d_loss.detach(), g_loss.detach(), *scores
+        scores = [d if self.is_probability(d) else torch.sigmoid(d) for d in (real_logits, fake_logits)]
+        return d_loss.detach(), g_loss.detach(), *(score.detach().mean() for score in scores)
+
+    def criterion(self, output: Tensor, target: float) -> Tensor:
+        """The loss of D's output, with BCELoss where it is a probability, as the tutorials have it."""
+        if self.is_probability(output):
+            return F.binary_cross_entropy(output, torch.full_like(output, target))
+        return F.binary_cross_entropy_with_logits(output, torch.full_like(output, target))
+
+    def is_probability(self, output: Tensor) -> bool:
+        """Whether D ends in a Sigmoid, or autograd says that one made its output."""
+        return isinstance(last_layer(self.discriminator), nn.Sigmoid) or "Sigmoid" in type(output.grad_fn).__name__
 
     def with_label(self, value: Tensor, label: Tensor | None) -> Tensor:
         """Mirza & Osindero 2014: the one-hot label beside the value."""
@@ -105,8 +115,11 @@ class Plain:
         return torch.cat([value, F.one_hot(label, self.num_classes).to(value.dtype)], dim=1)
 
 
-def cross_entropy(logits: Tensor, target: float) -> Tensor:
-    return F.binary_cross_entropy_with_logits(logits, torch.full_like(logits, target))
+def last_layer(module: nn.Module) -> nn.Module | None:
+    """The last that changes values, where the modules are held in Sequentials."""
+    if not isinstance(module, nn.Sequential):
+        return None if isinstance(module, (nn.Identity, nn.Flatten)) else module
+    return next(filter(None, map(last_layer, reversed(module._modules.values()))), None)
 
 
 def networks(num_classes: int = 0, dtype: torch.dtype = torch.float64) -> tuple[MLP, MLP]:

@@ -1,0 +1,28 @@
+"""TrainStep's engine against the composed step and plain PyTorch: a few random examples at each run of the tests.
+
+FASTGAN_FUZZ_EXAMPLES says how many; tests/fuzz/run.py runs for longer, and repeats what fails here.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import REQUIRED, unavailable_reason
+
+EXAMPLES = int(os.environ.get("FASTGAN_FUZZ_EXAMPLES", "20"))
+
+
+@pytest.mark.parametrize(("backend", "share"), [("auto", 2), ("cpu", 2), ("simt", 10)])
+def test_step_fuzz(backend: str, share: int) -> None:
+    """In a process of its own, which a crash may take with it; always the same examples."""
+    name = "cpu" if backend == "auto" else backend
+    if (reason := unavailable_reason(name)) and name not in REQUIRED:
+        pytest.skip(reason)
+    command = [sys.executable, str(Path(__file__).with_name("run.py")), "--same", "--backends", backend]
+    command += ["--examples", str(max(1, EXAMPLES // share)), "--reduce", "20"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=1800)
+    assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"
