@@ -40,17 +40,17 @@ FASTGAN_BUILD=cuda MAX_JOBS="${MAX_JOBS:-$(nproc)}" "$PYTHON" setup.py --quiet b
 # What a GPU alone can show comes first. Packages that the tests want and do not find are named; the tests that need
 # them are left out or skip.
 readonly FIRST='tests/test_gpu.py tests/test_cuda_kernels.py tests/test_engine.py tests/test_step.py
-tests/test_step_options.py tests/test_adam.py tests/test_mlp.py tests/test_mlp_whole.py tests/test_logits_loss.py
-tests/test_bce.py'
+tests/test_step_options.py tests/test_sigmoid.py tests/test_plan_watch.py tests/test_adam.py tests/test_mlp.py
+tests/test_mlp_whole.py tests/test_logits_loss.py tests/test_bce.py'
 tests='has() { "$PYTHON" -c "import $1" 2>/dev/null; }
 for package in hypothesis expecttest xdist pytest_timeout tomlkit typer rich safetensors sklearn PIL matplotlib; do
   has "$package" || echo "note: $package is missing"
 done
-options=(-q -ra -m "not slow" -p no:cacheprovider --continue-on-collection-errors --tb=short --maxfail=100)
+options=(-q -rf -p no:cacheprovider --continue-on-collection-errors --tb=short --maxfail=100)
 if has xdist; then options+=(-n 8); fi
 if has pytest_timeout; then options+=(--timeout 80); fi
-# The host model of the kernels has nothing to add where there is a GPU.
-export OMP_NUM_THREADS=2 FASTGAN_SKIP_SIMT=1 FASTGAN_REQUIRE_BACKENDS=cpu,cuda'
+# Of the backends, that of the GPU: the others are the same anywhere.
+export OMP_NUM_THREADS=2 FASTGAN_SKIP_SIMT=1 FASTGAN_REQUIRE_BACKENDS=cuda FASTGAN_TEST_BACKENDS=cuda'
 
 part kernels 130 "$tests"'
 "$PYTHON" -m pytest '"${FIRST//$'\n'/ }"' "${options[@]}" --junitxml="$WORK/kernels.xml"'
@@ -81,7 +81,7 @@ if ! has tomlkit; then
   for name in config trainer cli checkpoint examples; do options+=("--ignore=tests/test_$name.py"); done
 fi
 for file in '"${FIRST//$'\n'/ }"'; do options+=("--ignore=$file"); done
-"$PYTHON" -m pytest tests "${options[@]}" --junitxml="$WORK/tests.xml"'
+"$PYTHON" -m pytest tests -m "not deep" "${options[@]}" --junitxml="$WORK/tests.xml"'
 
 # What torch.compile takes to compile is most of this.
 part step-compiled 100 '"$PYTHON" -m bench --device cuda --tf32 --only step --rounds 5 --seconds 0.02 --budget 4 \

@@ -241,6 +241,28 @@ def first_weight(module: nn.Module) -> Tensor | None:
     return None
 
 
+def cancelled_biases(network: nn.Module) -> list[Tensor]:
+    """The biases that a BatchNorm1d right behind their Linear takes off again with the mean of the batch.
+
+    Their gradient is zero. What rounding leaves of it Adam scales up to whole steps, another one on each machine and
+    path, so the training step sets it to zero. Of a tree of nn.Sequential alone, whose layers see (batch, width).
+    """
+    if not any(type(module) is nn.BatchNorm1d for module in network.modules()):
+        return []
+    found: list[Tensor] = []
+    before: Any = None
+    for leaf in _leaves(network):
+        kind = type(leaf)
+        if leaf is None or refusal(leaf) is not None or (kind not in ACTIVATIONS and kind not in READ | PARAMETERS):
+            break
+        if kind is nn.BatchNorm1d and before is not None and (leaf.training or leaf.running_mean is None):
+            found.append(before.bias)
+        if kind is not nn.Identity:
+            before = leaf if kind is nn.Linear and leaf.bias is not None else None
+    uses = [id(p) for _, p in network.named_parameters(remove_duplicate=False)]
+    return [p for p in found if uses.count(id(p)) == 1 and not (p._backward_hooks or p._post_accumulate_grad_hooks)]
+
+
 def _leaves(module: nn.Module | None) -> Iterator[nn.Module | None]:
     if module is None or not is_sequential(module):
         yield module

@@ -275,13 +275,13 @@ class TrainStep:
             if penalize:
                 penalty = functional.r1_penalty(lambda x: self.discriminator(_conditioned(x, condition)), real)
                 total = d_loss + (0.5 * self.r1_gamma * self.r1_every) * penalty
-        _update(self.d_optimizer, total)
+        _update(self.d_optimizer, total, layers.cancelled_biases(self.discriminator))
         return d_loss, real_logits, fake_logits
 
     def _update_generator(self, last: ending.Ending, fake: Tensor, condition: Tensor | None) -> Tensor:
         with self._autocast(fake):
             g_loss = last.generator_loss(last.run(_conditioned(fake, condition)), self.loss)
-        _update(self.g_optimizer, g_loss)
+        _update(self.g_optimizer, g_loss, layers.cancelled_biases(self.generator))
         return g_loss
 
     @torch.no_grad()
@@ -388,10 +388,13 @@ def _trainable(optimizer: Optimizer) -> list[Tensor]:
     return [p for group in optimizer.param_groups for p in group["params"] if p.requires_grad]
 
 
-def _update(optimizer: Optimizer, loss: Tensor) -> None:
+def _update(optimizer: Optimizer, loss: Tensor, without_gradient: list[Tensor]) -> None:
     """One optimizer step. `inputs` keeps backward from computing gradients of the other network's parameters."""
     optimizer.zero_grad(set_to_none=True)
     loss.backward(inputs=_trainable(optimizer))
+    for parameter in without_gradient:  # whose gradient is zero, but for rounding
+        if parameter.grad is not None:
+            parameter.grad.zero_()
     optimizer.step()
 
 

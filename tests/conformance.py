@@ -58,7 +58,8 @@ def assert_within_bound(ours: Any, torchs: Any, exact: Any) -> None:
     """Error against float64 at most twice PyTorch's own on the same input, plus 1e-6 (1e-10 in float64).
 
     The three are alike: tensors, or lists, tuples or dictionaries of tensors and None. What is infinite or NaN in
-    PyTorch is so in ours.
+    PyTorch is so in ours. Of a 16-bit result half a unit in the last place is never too much: the last rounding alone
+    may be that, and where PyTorch's error is less, of one element say, it was lucky.
     """
     for i, (a, b, e) in enumerate(zip(leaves(ours), leaves(torchs), leaves(exact), strict=True)):
         if b is None:
@@ -74,6 +75,8 @@ def assert_within_bound(ours: Any, torchs: Any, exact: Any) -> None:
         a, b, e = a[finite], b[finite], e[finite]
         slack = 1e-10 if a.dtype == torch.float64 else 1e-6
         bound = 2 * largest_error(b, e) + slack
+        if a.dtype.itemsize == 2:
+            bound = max(bound, torch.finfo(a.dtype).eps / 2)
         assert largest_error(a, e) <= bound, f"result {i}: error {largest_error(a, e):.3g}, bound {bound:.3g}"
 
 

@@ -16,11 +16,18 @@ from fastgan.nn import MLP, FusedSequential, unfuse
 
 
 class DrawnDropout(nn.Dropout):
-    """Dropout whose mask torch draws as it draws any: on CUDA nn.Dropout has a kernel that draws its own."""
+    """Dropout whose mask torch draws as it draws any: on CUDA nn.Dropout has a kernel that draws its own.
+
+    That kernel is what runs where the step is composed.
+    """
+
+    composed = False
 
     def forward(self, value: Tensor) -> Tensor:
         if not self.training or self.p == 0:
             return value
+        if self.composed:
+            return F.dropout(value, self.p)
         return value * torch.empty_like(value).bernoulli_(1 - self.p) / (1 - self.p)
 
 
@@ -61,6 +68,9 @@ class Plain:
 
     def step(self, real: Tensor, labels: Tensor | None, noise: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """One step of training; the loss of D, the loss of G, the score of real data and of fakes."""
+        for module in (*self.generator.modules(), *self.discriminator.modules()):
+            if isinstance(module, DrawnDropout):
+                module.composed = bool(self.r1_gamma) and self.count % self.r1_every == 0
         # Uncached, since the weights change inside the block.
         with torch.autocast(
             torch.get_default_device().type, torch.bfloat16, enabled=self.precision == "bf16", cache_enabled=False

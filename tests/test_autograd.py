@@ -208,6 +208,8 @@ LAYOUTS: dict[str, Callable[[Tensor], Tensor]] = {"sparse": Tensor.to_sparse, "m
 def test_other_layouts_end_as_in_torch(op: Op, convert: Callable[[Tensor], Tensor]) -> None:
     """Computed where PyTorch computes them, refused where it does not; never read as if dense."""
     dense = op.inputs(torch.float32)
+    if dense[0].is_cuda and convert is Tensor.to_mkldnn:
+        pytest.skip("PyTorch has this layout on the CPU alone")
     inputs = [convert(dense[0]), *dense[1:]]
     try:
         expected = op.torchs(*inputs).to_dense()
@@ -222,10 +224,12 @@ def test_other_layouts_end_as_in_torch(op: Op, convert: Callable[[Tensor], Tenso
 def test_several_threads_at_once(op: Op) -> None:
     inputs = leaves(op)
     expected, found = gradients(op.torchs(*inputs), inputs), []
+    device = torch.get_default_device()  # which is each thread's own
 
     def work() -> None:
-        for _ in range(20):
-            found.append(gradients(op.ours(*inputs), inputs))
+        with torch.device(device):
+            for _ in range(20):
+                found.append(gradients(op.ours(*inputs), inputs))
 
     threads = [threading.Thread(target=work) for _ in range(4)]
     for thread in threads:

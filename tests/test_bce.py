@@ -202,9 +202,9 @@ def test_a_scalar_weight_may_live_on_another_device(backend: str) -> None:
     x = torch.empty(4, 3, device="meta")
     for name in ("weight", "pos_weight"):
         for function in (bce, F.binary_cross_entropy_with_logits):
-            assert function(x, x, reduction="none", **{name: torch.tensor(2.0)}).shape == (4, 3)
+            assert function(x, x, reduction="none", **{name: torch.tensor(2.0, device="cpu")}).shape == (4, 3)
     with pytest.raises(RuntimeError, match="weight is on cpu and input is on meta"):
-        bce(x, x, torch.ones(3))
+        bce(x, x, torch.ones(3, device="cpu"))
 
 
 def test_gradient_stops_at_weights_as_in_torch(backend: str) -> None:

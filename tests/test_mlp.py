@@ -316,16 +316,17 @@ def test_bad_layer(backend: str, arguments, error: type[Exception], message: str
 
 
 def test_bad_stack(backend: str) -> None:
+    x, w, b = torch.ones(2, 3), torch.ones(4, 3), torch.ones(4)  # those above may be on another device
     with pytest.raises(ValueError, match="activations must have one entry for each of the 2 weights, not 1"):
-        mlp(X, [W, torch.ones(1, 4)], [None, None], ["relu"])
+        mlp(x, [w, torch.ones(1, 4)], [None, None], ["relu"])
     with pytest.raises(ValueError, match=r"biases must have one entry.*not 1"):
-        mlp(X, [W, torch.ones(1, 4)], [None], ["relu", "relu"])
+        mlp(x, [w, torch.ones(1, 4)], [None], ["relu", "relu"])
     with pytest.raises(RuntimeError, match=r"weights\[1\] of shape \(1, 5\) must have 4 columns"):
-        mlp(X, [W, torch.ones(1, 5)], None, ["relu", "relu"])
+        mlp(x, [w, torch.ones(1, 5)], None, ["relu", "relu"])
     with pytest.raises(ValueError, match=r"activations\[1\] must be one of.*'mish'"):
-        mlp(X, [W, torch.ones(1, 4)], None, ["relu", "mish"])
+        mlp(x, [w, torch.ones(1, 4)], None, ["relu", "mish"])
     with pytest.raises(ValueError, match="negative_slope must be finite, not nan"):
-        linear_act(X, W, B, "leaky_relu", float("nan"))
+        linear_act(x, w, b, "leaky_relu", float("nan"))
 
 
 @given(

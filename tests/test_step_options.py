@@ -127,11 +127,12 @@ def test_drawn_noise(backend: str, options: dict[str, Any]) -> None:
 
 def test_the_random_state_moves_only_when_noise_is_drawn(backend: str) -> None:
     trainer, (real, _, noise) = trainer_of(), inputs({})
-    state = torch.get_rng_state()
+    get_state = torch.cuda.get_rng_state if real.is_cuda else torch.get_rng_state
+    state = get_state()
     trainer.step(real, noise=noise)
-    assert torch.equal(state, torch.get_rng_state())
+    assert torch.equal(state, get_state())
     trainer.step(real)
-    assert not torch.equal(state, torch.get_rng_state())
+    assert not torch.equal(state, get_state())
 
 
 class NoLinear(nn.Module):

@@ -101,6 +101,11 @@ struct StepNetworks {
         to.keep_scale = from.drop < 1 ? 1 / (1 - from.drop) : 1;
         layers[n].push_back(to);
       }
+      for (size_t l = 0; l + 1 < layers[n].size(); ++l) {
+        const StepLayer<T>& next = layers[n][l + 1];
+        layers[n][l].bias_cancels = layers[n][l].activation.activation == Activation::identity &&
+                                    next.kind == LayerKind::batch_norm && next.batch_statistics;
+      }
     }
     problem.generator = {int(layers[generator_index].size()), layers[generator_index].data()};
     problem.discriminator = {int(layers[discriminator_index].size()), layers[discriminator_index].data()};

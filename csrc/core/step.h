@@ -29,6 +29,9 @@ struct StepLayer {
   int64_t in = 0, out = 0;  // widths, the same but for linear
   ActivationArguments activation{Activation::identity, 0};
   Trained<T> weight, bias;  // linear: (out, in) and (out); batch_norm: (out) and (out)
+  // linear: the batch_norm that follows takes the mean off again, and with it the bias. Its gradient is zero; what
+  // rounding would leave of it Adam would scale up to whole steps, another one on each machine.
+  bool bias_cancels = false;
 
   // batch_norm (Ioffe and Szegedy 2015): the statistics of the batch, or the running ones as they are
   bool batch_statistics = false;

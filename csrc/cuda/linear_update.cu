@@ -11,6 +11,7 @@ void linear_update(const Context& context, const LinearUpdate<T>& a, Rounding ro
   p.trained_weight = a.weight;
   p.trained_bias = a.bias;
   p.average_rate = a.average_rate;
+  p.bias_cancels = a.bias_cancels;
   run<Pass::weight_update, Major::row, Major::row>(context, p, rounding);
 }
 

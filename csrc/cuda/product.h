@@ -30,6 +30,7 @@ struct Product {
   T* grad_bias;                             // weight gradient, or null
   Trained<T> trained_weight, trained_bias;  // weight update
   compute_t<T> average_rate;
+  bool bias_cancels;
   void* partial;  // room for the sums of each split of each tile
   unsigned* counters;
 };
@@ -135,7 +136,7 @@ __global__ void __launch_bounds__(tile_threads, 2) product_kernel(Product<typena
   }
   if (p.b.rows > 0) finish<pass>(p, Tile<C, tile_size, Layout::stride>{tile, row0, col0, p.a.rows, p.b.rows});
   if (sums_bias && threadIdx.x < tile_size && row0 + threadIdx.x < p.a.rows) {
-    const C sum = tile[Layout::sums + threadIdx.x];
+    const C sum = p.bias_cancels ? C(0) : tile[Layout::sums + threadIdx.x];
     if constexpr (pass == Pass::weight_update)
       update(p.trained_bias, *p.trained_bias.step, row0 + threadIdx.x, sum, p.average_rate);
     else

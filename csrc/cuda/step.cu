@@ -204,15 +204,17 @@ class Passes {
 
   void update(const StepLayer<T>& layer, const T* grad_z, const T* x, T average_rate) const {
     const int64_t rows = rows_.count();
-    if (!by_library(layer.out, layer.in, rows))
-      return linear_update(
-          context_, LinearUpdate<T>{rows, layer.in, layer.out, grad_z, x, layer.weight, layer.bias, average_rate},
-          options_.rounding);
+    LinearUpdate<T> whole{rows,       layer.in,     layer.out,         grad_z, x, layer.weight,
+                          layer.bias, average_rate, layer.bias_cancels};
+    if (!by_library(layer.out, layer.in, rows)) return linear_update(context_, whole, options_.rounding);
     if (layer.weight.is_updated()) {
       context_.product(LibraryProduct<T>{layer.out, layer.in, rows, grad_z, 1, layer.out, x, layer.in, 1, gradient_});
       update_parameter(context_, layer.weight, layer.out * layer.in, gradient_, average_rate);
     }
-    if (layer.bias.is_updated()) {
+    if (layer.bias.is_updated() && layer.bias_cancels) {
+      whole.weight = {};
+      linear_update(context_, whole, options_.rounding);
+    } else if (layer.bias.is_updated()) {
       T* const sums = gradient_ + layer.out * layer.in;
       act_backward<T>(context_, {Activation::identity, 0}, rows, layer.out, grad_z, grad_z, nullptr, sums);
       update_parameter(context_, layer.bias, layer.out, sums, average_rate);
