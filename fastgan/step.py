@@ -236,7 +236,7 @@ class TrainStep:
         for i in range(self.d_steps):
             condition = conditions[i] if conditions is not None else None
             # The reused fake keeps its graph for G's backward; any other needs none.
-            with torch.set_grad_enabled(self.reuse_fake and i == self.d_steps - 1), self._autocast(real):
+            with torch.set_grad_enabled(bool(self.reuse_fake and i == self.d_steps - 1)), self._autocast(real):
                 fake = self.generator(_conditioned(noise[i], condition))
             d_loss, real_logits, fake_logits = self._update_discriminator(
                 last, real[i], fake.detach(), condition, penalize

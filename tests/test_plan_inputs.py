@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from conftest import run_on_or_skip
-from surgery import BATCH, DATA, LATENT, run, trainer
+from surgery import BATCH, DATA, LATENT, networks, run, trainer
 from torch import Tensor, nn
 
 NATIVE = "the whole step as one native call"
@@ -119,6 +119,12 @@ def result(step: Any, *inputs: Any) -> tuple[list[Tensor], str]:
     return [t.detach().clone() for t in tensors], error
 
 
+def no_batch_norm() -> tuple[nn.Sequential, nn.Sequential]:
+    generator, discriminator = networks()
+    generator[1] = nn.Identity()
+    return generator, discriminator
+
+
 def assert_alike(make: Callable[[], Any], given: Callable[[Any], tuple[Any, ...]]) -> str:
     """Two steps, the first of them with usual inputs or not, by the engine and composed."""
     for first in (True, False):
@@ -146,14 +152,13 @@ def test_real(place: str, kind: str, d_steps: int) -> None:
 def test_noise(place: str, kind: str) -> None:
     def noise() -> Any:
         made = REAL[kind]()
-        if kind == "expanded":  # over the rows it would have no variance for BatchNorm
-            return real(1, BATCH, LATENT).expand(2, BATCH, LATENT)
         try:
             return torch.stack([made, made])[..., :LATENT]
         except Exception:
             return made
 
-    assert_alike(lambda way: trainer(way), lambda step: (real(), None, noise()))
+    # Without BatchNorm, which scales up the rounding of rows that are all alike.
+    assert_alike(lambda way: trainer(way, networks=no_batch_norm), lambda step: (real(), None, noise()))
 
 
 @pytest.mark.parametrize("what", ["weight", "average", "state"])

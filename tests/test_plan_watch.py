@@ -8,7 +8,8 @@ from collections.abc import Iterator
 import pytest
 import torch
 from conftest import run_on_or_skip
-from surgery import SURGERIES, networks, outcome, run, trainer
+from surgery import networks, outcome, run, trainer
+from surgery_of_training import SURGERIES
 
 NATIVE = "the whole step as one native call"
 
