@@ -58,7 +58,7 @@ _OPTIONS = st.fixed_dictionaries(
         "num_classes": st.sampled_from((0, 3, 1)),
         "r1_gamma": st.sampled_from((0.0, 0.0, 0.3)),
         "r1_every": st.sampled_from((1, 2, 3)),
-        "ema": st.booleans(),
+        "ema": st.sampled_from((True, True, False)),
         "ema_decay": st.sampled_from((0.9, 0.0, 0.5)),
         "precision": st.sampled_from(("fp32",) * 15 + ("bf16",)),
     },
@@ -82,12 +82,14 @@ DESCRIPTIONS = st.fixed_dictionaries(
 
 # Those of many cases, and that which gives the engine something to do again.
 _WEIGHTS = {
-    "set_attribute": 8,
-    "set_number": 3,
-    "set_option": 2,
+    "set_attribute": 14,
+    "set_number": 6,
+    "set_option": 8,
     "set_state_tensor": 2,
     "set_buffer": 2,
-    "change_average": 2,
+    "tensor_hook": 2,
+    "module_hook": 2,
+    "change_average": 4,
     "step_on_unusual": 3,
     "step_on_wrong": 2,
 }
@@ -170,6 +172,10 @@ def machine(backend: str, without: Sequence[str], trace: TextIO, found: Found, t
             self.do("step", number)
 
         @rule(name=st.sampled_from(surgery), number=numbers)
+        def operates_once_more(self, name: str, number: int) -> None:
+            self.on_a_plan(name, number)
+
+        @rule(name=st.sampled_from(surgery), number=numbers)
         def operates_unseen(self, name: str, number: int) -> None:
             self.do(name, number)
 
@@ -199,7 +205,7 @@ def run(kind: Any, examples: int, number: int | None) -> None:
         kind,
         settings=settings(
             max_examples=examples,
-            stateful_step_count=20,
+            stateful_step_count=30,
             deadline=None,
             database=None,
             derandomize=number is None,
