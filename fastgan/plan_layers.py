@@ -142,8 +142,8 @@ def _check(layer: Layer) -> None:
             raise CannotPlan(f"{layer.path} has a bias of shape {tuple(module.bias.shape)}, not ({layer.width_out},)")
     elif layer.kind == BATCH_NORM:
         _check_batch_norm(layer)
-    elif not _is_number(module.p) or not 0 <= module.p <= 1:
-        raise CannotPlan(f"{layer.path} has p={module.p!r}")
+    elif not _is_number(module.p) or not 0 <= module.p <= 1 or type(module.training) is not bool:
+        raise CannotPlan(f"{layer.path} has p={module.p!r}, training={module.training!r}")
 
 
 def _check_batch_norm(layer: Layer) -> None:

@@ -4,6 +4,8 @@
 // pre-activation z need not be kept, else z. d and dd are the first and second derivative by z.
 #pragma once
 
+#include <type_traits>
+
 #include "math.h"
 
 namespace fastgan {
@@ -193,6 +195,16 @@ struct Act<Activation::gelu> {  // exact: z Phi(z)
     return density(z) * (C(2) - z * z);
   }
 };
+
+// The gradient by z of a gradient g by y. As in torch: relu selects, so that what does not pass is zero even where g is
+// infinite or NaN; the others multiply.
+template <class A, class C>
+FASTGAN_INLINE C gradient(C g, C saved, C slope) {
+  if constexpr (std::is_same_v<A, Act<Activation::relu>>)
+    return select(saved <= C(0), C(0), g);
+  else
+    return g * A::d(saved, slope);
+}
 
 // Calls f with the Act of a run-time activation.
 #ifdef __CUDACC__

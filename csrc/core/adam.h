@@ -58,9 +58,9 @@ FASTGAN_INLINE void adam_update(const AdamStep<C>& s, bool amsgrad, C grad, C& p
                                 C& max_exp_avg_sq) {
   // An infinite parameter would make a weight decay of zero NaN.
   const C g = select(s.weight_decay == C(0), s.sign * grad, s.sign * grad + s.weight_decay * param);
-  exp_avg += s.rate1 * (g - exp_avg);
+  exp_avg = lerp(exp_avg, g, s.rate1);
   exp_avg_sq = s.beta2 * exp_avg_sq + s.rate2 * g * g;
-  if (amsgrad) max_exp_avg_sq = select(max_exp_avg_sq < exp_avg_sq, exp_avg_sq, max_exp_avg_sq);
+  if (amsgrad) max_exp_avg_sq = maximum(max_exp_avg_sq, exp_avg_sq);
   const C second = amsgrad ? max_exp_avg_sq : exp_avg_sq;
   param = param * s.kept - s.step_size * exp_avg / (sqrt_(second) / s.root_correction + s.eps);
 }

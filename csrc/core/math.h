@@ -13,6 +13,19 @@ FASTGAN_INLINE C select(bool condition, C yes, C no) {
   return condition ? yes : no;
 }
 
+// The larger, or NaN where one of them is NaN, as torch.maximum.
+template <class C>
+FASTGAN_INLINE C maximum(C a, C b) {
+  return select((a < b) | (b != b), b, a);
+}
+
+// torch.lerp, from either end, so that infinities meet as they do there.
+template <class C>
+FASTGAN_INLINE C lerp(C from, C to, C weight) {
+  const bool near = weight < C(0.5);
+  return select(near, from, to) + select(near, weight, weight - C(1)) * (to - from);
+}
+
 FASTGAN_INLINE double exp_(double x) { return std::exp(x); }
 FASTGAN_INLINE double expm1_(double x) { return std::expm1(x); }
 FASTGAN_INLINE double log1p_unit(double e) { return std::log1p(e); }

@@ -77,6 +77,12 @@ struct StepProblem {
   const int64_t* labels = nullptr;  // (batch), or null without classes
 };
 
+// batch_norm's running statistic after a batch's, as torch has it: an infinite one stays infinite.
+template <class T>
+FASTGAN_INLINE T moving(T running, double of_batch, double momentum) {
+  return T(momentum * of_batch + (1 - momentum) * double(running));
+}
+
 // What a step reports.
 template <class T>
 struct StepSums {

@@ -78,12 +78,12 @@ void act_backward(const Context&, ActivationArguments arguments, int64_t rows, i
         } else if (grad_bias != nullptr) {
           simd_for(
               0, cols, FASTGAN_BODY(c) {
-                const C value = load(gr + c) * A::d(load(sr + c), slope);
+                const C value = gradient<A>(load(gr + c), load(sr + c), slope);
                 store(zr + c, value);
                 sums[c] += value;
               });
         } else {
-          simd_for(0, cols, FASTGAN_BODY(c) { store(zr + c, load(gr + c) * A::d(load(sr + c), slope)); });
+          simd_for(0, cols, FASTGAN_BODY(c) { store(zr + c, gradient<A>(load(gr + c), load(sr + c), slope)); });
         }
       }
     });
@@ -109,13 +109,14 @@ void act_double_backward(const Context&, ActivationArguments arguments, int64_t 
     for_chunks(chunk_count(n), work_of(arguments, n), [&](int64_t chunk) {
       const int64_t begin = chunk * chunk_size, end = std::min(n, begin + chunk_size);
       if (grad_z2 == nullptr)
-        simd_for(begin, end, FASTGAN_BODY(i) { store(grad_grad_y + i, load(u + i) * A::d(load(saved + i), slope)); });
+        simd_for(
+            begin, end, FASTGAN_BODY(i) { store(grad_grad_y + i, gradient<A>(load(u + i), load(saved + i), slope)); });
       else
         simd_for(
             begin, end, FASTGAN_BODY(i) {
               const C value = load(u + i), s = load(saved + i);
               store(grad_z2 + i, value * load(grad_y + i) * A::dd(s, slope));
-              store(grad_grad_y + i, value * A::d(s, slope));
+              store(grad_grad_y + i, gradient<A>(value, s, slope));
             });
     });
   });

@@ -50,7 +50,7 @@ void work_on_mlp_forward(const Mlp<T>& mlp, const MlpForwardBuffers<T>& buffers,
       own.x = l % 2 == 0 ? buffers.even : buffers.odd;
       own.y = l % 2 == 0 ? buffers.odd : buffers.even;
       own.saved = saves_output(given.activation) ? own.y : buffers.z;
-      linear_forward(pass, layer, own);
+      linear_forward(pass, layer, own, samples);
       if (given.y != nullptr) store_rows(worker, given.out, first, samples, own.y, given.y);
       if (given.z != nullptr) store_rows(worker, given.out, first, samples, own.saved, given.z);
       worker.layer_done();

@@ -108,7 +108,8 @@ struct Rows32 {
       : from(worker.from(padded(n) / 32) * 32), to(worker.to(padded(n) / 32) * 32) {}
 };
 
-inline void linear_forward(const Pass& pass, const StepLayer<float>& layer, const LayerBuffers<float>& buffers) {
+inline void linear_forward(const Pass& pass, const StepLayer<float>& layer, const LayerBuffers<float>& buffers,
+                           int64_t batch) {
   alignas(64) uint16_t tile[amx_rows * amx_sum_block];
   alignas(64) float sums[amx_rows * panel];
   const Worker& worker = pass.worker;
@@ -146,7 +147,11 @@ inline void linear_forward(const Pass& pass, const StepLayer<float>& layer, cons
           for (int64_t m = 0; m < height; ++m)
 #pragma omp simd
             for (int64_t i = 0; i < panel; ++i) c[m * panel + i] += layer.bias.value[row + m];
-        if (finished) activate(layer.activation, height * panel, c, buffers.y.at(p) + row * panel);
+        if (finished) {
+          float* y = buffers.y.at(p) + row * panel;
+          activate(layer.activation, height * panel, c, y);
+          clear_padding(height, samples_in(pass.in_half(p), batch), y);
+        }
         if (!whole && !(finished && output_saved)) std::memcpy(z, c, height * panel * sizeof(float));
       }
     }
@@ -154,7 +159,7 @@ inline void linear_forward(const Pass& pass, const StepLayer<float>& layer, cons
 }
 
 inline void linear_backward(const Pass& pass, const StepLayer<float>& layer, const LayerBuffers<float>& buffers,
-                            const GradientTarget<float>& target) {
+                            int64_t batch, const GradientTarget<float>& target) {
   alignas(64) uint16_t tile[amx_rows * amx_sum_block];
   alignas(64) float sums[amx_rows * panel], turned[32 * 32];
   const Worker& worker = pass.worker;
@@ -183,7 +188,10 @@ inline void linear_backward(const Pass& pass, const StepLayer<float>& layer, con
         float* c = whole ? grad : sums;
         if (k > 0 && !whole) std::memcpy(c, grad, height * panel * sizeof(float));
         amx_multiply({tile, steps * 64, 64, 16 * steps * 64, pairs, 128, 16 * 128, 64}, steps, k > 0, c);
-        if (k + length == layer.out) gate(target.activation, height * panel, target.saved.at(p) + row * panel, c);
+        if (k + length == layer.out) {
+          gate(target.activation, height * panel, target.saved.at(p) + row * panel, c);
+          clear_padding(height, samples_in(pass.in_half(p), batch), c);
+        }
         if (!whole) std::memcpy(grad, c, height * panel * sizeof(float));
       }
     }

@@ -40,13 +40,15 @@ struct AdamFloats {
       : sign(_mm512_set1_ps(s.sign)),
         decay(_mm512_set1_ps(s.weight_decay)),
         kept(_mm512_set1_ps(s.kept)),
-        rate1(_mm512_set1_ps(s.rate1)),
+        from_gradient(s.rate1 < 0.5f ? 0 : 0xffff),
+        rate1(_mm512_set1_ps(s.rate1 < 0.5f ? s.rate1 : s.rate1 - 1)),
         beta2(_mm512_set1_ps(s.beta2)),
         rate2(_mm512_set1_ps(s.rate2)),
         size(_mm512_set1_ps(s.step_size)),
         correction(_mm512_set1_ps(1 / s.root_correction)),
         eps(_mm512_set1_ps(s.eps)),
-        average_rate(_mm512_set1_ps(average_rate)),
+        from_value(average_rate < 0.5f ? 0 : 0xffff),
+        average_rate(_mm512_set1_ps(average_rate < 0.5f ? average_rate : average_rate - 1)),
         decays(s.weight_decay != 0) {}
 
   void update(__mmask16 mask, const float* grad, float* param, float* exp_avg, float* exp_avg_sq, float* max_exp_avg_sq,
@@ -56,13 +58,14 @@ struct AdamFloats {
     __m512 g = _mm512_mul_ps(sign, _mm512_maskz_loadu_ps(mask, grad));
     if (decays) g = _mm512_fmadd_ps(decay, p, g);
     __m512 m = _mm512_maskz_loadu_ps(mask, exp_avg), v = _mm512_maskz_loadu_ps(mask, exp_avg_sq);
-    m = _mm512_fmadd_ps(rate1, _mm512_sub_ps(g, m), m);
+    m = _mm512_fmadd_ps(rate1, _mm512_sub_ps(g, m), _mm512_mask_blend_ps(from_gradient, m, g));
     v = _mm512_fmadd_ps(_mm512_mul_ps(rate2, g), g, _mm512_mul_ps(beta2, v));
     _mm512_mask_storeu_ps(exp_avg, mask, m);
     _mm512_mask_storeu_ps(exp_avg_sq, mask, v);
     if (max_exp_avg_sq != nullptr) {
       const __m512 most = _mm512_maskz_loadu_ps(mask, max_exp_avg_sq);
-      v = _mm512_mask_blend_ps(_mm512_cmp_ps_mask(most, v, _CMP_LT_OQ), most, v);
+      const __mmask16 larger = _mm512_cmp_ps_mask(most, v, _CMP_LT_OQ) | _mm512_cmp_ps_mask(v, v, _CMP_UNORD_Q);
+      v = _mm512_mask_blend_ps(larger, most, v);
       _mm512_mask_storeu_ps(max_exp_avg_sq, mask, v);
     }
     // Outside of this range, and for NaN, the estimates fail.
@@ -83,9 +86,14 @@ struct AdamFloats {
     _mm512_mask_storeu_ps(param, mask, p);
     if (average == nullptr) return;
     const __m512 old = _mm512_maskz_loadu_ps(mask, average);
-    _mm512_mask_storeu_ps(average, mask, _mm512_fmadd_ps(average_rate, _mm512_sub_ps(p, old), old));
+    _mm512_mask_storeu_ps(
+        average, mask, _mm512_fmadd_ps(average_rate, _mm512_sub_ps(p, old), _mm512_mask_blend_ps(from_value, old, p)));
   }
 
-  const __m512 sign, decay, kept, rate1, beta2, rate2, size, correction, eps, average_rate;
+  const __m512 sign, decay, kept;
+  const __mmask16 from_gradient;  // lerp's end, of which rate1 goes back where that is nearer
+  const __m512 rate1, beta2, rate2, size, correction, eps;
+  const __mmask16 from_value;
+  const __m512 average_rate;
   const bool decays;
 };

@@ -32,18 +32,20 @@ void batch_moments(const Pass& pass, const StepLayer<T>& layer, const LayerBuffe
       momentum = 1.0 / double(*layer.batches + 1 + half - pass.first_half);
     T* moments = buffers.moments + half * 2 * width;
     for (int64_t c = width * thread / threads; c < width * (thread + 1) / threads; ++c) {
-      double mean = 0, squares = 0;
+      double mean = 0, squares = 0, total = 0;
       for (int64_t p = 0; p < panels; ++p) {
         const T* sums = buffers.sums + pass.at(half, p) * 2 * width;
         const double before = double(p) * panel, n = double(samples_in(p, batch)), difference = sums[c] - mean;
+        total += sums[c] * n;
         mean += difference * n / (before + n);
         squares += sums[width + c] + difference * difference * before * n / (before + n);
       }
+      if (mean != mean) mean = total / double(batch);  // an infinite mean has no difference from the next
       moments[c] = T(mean);
       moments[width + c] = T(1 / std::sqrt(squares / double(batch) + layer.eps));
       if (layer.running_mean == nullptr) continue;
-      layer.running_mean[c] += T(momentum * (mean - layer.running_mean[c]));
-      layer.running_var[c] += T(momentum * (squares / double(batch - 1) - layer.running_var[c]));
+      layer.running_mean[c] = moving(layer.running_mean[c], mean, momentum);
+      layer.running_var[c] = moving(layer.running_var[c], squares / double(batch - 1), momentum);
     }
   }
   worker.team.barrier.wait();
@@ -69,7 +71,7 @@ template <class T>
 void batch_norm_forward(const Pass& pass, const StepLayer<T>& layer, const LayerBuffers<T>& buffers, int64_t batch) {
   layer.batch_statistics ? batch_moments(pass, layer, buffers, batch) : running_moments(pass, layer, buffers);
   const int64_t width = layer.out;
-  elementwise_forward(pass, layer, buffers, [&](int64_t p, int64_t from, int64_t to, T* z) {
+  elementwise_forward(pass, layer, buffers, batch, [&](int64_t p, int64_t from, int64_t to, T* z) {
     const T* x = buffers.x.at(p);
     const T* moments = buffers.moments + pass.half(p) * 2 * width;
     for (int64_t c = from; c < to; ++c) {
@@ -84,17 +86,17 @@ void batch_norm_forward(const Pass& pass, const StepLayer<T>& layer, const Layer
 // Leaves the sums of grad_z and of grad_z times the normalised input, over each half, in the sums of its first panel:
 // they are the gradients by bias and weight.
 template <class T>
-void batch_norm_sums(const Pass& pass, const StepLayer<T>& layer, const LayerBuffers<T>& buffers) {
+void batch_norm_sums(const Pass& pass, const StepLayer<T>& layer, const LayerBuffers<T>& buffers, int64_t batch) {
   const Worker& worker = pass.worker;
   const int64_t width = layer.out;
   for (int64_t j = 0; j < pass.count(); ++j) {
-    const int64_t p = pass.index(j);
+    const int64_t p = pass.index(j), n = samples_in(pass.in_half(p), batch);
     const T *x = buffers.x.at(p), *g = buffers.grad_z.at(p);
     const T* moments = buffers.moments + pass.half(p) * 2 * width;
     T* sums = buffers.sums + p * 2 * width;
     for (int64_t c = worker.from(width); c < worker.to(width); ++c) {
       T total = 0, product = 0;
-      for (int64_t i = c * panel; i < (c + 1) * panel; ++i) {
+      for (int64_t i = c * panel; i < c * panel + n; ++i) {
         total += g[i];
         product += g[i] * ((x[i] - moments[c]) * moments[width + c]);
       }
@@ -121,19 +123,20 @@ template <class T>
 void batch_norm_backward(const Pass& pass, const StepLayer<T>& layer, const LayerBuffers<T>& buffers, int64_t batch,
                          const GradientTarget<T>& target) {
   const int64_t width = layer.out;
-  elementwise_backward(pass, target, [&](int64_t p, int64_t from, int64_t to, T* grad) {
+  elementwise_backward(pass, target, batch, [&](int64_t p, int64_t from, int64_t to, T* grad) {
     const T *x = buffers.x.at(p), *g = buffers.grad_z.at(p);
     const T* moments = buffers.moments + pass.half(p) * 2 * width;
     const T* sums = buffers.sums + pass.at(pass.half(p), 0) * 2 * width;
-    const int64_t n = samples_in(pass.in_half(p), batch);
     for (int64_t c = from; c < to; ++c) {
       const T scale = moments[width + c] * (layer.weight.value == nullptr ? T(1) : layer.weight.value[c]);
-      const T mean = layer.batch_statistics ? sums[c] / T(batch) : T(0);
-      const T slope = layer.batch_statistics ? sums[width + c] / T(batch) : T(0);
-      for (int64_t i = 0; i < panel; ++i) {
-        const int64_t at = c * panel + i;
-        const T normal = (x[at] - moments[c]) * moments[width + c];
-        grad[at] = i < n ? scale * (g[at] - mean - normal * slope) : T(0);
+      if (!layer.batch_statistics) {
+        for (int64_t i = c * panel; i < (c + 1) * panel; ++i) grad[i] = scale * g[i];
+        continue;
+      }
+      const T mean = sums[c] / T(batch), slope = sums[width + c] / T(batch);
+      for (int64_t i = c * panel; i < (c + 1) * panel; ++i) {
+        const T normal = (x[i] - moments[c]) * moments[width + c];
+        grad[i] = scale * (g[i] - mean - normal * slope);
       }
     }
   });

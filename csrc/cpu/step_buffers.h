@@ -2,7 +2,8 @@
 //
 // A batch is stored in panels of 32 samples: a panel of a matrix with `width` features is contiguous, [width][32], so a
 // layer's weight, read as it stands, multiplies panels into panels, and everything element by element is a plain loop.
-// The last panel's unused columns are computed like the others; their gradients are zero.
+// The last panel's unused columns are computed like the others and then set to zero,
+// activations and gradients alike.
 #pragma once
 
 #include <sched.h>

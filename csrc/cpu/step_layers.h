@@ -12,20 +12,25 @@ void activate(ActivationArguments arguments, int64_t n, const T* z, T* y) {
   });
 }
 
-// grad *= the activation's derivative. A gradient that meets a zero derivative is zero, even an infinite one.
+// grad goes on through the activation.
 template <class T>
 void gate(ActivationArguments arguments, int64_t n, const T* saved, T* grad) {
   const T slope = T(arguments.negative_slope);
   with_activation(arguments.activation, [&](auto act) {
     using A = decltype(act);
     if constexpr (std::is_same_v<A, Act<Activation::identity>>) return;
-    const bool is_relu = std::is_same_v<A, Act<Activation::relu>>;
 #pragma omp simd
-    for (int64_t i = 0; i < n; ++i) {
-      const T d = A::d(saved[i], slope);
-      grad[i] = is_relu && d == T(0) ? T(0) : grad[i] * d;
-    }
+    for (int64_t i = 0; i < n; ++i) grad[i] = gradient<A>(grad[i], saved[i], slope);
   });
+}
+
+// Zeros in the columns of a panel's rows that are no samples. An infinite or NaN weight makes them NaN, and a NaN there
+// would not vanish from a sum over the samples because the other factor is zero.
+template <class T>
+void clear_padding(int64_t rows, int64_t samples, T* x) {
+  if (samples == panel) return;
+  for (int64_t r = 0; r < rows; ++r)
+    for (int64_t i = samples; i < panel; ++i) x[r * panel + i] = 0;
 }
 
 inline bool saves_output(ActivationArguments arguments) {
@@ -55,7 +60,8 @@ struct GradientTarget {
 
 // z element by element: f(panel index, first element, elements, z) writes z, which is then activated.
 template <class T, class F>
-void elementwise_forward(const Pass& pass, const StepLayer<T>& layer, const LayerBuffers<T>& buffers, const F& f) {
+void elementwise_forward(const Pass& pass, const StepLayer<T>& layer, const LayerBuffers<T>& buffers, int64_t batch,
+                         const F& f) {
   const int64_t from = pass.worker.from(layer.out), to = pass.worker.to(layer.out);
   for (int64_t j = 0; j < pass.count(); ++j) {
     const int64_t p = pass.index(j);
@@ -63,17 +69,20 @@ void elementwise_forward(const Pass& pass, const StepLayer<T>& layer, const Laye
     T* z = saves_output(layer.activation) ? y : buffers.saved.at(p);
     f(p, from, to, z);
     activate(layer.activation, (to - from) * panel, z + from * panel, y + from * panel);
+    clear_padding(to - from, samples_in(pass.in_half(p), batch), y + from * panel);
   }
 }
 
 // As elementwise_forward: f writes the gradient by the layer's input.
 template <class T, class F>
-void elementwise_backward(const Pass& pass, const GradientTarget<T>& target, const F& f) {
+void elementwise_backward(const Pass& pass, const GradientTarget<T>& target, int64_t batch, const F& f) {
   const int64_t from = pass.worker.from(target.width), to = pass.worker.to(target.width);
   for (int64_t j = 0; j < pass.count(); ++j) {
     const int64_t p = pass.index(j);
-    f(p, from, to, target.grad.at(p));
-    gate(target.activation, (to - from) * panel, target.saved.at(p) + from * panel, target.grad.at(p) + from * panel);
+    T* grad = target.grad.at(p);
+    f(p, from, to, grad);
+    gate(target.activation, (to - from) * panel, target.saved.at(p) + from * panel, grad + from * panel);
+    clear_padding(to - from, samples_in(pass.in_half(p), batch), grad + from * panel);
   }
 }
 
@@ -90,16 +99,16 @@ void dropout_forward(const Pass& pass, const StepLayer<T>& layer, const LayerBuf
       for (int64_t i = from * panel; i < to * panel; ++i) mask[i] *= scale;
     }
   }
-  elementwise_forward(pass, layer, buffers, [&](int64_t p, int64_t from, int64_t to, T* z) {
+  elementwise_forward(pass, layer, buffers, batch, [&](int64_t p, int64_t from, int64_t to, T* z) {
     const T *x = buffers.x.at(p), *mask = buffers.mask + p * layer.out * panel;
     for (int64_t i = from * panel; i < to * panel; ++i) z[i] = layer.mask[0] == nullptr ? x[i] : x[i] * mask[i];
   });
 }
 
 template <class T>
-void dropout_backward(const Pass& pass, const StepLayer<T>& layer, const LayerBuffers<T>& buffers,
+void dropout_backward(const Pass& pass, const StepLayer<T>& layer, const LayerBuffers<T>& buffers, int64_t batch,
                       const GradientTarget<T>& target) {
-  elementwise_backward(pass, target, [&](int64_t p, int64_t from, int64_t to, T* grad) {
+  elementwise_backward(pass, target, batch, [&](int64_t p, int64_t from, int64_t to, T* grad) {
     const T *g = buffers.grad_z.at(p), *mask = buffers.mask + p * layer.out * panel;
     for (int64_t i = from * panel; i < to * panel; ++i) grad[i] = layer.mask[0] == nullptr ? g[i] : g[i] * mask[i];
   });

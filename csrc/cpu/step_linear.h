@@ -6,7 +6,7 @@
 constexpr int64_t panels_at_once = 16;
 
 template <class T>
-void linear_forward(const Pass& pass, const StepLayer<T>& layer, const LayerBuffers<T>& buffers) {
+void linear_forward(const Pass& pass, const StepLayer<T>& layer, const LayerBuffers<T>& buffers, int64_t batch) {
   alignas(64) T tile[tile_rows * copied_stride<T>];
   const Tiles tiles(layer.out);
   const Finish finish = forward_finish(layer.activation);
@@ -41,7 +41,10 @@ void linear_forward(const Pass& pass, const StepLayer<T>& layer, const LayerBuff
           if (fetched < height)
             task.fetch = {layer.weight.value + (row + height + fetched) * layer.in + k, layer.in, 64 / sizeof(T)};
           multiply<T, Storage::copied>(height, task);
-          if (finished && more) activate(layer.activation, height * panel, task.c, buffers.y.at(p) + row * panel);
+          if (!finished) continue;
+          T* const y = buffers.y.at(p) + row * panel;
+          if (more) activate(layer.activation, height * panel, task.c, y);
+          clear_padding(height, samples_in(pass.in_half(p), batch), y);
         }
       }
     }
@@ -49,7 +52,7 @@ void linear_forward(const Pass& pass, const StepLayer<T>& layer, const LayerBuff
 }
 
 template <class T>
-void linear_backward(const Pass& pass, const StepLayer<T>& layer, const LayerBuffers<T>& buffers,
+void linear_backward(const Pass& pass, const StepLayer<T>& layer, const LayerBuffers<T>& buffers, int64_t batch,
                      const GradientTarget<T>& target) {
   alignas(64) T tile[sum_block<T> * packed_stride];
   const Tiles tiles(target.width);
@@ -87,7 +90,9 @@ void linear_backward(const Pass& pass, const StepLayer<T>& layer, const LayerBuf
           task.fetch.from = tile;  // nothing
           if (j - first < 2) task.fetch = {weight + height + (j - first) * (height - 1), panel * layer.in, layer.in};
           multiply<T, Storage::packed>(height, task);
-          if (finished && more) gate(target.activation, height * panel, task.saved, task.c);
+          if (!finished) continue;
+          if (more) gate(target.activation, height * panel, task.saved, task.c);
+          clear_padding(height, samples_in(pass.in_half(p), batch), task.c);
         }
       }
     }

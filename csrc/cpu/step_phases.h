@@ -9,6 +9,7 @@ void load_rows(const Worker& worker, const StridedRows<T>& rows, int64_t batch, 
     const int64_t n = samples_in(p, batch);
     T* out = to.at(p);
     const T* in = rows.data + p * panel * rows.row_stride;
+    clear_padding(end - begin, n, out + begin * panel);
     if (rows.col_stride == 1) {
       transpose(n, end - begin, in + begin, rows.row_stride, out + begin * panel, panel);
       continue;
@@ -43,7 +44,7 @@ void forward(const Pass& pass, const StepNetwork<T>& network, const NetworkBuffe
     const StepLayer<T>& layer = network.layers[l];
     switch (layer.kind) {
       case LayerKind::linear:
-        linear_forward(pass, layer, buffers.layers[l]);
+        linear_forward(pass, layer, buffers.layers[l], batch);
         break;
       case LayerKind::batch_norm:
         batch_norm_forward(pass, layer, buffers.layers[l], batch);
@@ -72,7 +73,7 @@ void backward(const Pass& pass, const StepNetwork<T>& network, const NetworkBuff
   for (int l = network.count - 1; l >= lowest; --l) {
     const StepLayer<T>& layer = network.layers[l];
     const LayerBuffers<T>& own = buffers.layers[l];
-    if (layer.kind == LayerKind::batch_norm) batch_norm_sums(pass, layer, own);
+    if (layer.kind == LayerKind::batch_norm) batch_norm_sums(pass, layer, own, batch);
     if (l == 0 && beyond == nullptr) return;
     if (l == lowest && l > 0) return;
     const GradientTarget<T> target =
@@ -81,14 +82,14 @@ void backward(const Pass& pass, const StepNetwork<T>& network, const NetworkBuff
                                    network.layers[l - 1].activation, network.layers[l - 1].out};
     switch (layer.kind) {
       case LayerKind::linear:
-        linear_backward(pass, layer, own, target);
+        linear_backward(pass, layer, own, batch, target);
         break;
       case LayerKind::batch_norm:
         batch_norm_backward(pass, layer, own, batch, target);
         break;
       case LayerKind::dropout:
       case LayerKind::identity:
-        dropout_backward(pass, layer, own, target);
+        dropout_backward(pass, layer, own, batch, target);
         break;
     }
     pass.worker.layer_done();

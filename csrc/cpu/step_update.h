@@ -49,7 +49,7 @@ void update(const Trained<T>& parameter, int64_t at, int64_t stride, int rows, i
       for (int64_t i = 0; i < panel; ++i) adam_update(s, true, grad[i], param[i], exp_avg[i], exp_avg_sq[i], most[i]);
     }
 #pragma omp simd
-    for (int64_t i = 0; i < panel; ++i) average[i] += average_rate * (param[i] - average[i]);
+    for (int64_t i = 0; i < panel; ++i) average[i] = lerp(average[i], param[i], average_rate);
     write(param, parameter.value), write(exp_avg, parameter.exp_avg), write(exp_avg_sq, parameter.exp_avg_sq);
     write(most, parameter.max_exp_avg_sq), write(average, parameter.average);
   }

@@ -52,7 +52,7 @@ __global__ void __launch_bounds__(threads) act_backward_kernel(ActivationArgumen
       load_elements(grad_y, i, n, aligned, values);
       load_elements(saved, i, n, aligned, s);
 #pragma unroll
-      for (int k = 0; k < length<T>; ++k) values[k] *= A::d(s[k], slope);
+      for (int k = 0; k < length<T>; ++k) values[k] = gradient<A>(values[k], s[k], slope);
       store_elements(grad_z, i, n, aligned, values);
     });
   });
@@ -77,7 +77,7 @@ __global__ void __launch_bounds__(threads)
         store_elements(grad_z2, i, n, aligned, g);
       }
 #pragma unroll
-      for (int k = 0; k < length<T>; ++k) values[k] *= A::d(s[k], slope);
+      for (int k = 0; k < length<T>; ++k) values[k] = gradient<A>(values[k], s[k], slope);
       store_elements(grad_grad_y, i, n, aligned, values);
     });
   });

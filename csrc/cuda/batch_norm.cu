@@ -48,8 +48,8 @@ __global__ void __launch_bounds__(threads)
       if (writes && layer.running_mean != nullptr) {
         const double momentum =
             layer.batches != nullptr && layer.cumulative ? 1.0 / double(*layer.batches + 1 + half) : layer.momentum;
-        layer.running_mean[col] += T(momentum * (mean - layer.running_mean[col]));
-        layer.running_var[col] += T(momentum * (squares / double(a.batch - 1) - layer.running_var[col]));
+        layer.running_mean[col] = moving(layer.running_mean[col], mean, momentum);
+        layer.running_var[col] = moving(layer.running_var[col], squares / double(a.batch - 1), momentum);
       }
     } else if (col < width) {
       mean = layer.running_mean[col];
@@ -99,16 +99,17 @@ __global__ void __launch_bounds__(threads, 2)
     by_bias += sum;
     by_weight += product;
     if (a.grad == nullptr || col >= a.target_width) continue;  // the block's sums are done
-    const T mean_gradient = layer.batch_statistics ? T(sum / double(a.batch)) : T(0);
-    const T along = layer.batch_statistics ? T(product / double(a.batch)) : T(0);
+    const T mean_gradient = T(sum / double(a.batch)), along = T(product / double(a.batch));
     // Without an activation before, the derivative is that of the identity.
     with_activation(a.saved == nullptr ? Activation::identity : a.activation.activation, [&](auto act) {
       using A = decltype(act);
       const T slope = T(a.activation.negative_slope), scale = inverse * weight, tilt = inverse * along;
       for (int64_t row = threadIdx.x / cols; row < a.batch; row += lines) {
         const int64_t from = (half * a.batch + row) * width + col, to = (half * a.batch + row) * a.target_width + col;
-        const T g = scale * (a.grad_z[from] - mean_gradient - (a.x[from] - mean) * tilt);
-        a.grad[to] = a.saved == nullptr ? g : g * A::d(a.saved[to], slope);
+        T g = a.grad_z[from];
+        if (layer.batch_statistics) g = g - mean_gradient - (a.x[from] - mean) * tilt;
+        g *= scale;
+        a.grad[to] = a.saved == nullptr ? g : gradient<A>(g, a.saved[to], slope);
       }
     });
   }

@@ -129,7 +129,7 @@ __device__ __forceinline__ void update_tile(const Tile<T, side, stride>& tile, c
         for (int i = 0; i < 4; ++i) {
           adam_update(step, keeps_most, gradient.element[i], now.value.element[i], now.exp_avg.element[i],
                       now.exp_avg_sq.element[i], now.most.element[i]);
-          now.average.element[i] += average_rate * (now.value.element[i] - now.average.element[i]);
+          now.average.element[i] = lerp(now.average.element[i], now.value.element[i], average_rate);
         }
         store_values(t.value + place, count, quads, now.value);
         store_values(t.exp_avg + place, count, quads, now.exp_avg);

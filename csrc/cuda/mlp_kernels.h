@@ -159,7 +159,7 @@ __device__ __forceinline__ void backward_chain(const NarrowNetwork<T>& network, 
       for (int i = threadIdx.x; i < samples * top.out; i += tile_threads) {
         if (row0 + i / top.out >= network.batch) break;
         const int64_t place = row0 * top.out + i;
-        store(top.grad_z + place, C(load(network.grad_output + place)) * A::d(load(top.saved + place), slope));
+        store(top.grad_z + place, gradient<A>(C(load(network.grad_output + place)), C(load(top.saved + place)), slope));
       }
     });
     __syncthreads();
@@ -182,7 +182,7 @@ __device__ __forceinline__ void backward_chain(const NarrowNetwork<T>& network, 
         for_tile<N, T>(tile, col0, before.width, saved, [&](int sample, int col, C sum, C at) {
           T g{};
           if (is_inside(sample, col)) {
-            store(&g, before.saved == nullptr ? sum : sum * A::d(at, slope));
+            store(&g, before.saved == nullptr ? sum : gradient<A>(sum, at, slope));
             before.grad[place_of(sample, col)] = g;
           }
           if (l > 0) next[sample * N::resident_stride + col] = g;

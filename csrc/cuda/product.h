@@ -88,7 +88,7 @@ __device__ __forceinline__ void finish(const Product<T>& p, const Whole& tile) {
             if (p.first != nullptr) store_values(p.first + place, count, quads, sums);
             if (p.second == nullptr) return;
 #pragma unroll
-            for (int i = 0; i < 4; ++i) sums.element[i] *= A::d(saved.element[i], slope);
+            for (int i = 0; i < 4; ++i) sums.element[i] = gradient<A>(sums.element[i], saved.element[i], slope);
             store_values(p.second + place, count, quads, sums);
           });
     });

@@ -47,7 +47,7 @@ __global__ void __launch_bounds__(threads)
       const LossAndGradient<T> both = logits_loss(logit, target);
       loss += double(both.loss);
       score += double(sigmoid_(logit));
-      a.grad_z[place] = scale * both.gradient * A::d(a.saved[place], T(a.activation.negative_slope));
+      a.grad_z[place] = gradient<A>(scale * both.gradient, a.saved[place], T(a.activation.negative_slope));
     });
   });
   loss = block_sum<threads>(loss);
@@ -100,7 +100,7 @@ __global__ void __launch_bounds__(threads)
     using A = decltype(act);
     for_vectors<1>(n, [&](int64_t i) {
       const int64_t from = i / target_width * dropout.width + i % target_width;
-      grad[i] = grad_z[from] * kept(dropout, from) * A::d(saved[i], T(activation.negative_slope));
+      grad[i] = gradient<A>(grad_z[from] * kept(dropout, from), saved[i], T(activation.negative_slope));
     });
   });
 }

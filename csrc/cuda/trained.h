@@ -17,7 +17,7 @@ __device__ __forceinline__ void update(const Trained<T>& t, const AdamStep<T>& s
   t.exp_avg[place] = exp_avg;
   t.exp_avg_sq[place] = exp_avg_sq;
   if (t.max_exp_avg_sq != nullptr) t.max_exp_avg_sq[place] = most;
-  if (t.average != nullptr) t.average[place] += average_rate * (value - t.average[place]);
+  if (t.average != nullptr) t.average[place] = lerp(t.average[place], value, average_rate);
 }
 
 }  // namespace fastgan::cuda
