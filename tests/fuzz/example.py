@@ -218,6 +218,9 @@ class Example:
             self._drop_plain()
         elif len(results) == 3:
             if results[2][0] == "raised":
+                # The fused layers run where torch refuses a layer that works in place on what it would need again.
+                if "modified by an inplace operation" in results[2][1] or "In-place leakyReLu" in results[2][1]:
+                    return self._drop_plain()
                 raise Fault(f"the loop in plain PyTorch {_told(results[2])}; the engine and composed do not")
             # The loop puts real data and fakes through D one after the other: the one's class is not the other's.
             plain = [[value.as_subclass(Tensor) for value in result[1]] for result in (theirs, results[2])]

@@ -85,7 +85,8 @@ class Campaign:
             self.batch(backend, None if chosen.same else first + batch)
             batch += 1
             minutes = (time.monotonic() - begun) / 60
-            summary = f"{batch} batches, last seed {first + batch - 1}, {minutes:.1f} minutes: " + ", ".join(
+            last = "the same" if chosen.same else f"last seed {first + batch - 1}"
+            summary = f"{batch} batches, {last}, {minutes:.1f} minutes: " + ", ".join(
                 f"{count} {name}" for name, count in self.tally.items()
             )
             print(f"{summary}, {len(self.kinds)} kinds", flush=True)

@@ -136,7 +136,8 @@ ATTRIBUTES: dict[type, list[tuple[str, list[Any]]]] = {
 
 @statement(WORLD)
 def set_attribute(world: World, r: random.Random) -> str:
-    kind = pick(r, [kind for kind in ATTRIBUTES if any(isinstance(m, kind) for _, m in world.modules())])
+    kinds = [kind for kind in ATTRIBUTES if any(isinstance(m, kind) for _, m in world.modules())]
+    kind = pick(r, [kind for kind in kinds for _ in ATTRIBUTES[kind]])
     path, module = pick(r, [(p, m) for p, m in world.modules() if isinstance(m, kind)])
     name, among = r.choice(ATTRIBUTES[kind])
     value = r.choice(among)

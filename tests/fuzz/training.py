@@ -104,7 +104,7 @@ LAYOUTS: list[Callable[[Tensor], Tensor]] = [
     lambda value: value.flip(-1),
     lambda value: value.to_sparse().to_dense(),
     lambda value: value.detach().clone().share_memory_(),
-    lambda value: torch.from_numpy(value.numpy().copy()),
+    lambda value: torch.from_numpy(value.float().numpy().copy()).to(value.dtype),
     lambda value: value.index_fill(-1, torch.tensor([0]), float("nan")),
     lambda value: value.index_fill(-1, torch.tensor([0]), float("inf")),
     lambda value: value * 1e-310,
