@@ -77,8 +77,11 @@ def check(dtype: torch.dtype, sizes, decoupled: bool = False, steps: int = 20, l
         ours.step(step)
     assert all(s.item() == steps for s in ours.steps)
     if dtype.itemsize == 2:  # each step rounds, so that the largest error of a few elements is luck
-        if params:
-            assert overall_error(ours.params, exact) <= 2 * overall_error(torchs, exact) + 1e-6
+        if params:  # where torch's squares underflow, 0 / 0 is NaN; ours are float until they are stored
+            kept = [
+                [x[b.isfinite()] for x, b in zip(those, torchs, strict=True)] for those in (ours.params, torchs, exact)
+            ]
+            assert overall_error(kept[0], kept[2]) <= 2 * overall_error(kept[1], kept[2]) + 1e-6
         return
     # One bound for the list: a tensor of one element may be exact in PyTorch by luck.
     bound = 2 * max((largest_error(b, e) for b, e in zip(torchs, exact, strict=True)), default=0.0) + 1e-6

@@ -13,7 +13,7 @@ from itertools import pairwise
 import pytest
 import torch
 import torch.nn.functional as F
-from conformance import as_double, assert_within_bound, overall_error
+from conformance import as_double, assert_close_in_float64, assert_within_bound, overall_error
 from conftest import run_on, unavailable_reason
 from plain_step import Plain, inputs, networks, state_of, twin
 from plain_step import adam as adam_optimizer
@@ -271,7 +271,7 @@ def test_a_whole_step_never_waits_and_is_one_graph(drawn: bool) -> None:
 def assert_same_training(ours: TrainStep, plain: Plain) -> None:
     """In float64, where rounding is out of the question."""
     for a, b in zip(state_of(ours), state_of(plain), strict=True):
-        torch.testing.assert_close(a.double(), b.double(), rtol=1e-8, atol=1e-10)
+        assert_close_in_float64(a.double(), b.double(), 1e-8)
 
 
 def capturable(parameters: Iterator[nn.Parameter]) -> torch.optim.Adam:

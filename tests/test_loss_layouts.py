@@ -7,6 +7,7 @@ from collections.abc import Callable
 import pytest
 import torch
 import torch.nn.functional as F
+from conformance import assert_close_in_float64
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
@@ -137,7 +138,7 @@ def walked(tensor: Tensor) -> tuple[int, ...]:
 def assert_alike(ours: list[Tensor], torchs: list[Tensor], exact: int = 0) -> None:
     """Equal values and strides, of the first `exact` results those of single elements too."""
     for i, (a, b) in enumerate(zip(ours, torchs, strict=True)):
-        torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-11, equal_nan=True)
+        assert_close_in_float64(a, b, 1e-9)
         strides = (a.stride(), b.stride()) if i < exact else (walked(a), walked(b))
         assert strides[0] == strides[1], f"result {i}: strides {a.stride()}, torch's {b.stride()}"
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from conformance import assert_close_in_float64
 from conftest import run_on_or_skip
 from surgery import BATCH, DATA, LATENT, networks, run, trainer
 from torch import Tensor, nn
@@ -138,7 +139,7 @@ def assert_alike(make: Callable[[], Any], given: Callable[[Any], tuple[Any, ...]
         (ours, error), (theirs, expected) = seen
         assert error == expected
         for a, b in zip(ours, theirs, strict=True):
-            torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-9)
+            assert_close_in_float64(a, b, 1e-9)
     return error
 
 

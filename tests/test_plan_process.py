@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from conformance import assert_close_in_float64
 from conftest import run_on_or_skip
 from surgery import BATCH, DATA, outcome, run, trainer
 from torch import Tensor, nn
@@ -87,28 +88,29 @@ def test_a_patched_forward_is_what_runs(forward_place: str, name: str) -> None:
     class Net(nn.Sequential):
         pass
 
-    x = torch.randn(3, 4)
+    x = torch.randn(3, 4, dtype=torch.float64)
     for kind in (nn.Sequential, Net):
         plain = kind(nn.Linear(4, 4), nn.LeakyReLU(0.1), nn.Linear(4, 4), nn.Tanh(), nn.Linear(4, 4), nn.ReLU())
+        plain.double()
         fused = fuse(kind(*plain._modules.values()))
         fused(x)
-        mlp = MLP([4, 4, 4], "tanh")
+        mlp = MLP([4, 4, 4], "tanh", dtype=torch.float64)
         with patched(name):
             late = fuse(kind(*plain._modules.values()))
             expected = plain(x)
             for module in (fused, late):
-                torch.testing.assert_close(module(x), expected)
-            torch.testing.assert_close(mlp(x), nn.Sequential(*mlp._modules.values())(x))
-        torch.testing.assert_close(fused(x), plain(x))
+                assert_close_in_float64(module(x), expected)
+            assert_close_in_float64(mlp(x), nn.Sequential(*mlp._modules.values())(x))
+        assert_close_in_float64(fused(x), plain(x))
 
 
 def test_a_class_patched_beneath_its_fused_twin(forward_place: str) -> None:
     class Net(nn.Sequential):
         pass
 
-    x, net = torch.randn(3, 4), fuse(Net(nn.Linear(4, 4), nn.ReLU()))
+    x, net = torch.randn(3, 4, dtype=torch.float64), fuse(Net(nn.Linear(4, 4), nn.ReLU())).double()
     Net.forward = lambda self, input: 2 * nn.Sequential.forward(self, input)
-    torch.testing.assert_close(net(x), 2 * nn.Sequential(*net)(x))
+    assert_close_in_float64(net(x), 2 * nn.Sequential(*net)(x))
 
 
 @pytest.mark.parametrize("name", PATCHES)
@@ -120,7 +122,7 @@ def test_a_patch_between_two_steps(place: str, name: str) -> None:
     for way in ("composed", "plain"):
         assert seen["engine"][1] == seen[way][1]
         for a, b in zip(seen["engine"][0], seen[way][0], strict=True):
-            torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-9)
+            assert_close_in_float64(a, b, 1e-9)
 
 
 def _doubling_mode() -> Any:
@@ -173,7 +175,7 @@ def test_modes(place: str, mode: str) -> None:
         seen.append(([t.detach().clone() for t in tensors], error))
     assert seen[0][1] == seen[1][1]
     for a, b in zip(seen[0][0], seen[1][0], strict=True):
-        torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-9)
+        assert_close_in_float64(a, b, 1e-9)
 
 
 def test_the_backend_may_change_after_the_plan(place: str) -> None:
@@ -243,8 +245,8 @@ CHANGES: dict[str, Callable[[nn.Module], Any]] = {
 @pytest.mark.parametrize("change", CHANGES)
 def test_a_layer_that_is_somebody_elses_runs_as_it_is(forward_place: str, change: str, place_of: str) -> None:
     """The one list, as Python reads it and as C++ does."""
-    net = fuse(nn.Sequential(nn.Linear(4, 4), nn.Tanh(), nn.Linear(4, 4)))
-    x = torch.randn(3, 4)
+    net = fuse(nn.Sequential(nn.Linear(4, 4), nn.Tanh(), nn.Linear(4, 4))).double()
+    x = torch.randn(3, 4, dtype=torch.float64)
     for early in (False, True):
         if early:
             net(x)
@@ -254,7 +256,7 @@ def test_a_layer_that_is_somebody_elses_runs_as_it_is(forward_place: str, change
         expected: Tensor = x
         for module in net._modules.values():
             expected = module(expected)
-        torch.testing.assert_close(net(x), expected)
+        assert_close_in_float64(net(x), expected)
     reason = layers.refusal(layer)
     takes = change in ("nothing", "note", "state hook")
     assert (reason is None) == takes, reason

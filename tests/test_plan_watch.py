@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 import torch
+from conformance import assert_close_in_float64
 from conftest import run_on_or_skip
 from surgery import networks, outcome, run, trainer
 from surgery_of_training import SURGERIES
@@ -42,7 +43,7 @@ def test_three_ways_agree(place: str, name: str, before: bool) -> None:
     for way in others:
         assert len(state) == len(results[way][0])
         for ours, theirs in zip(state, results[way][0], strict=True):
-            torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-9)
+            assert_close_in_float64(ours, theirs, 1e-9)
 
 
 def test_a_plan_is_made_at_all(place: str) -> None:

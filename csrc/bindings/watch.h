@@ -174,8 +174,9 @@ class Watch {
         numbers.push_back(0);
       else if (!number(lr))
         return false;
-      if (!add(numbers, PySequence_Fast_GET_ITEM(both, 0)) || !add(numbers, PySequence_Fast_GET_ITEM(both, 1)) ||
-          !number(eps) || !number(decay) || !number(amsgrad) || !number(maximize))
+      if (!add_beta(numbers, PySequence_Fast_GET_ITEM(both, 0)) ||
+          !add_beta(numbers, PySequence_Fast_GET_ITEM(both, 1)) || !number(eps) || !number(decay) || !number(amsgrad) ||
+          !number(maximize))
         return false;
       numbers.push_back(decoupled ? 1.0 : 0.0);
     }
@@ -267,6 +268,11 @@ class Watch {
     if (value == nullptr || (number == -1 && PyErr_Occurred())) return PyErr_Clear(), false;
     numbers.push_back(number);
     return true;
+  }
+  // A plain number in [0, 1): of a tensor torch's forms of Adam read another thing each, and 1 divides by zero.
+  static bool add_beta(std::vector<double>& numbers, PyObject* value) {
+    return (PyFloat_CheckExact(value) || PyLong_CheckExact(value)) && add(numbers, value) && numbers.back() >= 0 &&
+           numbers.back() < 1;
   }
   void sort() {
     if (!sorted_) std::sort(spans_.begin(), spans_.end());

@@ -19,7 +19,7 @@ NUMBERS: list[tuple[str, list[Any]]] = [
     ("lr", [0.0, 0.02, 0.005, 0, 1, numpy.float32(0.01), numpy.float64(0.01), True, -0.01, float("nan"), None]),
     (
         "betas",
-        [(0.5, 0.9), [0.9, 0.999], (0.0, 0.5), (0.5, 0.5), (1.0, 0.9), (0.5, 1.0), (0, 0), (0.5,), (0.5, 0.9, 1)],
+        [(0.5, 0.9), [0.9, 0.999], (0.0, 0.5), (0.5, 0.5), (1.0, 0.9), (0, 0), (0.5,), (0.5, 0.9, 1)],
     ),
     ("betas", [numpy.array([0.5, 0.9]), (torch.tensor(0.5), 0.9), (0.5, torch.tensor(0.9))]),
     ("eps", [1e-2, 1e-3, 1, numpy.float64(1e-2), torch.tensor(1e-2, dtype=torch.float64)]),

@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator
 import pytest
 import torch
 import torch.nn.functional as F
+from conformance import assert_close_in_float64
 from fuse_trees import COPIES, SURGERY, Outcome, input_of, tree
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
@@ -99,10 +100,10 @@ def assert_same(fused: object, plain: object, where: str) -> None:
     elif isinstance(plain, Tensor):
         assert (fused.shape, fused.dtype) == (plain.shape, plain.dtype), where
         if plain.dtype.is_floating_point and plain.numel():
-            scale = max(1.0, plain.nan_to_num(0, 0, 0).abs().max().item())
-            torch.testing.assert_close(
-                fused, plain, rtol=0, atol=1e-9 * scale, equal_nan=True, msg=lambda m: f"{where}: {m}"
-            )
+            try:
+                assert_close_in_float64(fused, plain, 1e-9)
+            except AssertionError as error:
+                raise AssertionError(f"{where}: {error}") from None
         else:
             assert torch.equal(fused, plain), where
     else:

@@ -7,6 +7,7 @@ import re
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import numpy
 import torch
 from networks import build, optimizer
 from plain_step import Plain
@@ -84,13 +85,13 @@ def worlds(description: dict[str, Any]) -> tuple[list[World], dict[str, Any]]:
 
 
 def outcome(call: Callable[[], Any]) -> tuple[str, Any]:
-    """("returned", value), or ("raised", "type: message") without addresses."""
+    """("returned", value), or ("raised", "type: message") without addresses and counts of versions."""
     try:
         return "returned", call()
     except NotHere:
         raise
     except Exception as error:
-        return "raised", f"{type(error).__name__}: {re.sub(r'0x[0-9a-f]+|[0-9]{9,}', '#', str(error))}"
+        return "raised", f"{type(error).__name__}: {re.sub(r'0x[0-9a-f]+|[0-9]{9,}|version [0-9]+', '#', str(error))}"
 
 
 def picture(world: World, in_order: bool = True) -> Iterator[tuple[str, Any]]:
@@ -148,7 +149,7 @@ def rounding(world: World) -> float:
     """The largest rounding in a step: of the parameters' dtype, or of an optimizer's number that is a tensor."""
     tensors = [p for _, net in world.networks for p in net.parameters()]
     numbers = [n for _, of in world.optimizers for g in of.param_groups for k, n in g.items() if k != "params"]
-    tensors += [n for n in _flat(numbers) if isinstance(n, Tensor)]
+    tensors += [torch.as_tensor(n) for n in _flat(numbers) if isinstance(n, (Tensor, numpy.generic, numpy.ndarray))]
     dtypes = {t.dtype if t.dtype.is_floating_point else torch.get_default_dtype() for t in tensors}
     return max((torch.finfo(dtype).eps for dtype in dtypes), default=0.0)
 
