@@ -1,4 +1,4 @@
-"""What is not finite in a step, in a layer's gradient or in Adam's state ends up where the loop in plain PyTorch has it."""
+"""What is not finite in a step, a layer's gradient or Adam's state ends up where the loop in plain PyTorch has it."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from plain_step import Plain, twin
 from torch import Tensor, nn
 from torch.optim import Adam
 
-from fastgan import TrainStep, layers, reference
+from fastgan import TrainStep, reference
 from fastgan.functional import linear_act, mlp
 
 inf, nan = math.inf, math.nan
