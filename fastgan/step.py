@@ -371,7 +371,9 @@ class TrainStep:
     def _latent_size(self) -> int:
         for module in self.generator.modules():
             if isinstance(module, nn.Linear):
-                return module.weight.shape[1] - self.num_classes
+                # A parametrized weight is not looked at: that would compute it, and move spectral_norm's iteration on.
+                weight = module._parameters.get("weight", module.__dict__.get("weight"))
+                return (module.in_features if weight is None else weight.shape[1]) - self.num_classes
         raise ValueError("the latent size cannot be read off the generator (it has no nn.Linear): pass noise")
 
 

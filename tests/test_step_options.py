@@ -135,6 +135,20 @@ def test_the_random_state_moves_only_when_noise_is_drawn(backend: str) -> None:
     assert not torch.equal(state, get_state())
 
 
+def test_drawing_noise_leaves_a_spectral_norm_as_it_is(backend: str) -> None:
+    """Reading a parametrized weight computes it, and in training its iteration goes on."""
+    pair = networks()
+    nn.utils.parametrizations.spectral_norm(pair[0][0])
+    steps = [twin(TrainStep, *pair, adam) for _ in range(2)]
+    real, _, noise = inputs({})
+    torch.manual_seed(5)
+    steps[0].step(real)
+    torch.manual_seed(5)
+    steps[1].step(real, noise=torch.randn_like(noise))
+    vectors = [step.generator[0].parametrizations.weight[0]._u for step in steps]
+    assert torch.equal(*vectors)
+
+
 class NoLinear(nn.Module):
     """A generator whose latent width cannot be read off."""
 

@@ -125,7 +125,9 @@ class StepEngine {
       if (noise.dim() != 3 || noise.size(0) != settings_.rows_of_noise() || noise.size(1) != real.size(1) ||
           noise.size(2) != settings_.latent)
         return py::none();
+      if (has_odd_mask(generator_index, noise)) return py::none();
     }
+    if (has_odd_mask(discriminator_index, real)) return py::none();
     if (!watch_->hyperparameters(hyperparameters_)) return py::none();
     Tensor result;
     {
@@ -194,6 +196,17 @@ class StepEngine {
       return true;
     }
     return tensor.dim() == dimensions && tensor.size(0) == settings_.d_steps;
+  }
+
+  // Whether a network has a dropout on its own input, and that lies otherwise than row by row: torch draws the mask in
+  // the order of the input's memory.
+  bool has_odd_mask(int network, const Tensor& input) const {
+    if (settings_.classes > 0) return false;  // the labels are put beside it, in memory of their own
+    for (const Layer& layer : tensors_.networks[network].layers) {
+      if (layer.kind == LayerKind::linear) break;
+      if (layer.kind == LayerKind::dropout && layer.drop > 0) return !input.select(0, 0).is_contiguous();
+    }
+    return false;
   }
 
   // On a device they are looked at there.

@@ -156,6 +156,8 @@ class Example:
 
     def _step(self, name: str, number: int) -> None:
         self.relative = max(RELATIVE, 100 * rounding(self.composed))
+        if self.worlds[0].kept["batch"] == 2 and "bn" in json.dumps(self.description):
+            self.relative = max(self.relative, 1e-6)  # of two samples it divides their difference by itself
         self.had_gradients = {path for path, _, grad in gradients(self.engine) if grad is not None}
         results: list[tuple[str, Any]] = []
         states = []
