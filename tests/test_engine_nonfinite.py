@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from conformance import ACTIVATIONS
+from conformance import ACTIVATIONS, assert_within_bound
 from plain_step import Plain, twin
 from torch import Tensor, nn
 from torch.optim import Adam
@@ -35,10 +35,11 @@ MODULES: dict[str, Callable[[], nn.Module]] = {
 }
 # With an eps that keeps Adam from scaling up what rounding leaves of gradients that cancel.
 OPTIMIZERS = {
-    "GAN's betas": functools.partial(Adam, lr=2e-3, betas=(0.5, 0.999), eps=1e-4),
-    "amsgrad": functools.partial(Adam, lr=2e-3, betas=(0.9, 0.99), eps=1e-4, amsgrad=True),
+    "GAN's betas": functools.partial(Adam, lr=2e-3, betas=(0.5, 0.999), eps=1e-2),
+    "amsgrad": functools.partial(Adam, lr=2e-3, betas=(0.9, 0.99), eps=1e-2, amsgrad=True),
 }
 LATENT, HIDDEN, DATA = 3, 9, 4
+Case = tuple[str, float, int, str]  # where, value, batch, optimizer
 
 
 @pytest.fixture(autouse=True)
@@ -56,7 +57,7 @@ def engine_backend(backend: str) -> str:
     return backend
 
 
-def networks(activation: str, dtype: torch.dtype, extra: Callable[[], list[nn.Module]]) -> tuple[nn.Module, nn.Module]:
+def networks(activation: str, extra: Callable[[], list[nn.Module]]) -> tuple[nn.Module, nn.Module]:
     torch.manual_seed(3)
     make = MODULES[activation]
     generator = nn.Sequential(
@@ -65,7 +66,7 @@ def networks(activation: str, dtype: torch.dtype, extra: Callable[[], list[nn.Mo
     discriminator = nn.Sequential(
         nn.Linear(DATA, HIDDEN), make(), nn.Linear(HIDDEN, HIDDEN), *extra(), make(), nn.Linear(HIDDEN, 1)
     )
-    return generator.to(dtype), discriminator.to(dtype)
+    return generator, discriminator
 
 
 def named_state(trainer: Any) -> dict[str, Tensor]:
@@ -109,6 +110,23 @@ def assert_alike(ours: dict[str, Tensor], plain: dict[str, Tensor]) -> None:
         assert (error <= 1e-9 * (1 + right[finite].abs())).all(), f"{name} differs by {error.max()}"
 
 
+def train(
+    kind: Any, dtype: torch.dtype, case: Case, pair: tuple[nn.Module, nn.Module], options: dict[str, Any]
+) -> dict[str, Tensor]:
+    """Two steps on usual values, then a special one, then another step; all that training changes."""
+    where, value, batch, optimizer = case
+    trainer = twin(kind, *(network.to(dtype) for network in pair), OPTIMIZERS[optimizer], **options)
+    for i in range(4):
+        torch.manual_seed(i)
+        given = [torch.randn(s, dtype=torch.float64).to(dtype) for s in ((batch, DATA), (2, batch, LATENT))]
+        if i == 2:
+            put(trainer, given, where, value)
+        trainer.step(given[0], None, given[1])
+    if kind is TrainStep:
+        assert NATIVE in trainer.plan
+    return named_state(trainer)
+
+
 def compare_steps(
     activation: str,
     where: str,
@@ -118,24 +136,16 @@ def compare_steps(
     extra: Callable[[], list[nn.Module]] = list,
     **options: Any,
 ) -> None:
-    """Two steps on usual values, then a special one, then another step."""
+    """The engine against plain PyTorch: in float64, and in float32, which has kernels of its own."""
     results = []
-    for kind in (TrainStep, Plain):
-        trainer = twin(kind, *networks(activation, torch.float64, extra), OPTIMIZERS[optimizer], **options)
-        for i in range(4):
-            torch.manual_seed(i)
-            given = [torch.randn(batch, DATA, dtype=torch.float64), torch.randn(2, batch, LATENT, dtype=torch.float64)]
-            if i == 2:
-                put(trainer, given, where, value)
-            trainer.step(given[0], None, given[1])
-        if kind is TrainStep:
-            assert NATIVE in trainer.plan
-        results.append(named_state(trainer))
-    for state in results:
-        for network in ("G", "D"):
-            for name in cancelled(extra, network):
-                state.pop(name)
-    assert_alike(*results)
+    for dtype, kind in itertools.product((torch.float64, torch.float32), (TrainStep, Plain)):
+        pair = networks(activation, extra)
+        results.append(train(kind, dtype, (where, value, batch, optimizer), pair, options))
+        for name in (*cancelled(extra, "G"), *cancelled(extra, "D")):
+            del results[-1][name]
+    assert_alike(*results[:2])
+    names = results[0].keys()
+    assert_within_bound(*([result[name] for name in names] for result in (results[2], results[3], results[1])))
 
 
 def cancelled(extra: Callable[[], list[nn.Module]], network: str) -> list[str]:
@@ -143,7 +153,7 @@ def cancelled(extra: Callable[[], list[nn.Module]], network: str) -> list[str]:
     if not any(isinstance(m, nn.BatchNorm1d) for m in extra()):
         return []
     bias = f"{network}.{0 if network == 'G' else 2}.bias"
-    return [bias, *(f"{what} of {bias}" for what in ("step", "exp_avg", "exp_avg_sq"))]
+    return [bias, f"exp_avg of {bias}", f"exp_avg_sq of {bias}"]
 
 
 PLACES = ("real", "noise", "weight of G", "weight of D", "bias of G", "bias of D")
@@ -173,9 +183,9 @@ def test_a_special_largest_square(network, value, engine_backend) -> None:
     compare_steps("leaky_relu", f"max_exp_avg_sq of {network}", value, 5, "amsgrad")
 
 
-@pytest.mark.parametrize("batch", [5, 32, 70])
+@pytest.mark.parametrize("batch", [5, 70])
 @pytest.mark.parametrize("where", PLACES)
-@pytest.mark.parametrize("momentum", [0.1, None, 1.0])
+@pytest.mark.parametrize("momentum", [0.1, None])
 def test_a_special_value_and_batch_norm(momentum, where, batch, engine_backend) -> None:
     for value in SPECIAL:
         compare_steps(
@@ -192,8 +202,8 @@ def test_statistics_that_are_not_trained(engine_backend) -> None:
 @pytest.mark.parametrize("training", [0, 1, None, "yes"])
 def test_dropout_takes_no_other_training_than_a_bool(training, engine_backend) -> None:
     """As torch.dropout, which raises; an engine that had gone on would have trained otherwise than the modules."""
-    step = twin(TrainStep, *networks("relu", torch.float64, lambda: [nn.Dropout(0.3)]), OPTIMIZERS["GAN's betas"])
-    given = torch.randn(5, DATA, dtype=torch.float64), None, torch.randn(2, 5, LATENT, dtype=torch.float64)
+    step = twin(TrainStep, *networks("relu", lambda: [nn.Dropout(0.3)]), OPTIMIZERS["GAN's betas"])
+    given = torch.randn(5, DATA), None, torch.randn(2, 5, LATENT)
     step.step(*given)
     step.discriminator[3].training = training
     with pytest.raises(TypeError, match="must be bool"):
