@@ -396,7 +396,7 @@ def _update(optimizer: Optimizer, loss: Tensor, without_gradient: list[Tensor]) 
     loss.backward(inputs=_trainable(optimizer))
     for parameter in without_gradient:  # whose gradient is zero, but for rounding
         if parameter.grad is not None:
-            parameter.grad.zero_()
+            parameter.grad.mul_(0)  # NaN and infinity stay to be seen
     optimizer.step()
 
 

@@ -97,7 +97,7 @@ void linear_update(const Worker& worker, const StepLayer<T>& layer, const LayerB
   if (!layer.bias.is_updated() || first_block > 0 || first_block == last_block) return;
   for (int64_t row = first_row; row < last_row; row += panel) {
     const int64_t rows = std::min(panel, last_row - row);
-    for (int64_t m = 0; m < rows; ++m) tile[m] = layer.bias_cancels ? T(0) : row_sum(buffers, 0, panels, row + m);
+    for (int64_t m = 0; m < rows; ++m) tile[m] = row_sum(buffers, 0, panels, row + m) * T(layer.bias_cancels ? 0 : 1);
     update(layer.bias, row, 0, 1, rows, tile, average_rate);
   }
 }

@@ -136,7 +136,7 @@ __global__ void __launch_bounds__(tile_threads, 2) product_kernel(Product<typena
   }
   if (p.b.rows > 0) finish<pass>(p, Tile<C, tile_size, Layout::stride>{tile, row0, col0, p.a.rows, p.b.rows});
   if (sums_bias && threadIdx.x < tile_size && row0 + threadIdx.x < p.a.rows) {
-    const C sum = p.bias_cancels ? C(0) : tile[Layout::sums + threadIdx.x];
+    const C sum = tile[Layout::sums + threadIdx.x] * C(p.bias_cancels ? 0 : 1);  // NaN stays NaN
     if constexpr (pass == Pass::weight_update)
       update(p.trained_bias, *p.trained_bias.step, row0 + threadIdx.x, sum, p.average_rate);
     else
