@@ -110,6 +110,7 @@ class TrainStep:
         self.r1_gamma, self.ema_decay = float(r1_gamma), float(ema_decay)
         self.engine = bool(engine)
         self.steps_done = 0
+        self._has_updated = False  # whether the composed step under way has called an optimizer
         self._plan: Plan | None = None
         self._no_plan, self._plan_again = "", 0
         self._current_plan()
@@ -188,9 +189,26 @@ class TrainStep:
             if not penalize and self._current_plan() is not None:
                 statistics = self._planned_step(real, labels, noise)
         if statistics is None:
-            statistics = self._composed_step(real, labels, noise, penalize)
+            statistics = self._composed_or_undone(real, labels, noise, penalize)
         self.steps_done += 1
         return statistics
+
+    def _composed_or_undone(
+        self, real: Tensor, labels: Tensor | None, noise: Tensor | None, penalize: bool
+    ) -> StepStats:
+        """The composed step. Where a network refuses its input, the statistics of layers before are as they were."""
+        networks = (self.generator, self.discriminator)
+        buffers = [b for network in networks for b in network.buffers() if layers.is_plain_tensor(b)]
+        before = [buffer.clone() for buffer in buffers]
+        self._has_updated = False
+        try:
+            return self._composed_step(real, labels, noise, penalize)
+        except Exception:
+            if not self._has_updated:
+                with torch.no_grad():
+                    for buffer, old in zip(buffers, before, strict=True):
+                        buffer.copy_(old)
+            raise
 
     def _planned_step(self, real: Tensor, labels: Tensor | None, noise: Tensor | None) -> StepStats | None:
         """A step of the plan; None, and nothing is done, without one, or where it or the inputs do not fit."""
@@ -275,6 +293,7 @@ class TrainStep:
             if penalize:
                 penalty = functional.r1_penalty(lambda x: self.discriminator(_conditioned(x, condition)), real)
                 total = d_loss + (0.5 * self.r1_gamma * self.r1_every) * penalty
+        self._has_updated = True
         _update(self.d_optimizer, total, layers.cancelled_biases(self.discriminator))
         return d_loss, real_logits, fake_logits
 

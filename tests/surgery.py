@@ -57,7 +57,7 @@ def trainer(way: str, make: Callable[..., torch.optim.Optimizer] = adam, **optio
 
 
 def run(trained: Any, steps: int, seed: int) -> None:
-    draw = torch.Generator().manual_seed(seed)
+    draw = torch.Generator(torch.get_default_device()).manual_seed(seed)
     dtype = next(trained.generator.parameters()).dtype
     for _ in range(steps):
         real = torch.randn(BATCH, DATA, generator=draw, dtype=dtype)
@@ -142,7 +142,14 @@ def weight_is_moved(step: Any) -> None:
 
 @surgery
 def weights_share_memory(step: Any) -> None:
-    flat = torch.randn(HIDDEN * LATENT + 8, dtype=torch.float64, generator=torch.Generator().manual_seed(3)) / 8
+    flat = (
+        torch.randn(
+            HIDDEN * LATENT + 8,
+            dtype=torch.float64,
+            generator=torch.Generator(torch.get_default_device()).manual_seed(3),
+        )
+        / 8
+    )
     step.generator[0].weight.data = flat[: HIDDEN * LATENT].view(HIDDEN, LATENT)
     step.generator[0].bias.data = flat[4 : 4 + HIDDEN]
 

@@ -257,7 +257,7 @@ def test_the_gradient_through_an_activation(activation, dtype, whole, backend) -
 @pytest.mark.parametrize("rows", [5, 32])
 def test_relu_passes_nothing_where_it_is_shut(rows, backend) -> None:
     """Infinite cotangents and weights behind a shut relu leave the gradients before it finite, in each parameter."""
-    generator = torch.Generator().manual_seed(1)
+    generator = torch.Generator(torch.get_default_device()).manual_seed(1)
     x, w, v = (torch.randn(s, generator=generator, dtype=torch.float64) for s in ((rows, 6), (9, 6), (3, 9)))
     w[4] = 0.0
     b = torch.full((9,), -1.0, dtype=torch.float64)

@@ -83,7 +83,9 @@ COTANGENTS: dict[str, Callable[..., Tensor]] = {
     "negative": lambda *shape: torch._neg_view(
         torch.linspace(-1, 2, torch.Size(shape).numel()).double().view(shape)
     ),
-    "zero": lambda *shape: torch._efficientzerotensor(shape, dtype=torch.float64),
+    "zero": lambda *shape: torch._efficientzerotensor(
+        shape, dtype=torch.float64, device=torch.get_default_device()
+    ),
     "expanded": lambda *shape: torch.tensor(0.7, dtype=torch.float64).expand(shape),
     "transposed": lambda *shape: torch.linspace(-1, 2, torch.Size(shape).numel()).double().view(shape[::-1]).movedim(
         tuple(range(len(shape))), tuple(range(len(shape)))[::-1]
@@ -122,8 +124,12 @@ def test_lazy_signs_in_modules_and_penalties() -> None:
 def test_an_output_may_be_changed_in_place_where_torchs_may(form, activation) -> None:
     outcomes = []
     for function in (mlp, reference.mlp):
-        x = torch.randn(5, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(1)).requires_grad_()
-        w = torch.randn(6, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(2)).requires_grad_()
+        x = torch.randn(
+            5, 4, dtype=torch.float64, generator=torch.Generator(torch.get_default_device()).manual_seed(1)
+        ).requires_grad_()
+        w = torch.randn(
+            6, 4, dtype=torch.float64, generator=torch.Generator(torch.get_default_device()).manual_seed(2)
+        ).requires_grad_()
         if form == "module" and function is mlp:
             module = MLP([4, 6], output_activation=activation, negative_slope=0.2, bias=False).double()
             module[0].weight = nn.Parameter(w.detach().clone())
@@ -151,7 +157,9 @@ def test_an_output_may_be_changed_in_place_where_torchs_may(form, activation) ->
 def test_outputs_have_the_strides_of_torchs(turned, shape) -> None:
     x = torch.randn(shape[::-1]).permute(*range(len(shape))[::-1]) if turned else torch.randn(shape)
     for activation in ACTIVATIONS:
-        ours, torchs = (f(x, [WEIGHT], [BIAS], [activation], [0.2]) for f in (mlp, reference.mlp))
+        ours, torchs = (
+            f(x, [WEIGHT.to(x.device)], [BIAS.to(x.device)], [activation], [0.2]) for f in (mlp, reference.mlp)
+        )
         assert ours.shape == torchs.shape
         assert ours.stride() == torchs.stride()
         assert ours.is_contiguous()

@@ -48,7 +48,7 @@ LAYOUTS: dict[str, Callable[[Callable[..., Tensor]], Tensor]] = {
 
 
 def layout(name: str, seed: int, dtype: torch.dtype = torch.float64) -> Tensor:
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator(torch.get_default_device()).manual_seed(seed)
     return LAYOUTS[name](lambda *shape: torch.rand(shape, generator=generator, dtype=dtype))
 
 

@@ -210,7 +210,9 @@ def test_modes_see_the_calls_of_the_plain_module(twins) -> None:
     seen = []
     for module in twins:
         module.double()
-        input = torch.randn(3, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+        input = torch.randn(
+            3, 4, dtype=torch.float64, generator=torch.Generator(torch.get_default_device()).manual_seed(1)
+        )
         with Doubling():
             values = run(module, input, list(module.parameters()))
         with Recorded() as recorded:
@@ -387,7 +389,9 @@ def test_copies_and_wrappers(name, twins) -> None:
     results = []
     for module in twins:
         module.double()
-        input = torch.randn(3, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+        input = torch.randn(
+            3, 4, dtype=torch.float64, generator=torch.Generator(torch.get_default_device()).manual_seed(1)
+        )
         copied = COPIES[name](module)
         parameters = list(copied.parameters()) if isinstance(copied, nn.Module) else list(module.parameters())
         results.append(run(copied, input, parameters))
@@ -414,7 +418,9 @@ def test_distributed_wrappers_on_one_process(wrap, twins, process_group) -> None
     results = []
     for module in twins:
         wrapped = wrap(module.double())
-        input = torch.randn(3, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+        input = torch.randn(
+            3, 4, dtype=torch.float64, generator=torch.Generator(torch.get_default_device()).manual_seed(1)
+        )
         output = wrapped(input)
         output.square().sum().backward()
         gradients = [p.grad.full_tensor() if hasattr(p.grad, "full_tensor") else p.grad for p in wrapped.parameters()]

@@ -114,7 +114,7 @@ def test_gan_losses_of_logits_that_are_not_finite(reduction, dtype, backend) -> 
 @pytest.mark.parametrize("value", [inf, -inf, nan, 1e38, -1e38])
 @pytest.mark.parametrize("where", ["input", "weight", "bias"])
 def test_layers_with_values_that_are_not_finite(where, value, activation, backend) -> None:
-    generator = torch.Generator().manual_seed(2)
+    generator = torch.Generator(torch.get_default_device()).manual_seed(2)
     shapes = {"input": (9, 5), "weight": (7, 5), "second": (3, 7), "bias": (7,)}
     given = {name: torch.randn(shape, generator=generator, dtype=torch.float64) for name, shape in shapes.items()}
     given["input"][3] = 0.0  # zero times infinity is NaN

@@ -23,7 +23,9 @@ def place(request: pytest.FixtureRequest) -> Iterator[str]:
 
 
 def real(*shape: int, dtype: torch.dtype = torch.float64) -> Tensor:
-    return torch.randn(*(shape or (BATCH, DATA)), generator=torch.Generator().manual_seed(8), dtype=dtype)
+    return torch.randn(
+        *(shape or (BATCH, DATA)), generator=torch.Generator(torch.get_default_device()).manual_seed(8), dtype=dtype
+    )
 
 
 class Own(Tensor):

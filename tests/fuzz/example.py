@@ -39,7 +39,12 @@ OPTIONS = (
 
 
 # What the loop in plain PyTorch alone refuses.
-_PLAIN_ALONE = ("modified by an inplace operation", "In-place leakyReLu", "backward through the graph a second time")
+_PLAIN_ALONE = (
+    "modified by an inplace operation",
+    "In-place leakyReLu",
+    "backward through the graph a second time",
+    "Inference tensors cannot be saved for backward",  # of real data, which needs no gradient
+)
 
 
 class Fault(Exception):
