@@ -83,7 +83,8 @@ struct Tile {
     if (count() == 0) return;
     const auto place_of = [&](int i) { return (row0 + first_row() + i * rows_apart) * n + col0 + first_col(); };
     const auto is_inside = [&](int i) { return row0 + first_row() + i * rows_apart < m; };
-#pragma unroll
+    // Doubles take two registers each, and an unrolled loop over them spills.
+#pragma unroll(sizeof(C) == 8 ? 1 : own_rows / in_flight)
     for (int begin = 0; begin < own_rows; begin += in_flight) {
       decltype(load(int64_t{})) loaded[in_flight];
 #pragma unroll
@@ -113,7 +114,7 @@ __device__ __forceinline__ void update_tile(const Tile<T, side, stride>& tile, c
                      takes_quads(t.max_exp_avg_sq) && takes_quads(t.average);
   const int count = tile.count();
   const AdamStep<T> step = *t.step;
-  constexpr int in_flight = sizeof(T) == 8 ? 2 : 4;
+  constexpr int in_flight = sizeof(T) == 8 ? 1 : 4;
   tile.template for_rows<in_flight>(
       [&](int64_t place) {
         TrainedValues<T> old{};
