@@ -32,7 +32,7 @@ test: $(VENV)/test-tools
 # Each setting once, two of them at a time. pytest ends with an error where nothing is selected.
 check: $(VENV)/test-tools
 	$(BIN)/python tests/simt/build.py module plain address thread
-	$(PYTEST) -m deep
+	FASTGAN_FUZZ_EXAMPLES=200 $(PYTEST) -m deep
 	FASTGAN_ISA=baseline OMP_NUM_THREADS=1 $(AGAIN)
 	FASTGAN_ISA=avx2 OMP_NUM_THREADS=$$(($$(nproc) + 2)) $(AGAIN)
 	FASTGAN_TEST_THREADS=1 FASTGAN_TEST_FLUSH_DENORMAL=1 $(AGAIN)

@@ -96,8 +96,9 @@ class Dataset:
     def unscale(self, samples: Tensor) -> Tensor:
         """Map scaled samples (..., data) to the units of the data's source, in float64.
 
-        The data set's own samples give the very values that were loaded; between them, samples resolve a column's
-        range times 2^-24.
+        The data set's own samples give the very values that were loaded, where float32 tells them apart: two that are
+        closer than the column's range times 2^-24 may share a sample, and come back as one of them. Between them,
+        samples resolve as much.
         """
         return unscale(samples, self.scale, self.offset, self.levels)
 

@@ -123,7 +123,7 @@ def _before_sigmoid(module: nn.Module) -> list[nn.Module] | None:
 
 
 def _last(module: nn.Module | None) -> nn.Module | None:
-    """The last layer of a tree of nn.Sequential that does more than reshape; None where that cannot be known."""
+    """The last layer of a tree of nn.Sequential that does more than reshape; None where it cannot be known."""
     if not isinstance(module, nn.Sequential):
         return None
     for child in reversed(list(module._modules.values())):
@@ -133,9 +133,9 @@ def _last(module: nn.Module | None) -> nn.Module | None:
 
 
 def _reshapes(module: nn.Module | None) -> bool:
-    return isinstance(module, _RESHAPES) or (
-        isinstance(module, nn.Sequential) and all(_reshapes(child) for child in module._modules.values())
-    )
+    if isinstance(module, nn.Sequential):
+        return all(_reshapes(child) for child in module._modules.values())
+    return isinstance(module, _RESHAPES) or layers.is_idle_dropout(module)
 
 
 def _unwrapped(module: nn.Module) -> nn.Module:

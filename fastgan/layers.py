@@ -73,7 +73,7 @@ PARTS = ("_parameters", "_buffers", "_modules")
 # The functions that the forwards call.
 FUNCTIONS = {
     nn.functional: ("linear", "batch_norm", "dropout", "relu", "leaky_relu", "elu", "silu", "softplus", "gelu"),
-    torch: ("tanh", "sigmoid"),
+    torch: ("tanh", "sigmoid", "relu", "batch_norm"),
 }
 # (namespace, name, function), as they were when fastgan was imported.
 OWN_FUNCTIONS = [(vars(space), name, getattr(space, name)) for space, names in FUNCTIONS.items() for name in names]
@@ -228,6 +228,11 @@ def fused_activation(module: nn.Module) -> tuple[str, float] | None:
     """The activation (name, negative slope) that a module computes, or None where the fused layers have no such one."""
     rule = ACTIVATIONS.get(type(module))
     return None if rule is None or refusal(module) is not None else rule(module)
+
+
+def is_idle_dropout(module: nn.Module | None) -> bool:
+    """Whether a module is a Dropout that hands on what it is given."""
+    return type(module) is nn.Dropout and (module.training is False or module.p == 0)
 
 
 def first_weight(module: nn.Module) -> Tensor | None:

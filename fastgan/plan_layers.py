@@ -80,8 +80,9 @@ def read(module: nn.Module, name: str, watch: Any) -> list[Layer]:
             raise CannotPlan(f"{path} is a {type(child).__name__}")
         layer = Layer(kind, path, child)
         _check(layer)
-        if kind != DROPOUT or (child.training and child.p > 0):  # an idle Dropout hands on what it is given
-            in_place_from = None
+        if layers.is_idle_dropout(child):
+            continue
+        in_place_from = None
         found.append(layer)
         for _, parameter in layer.parameters():
             watch.tensor(parameter, True)

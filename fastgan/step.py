@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 
 import torch
@@ -31,6 +32,10 @@ class TrainStep:
     parameters and the optimizers' state in place. Gradients are not kept: `Parameter.grad` is None afterwards. Anything
     else runs composed, of fused ops under autograd; so does each step with the R1 penalty. `plan` says in one line
     which path runs and, when it is not the fastest, why.
+
+    A Linear's bias right before a BatchNorm1d, in a tree of nn.Sequential, has no gradient, since the mean of the batch
+    is taken off again; it is taken as zero on every path. In a plain loop rounding leaves a remainder, which Adam
+    scales up to whole steps, another one on each machine.
 
     D's last layer. Whatever it is, its output is taken for a logit, but for nn.Sigmoid, the tutorials' form with
     BCELoss: the step then is the loop with BCELoss on D's own output. The Sigmoid is folded into the loss, which is
@@ -114,6 +119,10 @@ class TrainStep:
         self._plan: Plan | None = None
         self._no_plan, self._plan_again = "", 0
         self._current_plan()
+
+    def __del__(self) -> None:
+        # The plan holds the dictionary of this step, which holds the plan; and no collector sees into the plan.
+        self.__dict__.pop("_plan", None)
 
     def __getstate__(self) -> dict[str, object]:
         return {**vars(self), "_plan": None, "_plan_again": 0}  # a copy or a pickle plans anew
@@ -203,9 +212,9 @@ class TrainStep:
         self._has_updated = False
         try:
             return self._composed_step(real, labels, noise, penalize)
-        except Exception:
+        except BaseException:
             if not self._has_updated:
-                with torch.no_grad():
+                with contextlib.suppress(RuntimeError), torch.no_grad():
                     for buffer, old in zip(buffers, before, strict=True):
                         buffer.copy_(old)
             raise

@@ -18,6 +18,7 @@ SETTINGS = (
     "FASTGAN_TEST_BACKENDS",  # cpu,auto: only tests of these backends
     "FASTGAN_TEST_THREADS",  # torch.set_num_threads
     "FASTGAN_TEST_FLUSH_DENORMAL",  # 1: torch.set_flush_denormal
+    "FASTGAN_FUZZ_EXAMPLES",  # of tests/fuzz
     "FASTGAN_ISA",
     "FASTGAN_SKIP_SIMT",
 )
@@ -130,7 +131,7 @@ def backend_of(item: pytest.Item) -> str | None:
     if item.path.name == "test_gpu.py":
         return "cuda"
     parameters = item.callspec.params if hasattr(item, "callspec") else {}
-    for fixture in ("backend", "compiled_backend", "device_backend"):
+    for fixture in ("backend", "compiled_backend", "device_backend", "place", "forward_place"):
         if fixture in parameters:
             return parameters[fixture]
     return "cpu" if "compiled" in item.fixturenames else None

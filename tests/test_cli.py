@@ -178,6 +178,7 @@ def test_doctor(here: Path) -> None:
         assert words in out
 
 
+@pytest.mark.deep
 def test_resume_after_kill_9(here: Path) -> None:
     process = start("train", "ring8", "--steps", 10**6, "--checkpoint-every", 5, *SMALL, folder=here)
     checkpoints = here / "runs/00000-ring8/checkpoints"
@@ -202,6 +203,7 @@ def test_resume_after_kill_9(here: Path) -> None:
     assert rows[-1] == step + 7
 
 
+@pytest.mark.deep
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_interrupt(here: Path, number: signal.Signals, code: int) -> None:
     process = start("train", "ring8", "--steps", 10**6, *SMALL, folder=here)
@@ -217,6 +219,7 @@ def test_interrupt(here: Path, number: signal.Signals, code: int) -> None:
     assert newest != "step_0"
 
 
+@pytest.mark.deep
 def test_divergence(here: Path) -> None:
     _, err = run("train", "ring8", "--steps", 50, "--g-lr", "1e38", *SMALL, folder=here, code=2)
     assert "training stopped at step" in err
@@ -226,6 +229,7 @@ def test_divergence(here: Path) -> None:
     assert [path.name for path in (here / "runs/00000-ring8/checkpoints").iterdir()] == ["step_0"]
 
 
+@pytest.mark.deep
 def test_without_the_extra(here: Path) -> None:
     """Where typer is not installed, the command says what to install; `import fastgan` imports none of it."""
     (here / "typer.py").write_text("raise ModuleNotFoundError(\"No module named 'typer'\", name='typer')\n")
@@ -251,6 +255,7 @@ def idx_folder(here: Path) -> Path:
     return folder
 
 
+@pytest.mark.deep
 def test_train_on_files(here: Path) -> None:
     folder = idx_folder(here)
     out, _ = run("train", "mnist", "--steps", 6, "--conditional", "--batch-size", 16, *SMALL, folder=here)

@@ -42,6 +42,9 @@ LATENT, HIDDEN, DATA = 3, 9, 4
 Case = tuple[str, float, int, str]  # where, value, batch, optimizer
 
 
+pytestmark = pytest.mark.deep_on_simt
+
+
 @pytest.fixture(autouse=True)
 def one_thread() -> Iterator[None]:
     threads = torch.get_num_threads()

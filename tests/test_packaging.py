@@ -12,6 +12,8 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
+
+pytestmark = pytest.mark.deep
 PARTS = ("csrc", "fastgan", "tests", "bench", "examples")
 FILES = ("pyproject.toml", "setup.py", "README.md", "MANIFEST.in", "Makefile", "constraints.txt")
 

@@ -103,6 +103,7 @@ def test_commands_do_without_streams(monkeypatch: pytest.MonkeyPatch, name: str,
             assert (app(words, standalone_mode=False) or 0) == code
 
 
+@pytest.mark.deep
 @pytest.mark.parametrize(
     ("redirection", "data", "code"),
     [
@@ -124,6 +125,7 @@ def test_redirections(here: Path, redirection: str, data: str, code: int) -> Non
         assert sample_run(None, 1)[0].shape == (1, 2)
 
 
+@pytest.mark.deep
 def test_a_reader_that_leaves(here: Path) -> None:
     options = "--steps 40 --log-every 1 --g-hidden 8 --d-hidden 8"
     command = f"{{ {sys.executable} -m fastgan train ring8 {options}; echo $? >code; }} | true"

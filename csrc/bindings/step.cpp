@@ -109,6 +109,8 @@ class StepEngine {
   // batch), noise (rows, batch, latent) or None to draw it. Returns d_loss, g_loss, real_score, fake_score; or None,
   // and nothing is done, where the plan is out of date or the inputs are not such.
   py::object step(const py::object& real_object, const py::object& labels_object, const py::object& noise_object) {
+    if (is_running_) throw std::runtime_error("another thread is in this TrainStep; a step is one thread's at a time");
+    const Running running(is_running_);
     const Holding holding(tensors_);
     if (!watch_->is_current() || !is_usual_mode(first().device(), device_mode_.ptr())) return py::none();
     const bool has_labels = !labels_object.is_none(), has_noise = !noise_object.is_none();
@@ -178,6 +180,13 @@ class StepEngine {
     StepNetworks& tensors;
   };
 
+  // One step at a time: others run while this one has let Python's lock go.
+  struct Running {
+    explicit Running(bool& flag) : flag(flag) { flag = true; }
+    ~Running() { flag = false; }
+    bool& flag;
+  };
+
   const Tensor& first() const { return tensors_.first(); }
 
   // Whether an object is a tensor that the kernels can read while they write the parameters.
@@ -244,6 +253,7 @@ class StepEngine {
     for (auto& [average, buffer] : copied_) average.copy_(buffer);
   }
 
+  bool is_running_ = false;
   const StepSettings settings_;
   const std::shared_ptr<Watch> watch_;
   const py::object device_mode_;

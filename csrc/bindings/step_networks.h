@@ -142,10 +142,10 @@ void run_step(Device& device, StepNetworks& networks, const StepSettings& settin
     networks.draw_masks(generator_index, 0, problem.batch);
     networks.draw_masks(discriminator_index, 0, problem.batch);
     networks.draw_masks(discriminator_index, 1, problem.batch);
-    device.prepare(discriminator_index);
     networks.fill(problem);
     take_inputs(i);
-    device.reserve(problem);
+    device.reserve(problem);  // before anything of the user's is written: there may be no memory
+    device.prepare(discriminator_index);
     device.discriminator_step(problem);
   }
   if (!settings.reuse_fake) networks.draw_masks(generator_index, 0, problem.batch);

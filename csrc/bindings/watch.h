@@ -113,7 +113,9 @@ class Watch {
   }
   // One of the optimizers' param_groups; its numbers are read at each step, but for a learning rate on a device.
   void group(pybind11::dict group, bool decoupled, bool rate_on_device) {
-    groups_.push_back({std::move(group), decoupled, rate_on_device});
+    PyObject* rate = PyDict_GetItemString(group.ptr(), "lr");
+    const bool rate_is_tensor = rate != nullptr && THPVariable_Check(rate);
+    groups_.push_back({std::move(group), decoupled, rate_on_device, rate_is_tensor});
   }
 
   bool is_current() const {
@@ -162,7 +164,7 @@ class Watch {
                     *amsgrad = PyUnicode_InternFromString("amsgrad"),
                     *maximize = PyUnicode_InternFromString("maximize");
     numbers.clear();
-    for (const auto& [group, decoupled, rate_on_device] : groups_) {
+    for (const auto& [group, decoupled, rate_on_device, rate_is_tensor] : groups_) {
       const auto number = [&, dict = group.ptr()](PyObject* name) {
         return add(numbers, PyDict_GetItemWithError(dict, name));
       };
@@ -170,6 +172,9 @@ class Watch {
       if (both == nullptr || !(PyTuple_CheckExact(both) || PyList_CheckExact(both)) ||
           PySequence_Fast_GET_SIZE(both) != 2)
         return PyErr_Clear(), false;
+      // One that has become a tensor since, torch may refuse.
+      PyObject* rate = PyDict_GetItemWithError(group.ptr(), lr);
+      if (!rate_is_tensor && rate != nullptr && THPVariable_Check(rate)) return false;
       if (rate_on_device)
         numbers.push_back(0);
       else if (!number(lr))
@@ -210,7 +215,7 @@ class Watch {
   };
   struct Group {
     pybind11::dict group;
-    bool decoupled, rate_on_device;
+    bool decoupled, rate_on_device, rate_is_tensor;
   };
   struct Seen {
     pybind11::object object;

@@ -16,6 +16,7 @@ from conftest import REQUIRED, unavailable_reason
 EXAMPLES = int(os.environ.get("FASTGAN_FUZZ_EXAMPLES", "20"))
 
 
+@pytest.mark.deep
 @pytest.mark.parametrize(("backend", "share"), [("auto", 2), ("cpu", 2), ("simt", 10)])
 def test_step_fuzz(backend: str, share: int) -> None:
     """In a process of its own, which a crash may take with it; always the same examples."""
