@@ -76,15 +76,16 @@ struct Tile {
   __device__ __forceinline__ bool has_quads() const { return n % 4 == 0; }
 
   // Calls finish(loaded, sums, place) for each of the thread's rows, where loaded is load(place), and place is that of
-  // the first of four elements in the matrix; in_flight of the loads are under way at a time.
-  template <int in_flight, class Load, class Finish>
+  // the first of four elements in the matrix; in_flight of the loads are under way at a time. The loop over those is
+  // unrolled on demand: nine activations in each copy take the compiler a minute.
+  template <int in_flight, bool unrolled = true, class Load, class Finish>
   __device__ __forceinline__ void for_rows(const Load& load, const Finish& finish) const {
     static_assert(own_rows % in_flight == 0, "as many rows at a time");
     if (count() == 0) return;
     const auto place_of = [&](int i) { return (row0 + first_row() + i * rows_apart) * n + col0 + first_col(); };
     const auto is_inside = [&](int i) { return row0 + first_row() + i * rows_apart < m; };
     // Doubles take two registers each, and an unrolled loop over them spills.
-#pragma unroll(sizeof(C) == 8 ? 1 : own_rows / in_flight)
+#pragma unroll(sizeof(C) == 8 || !unrolled ? 1 : own_rows / in_flight)
     for (int begin = 0; begin < own_rows; begin += in_flight) {
       decltype(load(int64_t{})) loaded[in_flight];
 #pragma unroll

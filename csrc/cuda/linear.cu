@@ -1,4 +1,4 @@
-// The products of a layer: forward (x W^T), input gradient (grad_z W) and weight gradient (grad_z^T x).
+// The product of a layer, forward (x W^T). Those of the way back are in linear_gradient.cu, which compiles beside it.
 #include "product.h"
 
 namespace fastgan::cuda {
@@ -15,32 +15,7 @@ void linear_forward(const Context& context, const LinearForward<T>& a, Rounding 
   run<Pass::forward, Major::k, Major::k>(context, p, rounding);
 }
 
-template <class T>
-void linear_input_gradient(const Context& context, const LinearInputGradient<T>& a, Rounding rounding) {
-  Product<T> p = {};
-  p.a = matrix(a.grad_z, a.out, a.batch, a.out);
-  p.b = matrix(a.weight, a.weight_stride == 0 ? a.in : a.weight_stride, a.in, a.out);
-  p.activation = a.activation;
-  p.saved = a.saved;
-  p.first = a.grad_x;
-  p.second = a.grad_z_before;
-  run<Pass::input_gradient, Major::k, Major::row>(context, p, rounding);
-}
-
-template <class T>
-void linear_weight_gradient(const Context& context, const LinearWeightGradient<T>& a, Rounding rounding) {
-  Product<T> p = {};
-  p.a = matrix(a.grad_z, a.out, a.out, a.batch);
-  p.b = matrix(a.x, a.in, a.in, a.batch);
-  p.second = a.grad_weight;
-  p.grad_bias = a.grad_bias;
-  run<Pass::weight_gradient, Major::row, Major::row>(context, p, rounding);
-}
-
-#define FASTGAN_INSTANTIATE(T)                                                                     \
-  template void linear_forward<T>(const Context&, const LinearForward<T>&, Rounding);              \
-  template void linear_input_gradient<T>(const Context&, const LinearInputGradient<T>&, Rounding); \
-  template void linear_weight_gradient<T>(const Context&, const LinearWeightGradient<T>&, Rounding);
+#define FASTGAN_INSTANTIATE(T) template void linear_forward<T>(const Context&, const LinearForward<T>&, Rounding);
 FASTGAN_INSTANTIATE(float)
 FASTGAN_INSTANTIATE(double)
 FASTGAN_INSTANTIATE(bfloat16)

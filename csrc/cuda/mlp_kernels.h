@@ -74,15 +74,14 @@ __device__ __forceinline__ void layer_product(const Matrix<T>* from, const T* re
 // column up to the next multiple of step_k after `cols`: a product that reads what is on chip reads so far. A thread
 // has one column; loaded is load(sample, col), called for several samples ahead, so that their memory is on its way
 // together.
-template <class N, class T, class Load, class Each>
+template <class N, class T, int in_flight, class Load, class Each>
 __device__ __forceinline__ void for_tile(const typename N::C* tile, int col0, int cols, const Load& load,
                                          const Each& each) {
   static_assert(tile_threads == across, "a column a thread");
   const int padded = (cols + step_k<T> - 1) / step_k<T> * step_k<T>;
   const int col = col0 + int(threadIdx.x);
   if (col >= padded) return;
-  constexpr int in_flight = sizeof(T) == 8 ? 4 : samples;  // more doubles would spill registers
-#pragma unroll(sizeof(T) == 8 ? 1 : samples / in_flight)
+#pragma unroll 1
   for (int begin = 0; begin < samples; begin += in_flight) {
     decltype(load(0, 0)) loaded[in_flight];
 #pragma unroll
@@ -113,7 +112,7 @@ __global__ void __launch_bounds__(tile_threads, 2)
         const bool real = col0 + int(threadIdx.x) < layer.out;
         const C bias = real && layer.bias != nullptr ? load(layer.bias + col0 + threadIdx.x) : C(0);
         const auto nothing = [](int, int) { return 0; };
-        for_tile<N, T>(tile, col0, layer.out, nothing, [&](int sample, int col, C sum, int) {
+        for_tile<N, T, sizeof(T) == 8 ? 1 : 4>(tile, col0, layer.out, nothing, [&](int sample, int col, C sum, int) {
           const C z = layer.bias != nullptr ? sum + bias : sum;
           T y{};
           if (real) store(&y, A::value(z, slope));
@@ -179,14 +178,16 @@ __device__ __forceinline__ void backward_chain(const NarrowNetwork<T>& network, 
         const auto saved = [&](int sample, int col) {
           return before.saved != nullptr && is_inside(sample, col) ? load(before.saved + place_of(sample, col)) : C(0);
         };
-        for_tile<N, T>(tile, col0, before.width, saved, [&](int sample, int col, C sum, C at) {
-          T g{};
-          if (is_inside(sample, col)) {
-            store(&g, before.saved == nullptr ? sum : gradient<A>(sum, at, slope));
-            before.grad[place_of(sample, col)] = g;
-          }
-          if (l > 0) next[sample * N::resident_stride + col] = g;
-        });
+        // More doubles at a time would spill registers.
+        for_tile<N, T, sizeof(T) == 8 ? 4 : samples>(
+            tile, col0, before.width, saved, [&](int sample, int col, C sum, C at) {
+              T g{};
+              if (is_inside(sample, col)) {
+                store(&g, before.saved == nullptr ? sum : gradient<A>(sum, at, slope));
+                before.grad[place_of(sample, col)] = g;
+              }
+              if (l > 0) next[sample * N::resident_stride + col] = g;
+            });
       });
     };
     layer_product<N, T, Major::row>(l == last ? &grad_z : nullptr, resident + l % 2 * N::resident_size, weight, row0,

@@ -1,5 +1,5 @@
 // The kernel of a layer's products, each a tile of 64x64 a block, and where that makes too few blocks, k shared out
-// among several. What becomes of a finished tile is its `Pass`. For linear.cu and linear_update.cu.
+// among several. What becomes of a finished tile is its `Pass`. For linear*.cu.
 #pragma once
 
 #include <algorithm>
@@ -66,23 +66,23 @@ __device__ __forceinline__ void finish(const Product<T>& p, const Whole& tile) {
     with_activation(p.activation.activation, [&](auto act) {
       using A = decltype(act);
       const C slope = C(p.activation.negative_slope);
-      tile.template for_rows<1>([](int64_t) { return 0; },
-                                [&](int, Values<C> sums, int64_t place) {
-                                  Values<C> y;
+      tile.template for_rows<2, false>([](int64_t) { return 0; },
+                                       [&](int, Values<C> sums, int64_t place) {
+                                         Values<C> y;
 #pragma unroll
-                                  for (int i = 0; i < 4; ++i) {
-                                    if (p.bias != nullptr) sums.element[i] += bias.element[i];
-                                    y.element[i] = A::value(sums.element[i], slope);
-                                  }
-                                  if (p.first != nullptr) store_values(p.first + place, count, quads, sums);
-                                  store_values(p.second + place, count, quads, y);
-                                });
+                                         for (int i = 0; i < 4; ++i) {
+                                           if (p.bias != nullptr) sums.element[i] += bias.element[i];
+                                           y.element[i] = A::value(sums.element[i], slope);
+                                         }
+                                         if (p.first != nullptr) store_values(p.first + place, count, quads, sums);
+                                         store_values(p.second + place, count, quads, y);
+                                       });
     });
   } else {
     with_activation(p.activation.activation, [&](auto act) {
       using A = decltype(act);
       const C slope = C(p.activation.negative_slope);
-      tile.template for_rows<4>(
+      tile.template for_rows<4, false>(
           [&](int64_t place) { return p.second == nullptr ? Values<C>{} : load_values(p.saved + place, count, quads); },
           [&](const Values<C>& saved, Values<C> sums, int64_t place) {
             if (p.first != nullptr) store_values(p.first + place, count, quads, sums);
