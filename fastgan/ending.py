@@ -114,6 +114,8 @@ def _before_sigmoid(module: nn.Module) -> list[nn.Module] | None:
     for i in range(len(children) - 1, -1, -1):
         before, child, after = children[:i], children[i], children[i + 1 :]
         if _reshapes(child):
+            if _may_look(child):  # and would see logits
+                return None
             continue
         if type(child) is nn.Sigmoid:
             return [*before, *after] if layers.refusal(child) is None else None
@@ -136,6 +138,11 @@ def _reshapes(module: nn.Module | None) -> bool:
     if isinstance(module, nn.Sequential):
         return all(_reshapes(child) for child in module._modules.values())
     return isinstance(module, _RESHAPES) or layers.is_idle_dropout(module)
+
+
+def _may_look(module: nn.Module) -> bool:
+    """Whether something of the user's sees what a layer that hands on, or one inside it, is given."""
+    return any(layers.has_hooks(part) or "forward" in part.__dict__ for part in module.modules())
 
 
 def _unwrapped(module: nn.Module) -> nn.Module:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterator
+from types import BuiltinFunctionType, FunctionType
 from typing import Any
 
 import torch
@@ -78,6 +79,17 @@ FUNCTIONS = {
 # (namespace, name, function), as they were when fastgan was imported.
 OWN_FUNCTIONS = [(vars(space), name, getattr(space, name)) for space, names in FUNCTIONS.items() for name in names]
 
+
+def _is_torchs_own(function: Any) -> bool:
+    """Whether a function is torch's: written in C++, or in a namespace of torch."""
+    if isinstance(function, FunctionType):  # which carries the namespace it was written in, whatever wraps it
+        return function.__globals__.get("__name__", "").partition(".")[0] == "torch"
+    return isinstance(function, BuiltinFunctionType)
+
+
+# Patched before fastgan was imported: what torch's own was is not known then.
+PATCHED_EARLY = next((f"{s['__name__']}.{n}" for s, n, own in OWN_FUNCTIONS if not _is_torchs_own(own)), None)
+
 _KINDS = (nn.Linear, nn.BatchNorm1d, nn.Dropout, nn.Sequential, *ACTIVATIONS)
 _MISSING = object()
 
@@ -120,6 +132,8 @@ def has_own_walk(module: nn.Module) -> bool:
 
 def patched_function() -> str | None:
     """A function of torch that the layers' forwards call and that is no longer torch's; or None."""
+    if PATCHED_EARLY is not None:
+        return PATCHED_EARLY
     for space, name, own in OWN_FUNCTIONS:
         if space[name] is not own:
             return f"{space['__name__']}.{name}"
@@ -135,12 +149,7 @@ def has_hooks(module: nn.Module) -> bool:
 
 def global_hooks() -> tuple[dict[int, Any], ...]:
     """The hooks of all modules, of each kind."""
-    return (
-        torch_module._global_forward_hooks,
-        torch_module._global_forward_pre_hooks,
-        torch_module._global_backward_hooks,
-        torch_module._global_backward_pre_hooks,
-    )
+    return tuple(vars(torch_module)[f"_global{name}"] for name in HOOKS)
 
 
 def is_unpatched(kind: type[nn.Module]) -> bool:
@@ -262,7 +271,7 @@ def cancelled_biases(network: nn.Module) -> list[Tensor]:
             break
         if kind is nn.BatchNorm1d and before is not None and (leaf.training or leaf.running_mean is None):
             found.append(before.bias)
-        if kind is not nn.Identity:
+        if kind is not nn.Identity and not is_idle_dropout(leaf):
             before = leaf if kind is nn.Linear and leaf.bias is not None else None
     uses = [id(p) for _, p in network.named_parameters(remove_duplicate=False)]
     return [p for p in found if uses.count(id(p)) == 1 and not (p._backward_hooks or p._post_accumulate_grad_hooks)]

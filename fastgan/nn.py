@@ -88,7 +88,7 @@ class GeneratorLoss(nn.Module):
 
 
 # Reads plain layers and runs them in C++, which takes a third of the time that the Python below takes (9 us of 28).
-_reader: Any = backend.module and backend.module.LayerReader(
+_reader: Any = (backend.module if layers.PATCHED_EARLY is None else None) and backend.module.LayerReader(
     nn.Linear,
     nn.LeakyReLU,
     {
@@ -100,6 +100,7 @@ _reader: Any = backend.module and backend.module.LayerReader(
     (*layers.CALL, *layers.TENSORS, "__iter__"),
     layers.HOOKS,
     layers.OWN_FUNCTIONS,
+    [(vars(nn.modules.module), f"_global{name}") for name in layers.HOOKS],
 )
 
 
@@ -180,12 +181,12 @@ class _Fused:
 
     def forward(self, input: Any) -> Any:
         """Run the modules in turn, each run of Linear + activation fused; shapes as the modules have them."""
-        if type(input) not in _PLAIN_TENSORS or bystanders.are_there():
-            return self._plain_class.forward(self, input)  # type: ignore[operator]
-        if backend.direct() is not None:
+        if _reader is not None and backend.direct() is not None:
             output = _reader.run(self, input)
             if output is not None:
                 return output
+        if type(input) not in _PLAIN_TENSORS or bystanders.are_there():
+            return self._plain_class.forward(self, input)  # type: ignore[operator]
         if self._plain_class.forward not in layers.SEQUENTIAL_FORWARDS:  # patched since, on the class
             return self._plain_class.forward(self, input)  # type: ignore[operator]
         return _run_fused(self, input)  # type: ignore[arg-type]

@@ -97,6 +97,6 @@ def _snap(samples: Tensor, units: Tensor, levels: Levels | None) -> Tensor:
         return units
     codes, values = (tensor.to(samples.device) for tensor in levels)
     at = torch.searchsorted(codes, samples.detach().contiguous()).clamp(max=len(codes) - 1)
-    # Added to the formula, which autograd can differentiate.
     exact = torch.where(codes[at] == samples, values[at], units.detach())
-    return torch.where(exact == units, units, units + (exact - units).detach())
+    # The formula, which autograd can differentiate, takes part with its derivative alone.
+    return exact + (units - units.detach())

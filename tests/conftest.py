@@ -90,6 +90,23 @@ def backend(request: pytest.FixtureRequest) -> Iterator[str]:
 
 
 @pytest.fixture
+def engine_backend(backend: str) -> str:
+    """The backends that have an engine for whole steps."""
+    if backend == "reference":
+        pytest.skip("the reference has no engine")
+    return backend
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """For tensors so small that they gain nothing from a second thread."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture
 def compiled() -> Iterator[None]:
     """For tests of what only the compiled ops have."""
     with run_on_or_skip("cpu"):

@@ -287,21 +287,32 @@ for n in (1, 7, 8, 15, 16, 33, 1000):
     values += [f.linear_act(x, w, b, name) for name in reference.ACTIVATIONS]
     for value in values:
         results += [value.detach(), *torch.autograd.grad(value.square().sum(), x)]
+for n in (*range(1, 18), 33, 65):  # inputs, hidden units and outputs
+    shapes = [(41, n), (33, n), (33,), (n, 33), (n,), (3, n), (3,)]
+    x, *parameters = ((torch.randn(shape) / shape[-1] ** 0.5).to(dtype).requires_grad_() for shape in shapes)
+    value = f.mlp(x, parameters[::2], parameters[1::2], ["relu", "tanh", "identity"])
+    results += [value.detach(), *torch.autograd.grad(value.square().mean(), [x, *parameters])]
 torch.save(results, file)
 """
 
 
 def test_every_instruction_set_is_as_exact_as_torch(compiled: None, tmp_path: Path) -> None:
     file, of_torch = tmp_path / "results", []
-    code = f"import torch; file, dtype = {str(file)!r}, torch."
     with fastgan.use_backend("reference"):
-        for dtype in ("float32", "float64"):
-            exec(f"{code}{dtype}\n{KERNELS}", {})
+        for dtype in (torch.float32, torch.float64):
+            exec(KERNELS, {"file": file, "dtype": dtype})
             of_torch.append(torch.load(file))
+    # A whole network at once, and layer by layer with torch's products.
+    both = f"""
+import fastgan, torch
+for path in ("tiled", "library"):
+    fastgan.backend.module.set_layer_path(path)
+    exec({KERNELS!r}, {{"file": {str(file)!r} + path, "dtype": torch.float32}})
+{REPORT}"""
     sets = {}
     for isa in ("", "baseline", "avx2"):
-        done = python(f"{code}float32\n{KERNELS}\n{REPORT}", FASTGAN_BACKEND="cpu", FASTGAN_ISA=isa)
-        sets[isa] = answer(done)["build"]["cpu_instructions"]
-        assert_within_bound(torch.load(file), *of_torch)
+        sets[isa] = answer(python(both, FASTGAN_BACKEND="cpu", FASTGAN_ISA=isa))["build"]["cpu_instructions"]
+        for path in ("tiled", "library"):
+            assert_within_bound(torch.load(f"{file}{path}"), *of_torch)
     assert sets["baseline"] == "baseline"
     assert sets["avx2"] in ("avx2", "baseline")  # what the processor has sets the limit

@@ -22,8 +22,9 @@ def generator(*between: nn.Module) -> nn.Sequential:
 
 @pytest.mark.parametrize("engine", [True, False], ids=["engine", "composed"])
 @pytest.mark.parametrize("optimizer", [Adam, SGD])
-def test_it_stays_where_it_is(backend: str, engine: bool, optimizer: Callable) -> None:
-    step = twin(TrainStep, generator(), MLP([4, 8, 1]), functools.partial(optimizer, lr=1e-2), engine=engine)
+@pytest.mark.parametrize("between", [[], [nn.Identity()], [nn.Dropout(0.0)]], ids=["right before", "identity", "idle"])
+def test_it_stays_where_it_is(backend: str, engine: bool, optimizer: Callable, between: list[nn.Module]) -> None:
+    step = twin(TrainStep, generator(*between), MLP([4, 8, 1]), functools.partial(optimizer, lr=1e-2), engine=engine)
     before = step.generator[0].bias.detach().clone()
     for _ in range(5):
         step.step(*inputs({}, torch.float32))
@@ -59,6 +60,7 @@ CASES: dict[str, tuple[Callable[[], nn.Module], int]] = {
     "an Identity between": (lambda: generator(nn.Identity()), 1),
     "an activation between": (lambda: generator(nn.Tanh()), 0),
     "a Dropout between": (lambda: generator(nn.Dropout(0.5)), 0),
+    "an idle Dropout between": (lambda: generator(nn.Dropout(0.0)), 1),
     "running statistics": (lambda: generator().eval(), 0),
     "no running statistics": (lambda: nn.Sequential(nn.Linear(3, 8), nn.BatchNorm1d(8, track_running_stats=False)), 1),
     "nested": (lambda: nn.Sequential(nn.Sequential(nn.Linear(3, 8)), nn.Sequential(nn.BatchNorm1d(8))), 1),

@@ -170,6 +170,11 @@ def test_values_closer_than_samples_resolve_come_back_as_close() -> None:
     assert np.abs(values(data) - column).max() <= 2**-24
 
 
+def test_a_value_far_smaller_than_the_formulas_rounding() -> None:
+    column = np.array([-1e9, 1e-12, 1e9 + 0.5])[:, None]
+    assert np.array_equal(values(fastgan.data.from_array(column, None, "x", "x")), column)
+
+
 def test_unscale_is_differentiable_and_takes_any_shape() -> None:
     data = fastgan.data.from_array(REAL, None, "x", "x")
     samples = data.samples[:6].reshape(2, 3, 3).clone().requires_grad_()

@@ -5,13 +5,13 @@ from __future__ import annotations
 import functools
 import itertools
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
-from conformance import ACTIVATIONS, assert_within_bound
+from conformance import ACTIVATION_MODULES, ACTIVATIONS, assert_within_bound
 from plain_step import Plain, twin
 from torch import Tensor, nn
 from torch.optim import Adam
@@ -22,17 +22,6 @@ from fastgan.functional import linear_act, mlp
 inf, nan = math.inf, math.nan
 SPECIAL = (inf, -inf, nan)
 NATIVE = "the whole step as one native call"
-MODULES: dict[str, Callable[[], nn.Module]] = {
-    "identity": nn.Identity,
-    "relu": nn.ReLU,
-    "leaky_relu": lambda: nn.LeakyReLU(0.2),
-    "elu": nn.ELU,
-    "tanh": nn.Tanh,
-    "sigmoid": nn.Sigmoid,
-    "softplus": nn.Softplus,
-    "silu": nn.SiLU,
-    "gelu": nn.GELU,
-}
 # With an eps that keeps Adam from scaling up what rounding leaves of gradients that cancel.
 OPTIMIZERS = {
     "GAN's betas": functools.partial(Adam, lr=2e-3, betas=(0.5, 0.999), eps=1e-2),
@@ -42,27 +31,12 @@ LATENT, HIDDEN, DATA = 3, 9, 4
 Case = tuple[str, float, int, str]  # where, value, batch, optimizer
 
 
-pytestmark = pytest.mark.deep_on_simt
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
-@pytest.fixture
-def engine_backend(backend: str) -> str:
-    if backend == "reference":
-        pytest.skip("the reference has no engine")
-    return backend
+pytestmark = [pytest.mark.deep_on_simt, pytest.mark.usefixtures("one_thread")]
 
 
 def networks(activation: str, extra: Callable[[], list[nn.Module]]) -> tuple[nn.Module, nn.Module]:
     torch.manual_seed(3)
-    make = MODULES[activation]
+    make = ACTIVATION_MODULES[activation]
     generator = nn.Sequential(
         nn.Linear(LATENT, HIDDEN), *extra(), make(), nn.Linear(HIDDEN, HIDDEN), make(), nn.Linear(HIDDEN, DATA)
     )

@@ -143,9 +143,7 @@ def test_an_output_may_be_changed_in_place_where_torchs_may(form, activation) ->
             outcomes.append(torch.autograd.grad(out.square().sum(), [x, w]))
         except RuntimeError as error:
             outcomes.append(("modified by an inplace operation" in str(error),))
-    assert len(outcomes[0]) == len(outcomes[1])
-    for a, b in zip(*outcomes, strict=True):
-        assert a is b is True or torch.allclose(a, b, rtol=1e-10, atol=1e-10)
+    assert_close_in_float64(*outcomes)
 
 
 @pytest.mark.parametrize(

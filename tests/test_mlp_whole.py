@@ -9,9 +9,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from fastgan import backend
 from fastgan.nn import MLP, unfuse
-
-pytestmark = pytest.mark.usefixtures("compiled")
 
 
 @pytest.fixture(autouse=True)
@@ -19,6 +18,14 @@ def threads() -> Iterator[None]:
     before = torch.get_num_threads()
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture(autouse=True, params=["tiled"])
+def path(compiled: None, request: pytest.FixtureRequest) -> Iterator[None]:
+    """Whole networks on every instruction set: without any beyond the baseline, torch's products would be chosen."""
+    backend.module.set_layer_path(request.param)
+    yield
+    backend.module.set_layer_path("automatic")
 
 
 def values(network: nn.Module, x: Tensor) -> list[Tensor]:
@@ -42,6 +49,7 @@ def test_threads_agree(sizes: list[int], batch: int) -> None:
         assert all(map(torch.equal, results[0], other))
 
 
+@pytest.mark.parametrize("path", ["tiled", "library"], indirect=True)
 @pytest.mark.parametrize("activation", ["relu", "elu", "tanh", "sigmoid", "softplus", "silu", "gelu"])
 def test_it_is_as_exact_as_torch(activation: str) -> None:
     torch.set_num_threads(2)

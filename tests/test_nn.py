@@ -5,12 +5,18 @@ from __future__ import annotations
 import copy
 import io
 import pickle
-from collections.abc import Callable
 
 import pytest
 import torch
 import torch.distributed as dist
-from conformance import ACTIVATIONS, as_double, assert_close_in_float64, assert_within_bound, in_double
+from conformance import (
+    ACTIVATION_MODULES,
+    ACTIVATIONS,
+    as_double,
+    assert_close_in_float64,
+    assert_within_bound,
+    in_double,
+)
 from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
@@ -19,17 +25,6 @@ from fastgan.nn import MLP, DiscriminatorLoss, FusedSequential, GeneratorLoss
 pytestmark = pytest.mark.usefixtures("backend")
 
 SIZES = [4, 6, 5, 3]
-MODULES: dict[str, Callable[[], nn.Module]] = {
-    "identity": nn.Identity,
-    "relu": nn.ReLU,
-    "leaky_relu": lambda: nn.LeakyReLU(0.2),
-    "elu": nn.ELU,
-    "tanh": nn.Tanh,
-    "sigmoid": nn.Sigmoid,
-    "softplus": nn.Softplus,
-    "silu": nn.SiLU,
-    "gelu": nn.GELU,
-}
 
 
 def plain(
@@ -41,7 +36,7 @@ def plain(
         modules.append(nn.Linear(SIZES[i], SIZES[i + 1], bias=bias, **factory))
         name = activation if i < 2 else output_activation
         if name is not None:
-            modules.append(MODULES[name]())
+            modules.append(ACTIVATION_MODULES[name]())
     return nn.Sequential(*modules)
 
 

@@ -51,6 +51,19 @@ def test_two_threads_in_one_step_are_an_error_or_take_turns(compiled: None) -> N
     step.step(*inputs({}))  # and it goes on
 
 
+def test_a_step_that_finds_no_memory_counts_nothing(backend: str) -> None:
+    """Of 2^36 samples, which all are one in memory."""
+    step = twin(TrainStep, *networks(), make)
+    step.step(*inputs({}))
+    before = [t.clone() for t in state_of(step)]
+    rows = 2**36
+    real, noise = torch.zeros(1, 4, dtype=torch.float64), torch.zeros(2, 1, 3, dtype=torch.float64)
+    with pytest.raises(RuntimeError):
+        step.step(real.expand(rows, 4), noise=noise.expand(2, rows, 3))
+    assert all(map(torch.equal, before, state_of(step)))
+    step.step(*inputs({}))
+
+
 def test_a_learning_rate_that_becomes_a_tensor(backend: str) -> None:
     """torch's foreach refuses it where it is not capturable, the engine likewise."""
     results: list[Any] = []

@@ -17,15 +17,26 @@ def is_zero(node: ast.expr | None) -> bool:
     return isinstance(node, ast.Constant) and node.value == 0
 
 
+def calls(tree: ast.AST, *names: str) -> list[ast.Call]:
+    """The calls of functions of these names of any module's."""
+    found = [node for node in ast.walk(tree) if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute)]
+    return [call for call in found if call.func.attr in names]
+
+
 @pytest.mark.parametrize("file", sorted(HERE.rglob("*.py")), ids=lambda file: file.stem)
 def test_no_comparison_has_a_tolerance_of_its_own(file: Path) -> None:
     """Two float32 paths differ by what the processor makes of them: conformance.py has comparisons that hold on all."""
     found = []
-    for node in ast.walk(ast.parse(file.read_text())):
-        if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr == "assert_close":
-            given = {keyword.arg: keyword.value for keyword in node.keywords}
-            if not (is_zero(given.get("rtol")) and is_zero(given.get("atol"))):
-                found.append(node.lineno)
+    tree = ast.parse(file.read_text())
+    for call in calls(tree, "assert_close", "assert_allclose"):
+        given = {keyword.arg: keyword.value for keyword in call.keywords}
+        if not (is_zero(given.get("rtol")) and is_zero(given.get("atol"))):
+            found.append(call.lineno)
+    for node in ast.walk(tree):  # that two are not close may be asserted
+        if isinstance(node, ast.Assert) and not (
+            isinstance(node.test, ast.UnaryOp) and isinstance(node.test.op, ast.Not)
+        ):
+            found += [call.lineno for call in calls(node, "allclose", "isclose")]
     assert not found, f"{file.name}, lines {found}: compare by assert_within_bound, in float64 or exactly"
 
 

@@ -4,6 +4,7 @@
 
 #include <ATen/PythonTorchFunctionTLS.h>
 #include <ATen/TracerMode.h>
+#include <c10/core/impl/TorchDispatchModeTLS.h>
 #include <torch/csrc/autograd/python_variable.h>
 
 #include <cmath>
@@ -37,22 +38,32 @@ struct ModuleDict {
 // to it or to a base of it, an instance has none of the names `absent` and none of the hooks.
 class LayerList {
  public:
-  // functions: (namespace, name, function) of those that the layers' forwards call.
+  // functions: (namespace, name, function) of those that the layers' forwards call; global_hooks: (namespace, name) of
+  // the dicts of hooks of all modules.
   LayerList(py::object is_unpatched, const py::iterable& absent, const py::iterable& hooks,
-            const py::iterable& functions)
+            const py::iterable& functions, const py::iterable& global_hooks)
       : is_unpatched_(std::move(is_unpatched)) {
     for (const py::handle function : functions) {
       const auto of = py::cast<py::tuple>(function);
       functions_.push_back({of[0].cast<py::dict>(), interned(of[1]), of[2].cast<py::object>()});
+    }
+    for (const py::handle hooks_of_all : global_hooks) {
+      const auto of = py::cast<py::tuple>(hooks_of_all);
+      global_hooks_.push_back({of[0].cast<py::dict>(), interned(of[1]), py::object()});
     }
     for (const py::handle name : absent) absent_.push_back(interned(name));
     for (const py::handle name : hooks) kept_.push_back(interned(name));
     for (const char* name : {"_parameters", "_buffers", "_modules"}) kept_.push_back(PyUnicode_InternFromString(name));
   }
 
-  bool has_own_functions() const {
+  // Whether the functions are torch's own, and no hook is there for all modules.
+  bool is_untouched() const {
     return std::all_of(functions_.begin(), functions_.end(),
-                       [](const Function& of) { return item(of.space.ptr(), of.name) == of.own.ptr(); });
+                       [](const Name& of) { return item(of.space.ptr(), of.name) == of.own.ptr(); }) &&
+           std::all_of(global_hooks_.begin(), global_hooks_.end(), [](const Name& of) {
+             PyObject* hooks = item(of.space.ptr(), of.name);
+             return hooks != nullptr && PyDict_Check(hooks) && PyDict_GET_SIZE(hooks) == 0;
+           });
   }
 
   bool read(PyObject* module, ModuleDict& to) {
@@ -91,7 +102,7 @@ class LayerList {
     std::vector<std::pair<py::object, int>> names;  // of an instance's __dict__, with the place in `kept_` or -1
   };
 
-  struct Function {
+  struct Name {
     py::dict space;
     PyObject* name;
     py::object own;
@@ -120,7 +131,7 @@ class LayerList {
   }
 
   const py::object is_unpatched_;
-  std::vector<Function> functions_;
+  std::vector<Name> functions_, global_hooks_;
   std::vector<PyObject*> absent_, kept_;  // interned; of kept_ the last three are no hooks
   std::map<PyTypeObject*, Kind> kinds_;   // which keep their classes
   std::vector<PyObject*> values_;
@@ -137,8 +148,8 @@ bool has_kernels(at::DeviceType device) {
 // Whether no mode is on for which backend.is_compiled sends a call to the reference, nor one that is to see torch.ops.
 bool is_usual_mode() {
   const auto& included = c10::impl::tls_local_dispatch_key_set().included_;
-  return !at::impl::torch_function_mode_enabled() && !at::tracer::impl::is_dispatch_enabled() &&
-         !included.has(c10::DispatchKey::FuncTorchDynamicLayerFrontMode);
+  return !at::impl::torch_function_mode_enabled() && !c10::impl::TorchDispatchModeTLS::any_modes_set() &&
+         !at::tracer::impl::is_dispatch_enabled() && !included.has(c10::DispatchKey::FuncTorchDynamicLayerFrontMode);
 }
 
 bool has_tangent(const Tensor& t) {
@@ -214,8 +225,8 @@ class LayerReader {
   // activations: by class, the number of an activation without parameters.
   LayerReader(py::object linear, py::object leaky_relu, py::dict activations, int64_t leaky_relu_number,
               py::object is_unpatched, const py::iterable& absent, const py::iterable& hooks,
-              const py::iterable& functions)
-      : list_(std::move(is_unpatched), absent, hooks, functions),
+              const py::iterable& functions, const py::iterable& global_hooks)
+      : list_(std::move(is_unpatched), absent, hooks, functions, global_hooks),
         linear_(std::move(linear)),
         leaky_relu_(std::move(leaky_relu)),
         activations_(std::move(activations)),
@@ -224,7 +235,7 @@ class LayerReader {
   // The output of an nn.Sequential for an input, where it holds one run of plain Linear + activation.
   py::object run(py::handle sequential, py::handle given) {
     ModuleDict of;
-    if (!is_usual_mode() || !is_usual(given.ptr()) || !list_.has_own_functions() || !list_.read(sequential.ptr(), of) ||
+    if (!is_usual_mode() || !is_usual(given.ptr()) || !list_.is_untouched() || !list_.read(sequential.ptr(), of) ||
         !of.holds_nothing())
       return py::none();
     PyObject* const modules = of.modules;
@@ -301,9 +312,10 @@ void register_direct_calls(py::module_& m) {
   m.def("logits_loss", &logits_loss, py::arg("logits"), py::arg("target"), py::arg("sign"), py::arg("reduction"),
         "sign times the cross-entropy against a constant, or None where something is unusual.");
   py::class_<LayerReader>(m, "LayerReader", "Runs the layers of an nn.Sequential where they are all plain ones.")
-      .def(py::init<py::object, py::object, py::dict, int64_t, py::object, py::iterable, py::iterable, py::iterable>(),
+      .def(py::init<py::object, py::object, py::dict, int64_t, py::object, py::iterable, py::iterable, py::iterable,
+                    py::iterable>(),
            py::arg("linear"), py::arg("leaky_relu"), py::arg("activations"), py::arg("leaky_relu_number"),
-           py::arg("is_unpatched"), py::arg("absent"), py::arg("hooks"), py::arg("functions"))
+           py::arg("is_unpatched"), py::arg("absent"), py::arg("hooks"), py::arg("functions"), py::arg("global_hooks"))
       .def("run", &LayerReader::run, py::arg("sequential"), py::arg("input"),
            "The output for an input, or None where something is unusual.");
 }

@@ -10,6 +10,7 @@
 
 #include <algorithm>
 #include <memory>
+#include <optional>
 #include <tuple>
 #include <vector>
 
@@ -105,12 +106,17 @@ class CudaStep {
       const StepScope here(networks_.first(), updates_->counters, nothing);
       set_updates<T>(here, settings, hyperparameters, learning_rates);
     }
+    try {
 #ifdef FASTGAN_WITH_CUDA
-    replay_or_run<T>(settings, inputs, draws);
+      replay_or_run<T>(settings, inputs, draws);
 #else
-    if (draws) inputs.noise.normal_();
-    launch<T>(settings, inputs, own_memory_);
+      if (draws) inputs.noise.normal_();
+      launch<T>(settings, inputs, own_memory_);
 #endif
+    } catch (...) {
+      take_back_counts();
+      throw;
+    }
     result.copy_(updates_->sums, /*non_blocking=*/true);
   }
 
@@ -149,6 +155,7 @@ class CudaStep {
     cuda::AdamDue due;
     double steps_done;  // on the device; negative before it is set
     bool own_count;     // its `step` is on the host, and counted here as well
+    double before;      // what that was before the step under way
   };
 
   // What the updates depend on, on the device.
@@ -217,7 +224,7 @@ class CudaStep {
         TORCH_CHECK(here || parameter.step.is_cpu(), "an optimizer's step count must be on the CPU, or on ",
                     parameter.value.device(), " as float32 or float64, but one is ", parameter.step.scalar_type(),
                     " on ", parameter.step.device());
-        list.push_back({&parameter, {}, -1, !here});
+        list.push_back({&parameter, {}, -1, !here, 0});
       });
       if (&network == networks_.networks) updates.of_generator = int64_t(list.size());
     }
@@ -260,7 +267,7 @@ class CudaStep {
         now.double_step = mutable_data<double>(parameter.step);
       double set = -1;
       if (update.own_count) {
-        const double done = parameter.steps_done();
+        const double done = update.before = parameter.steps_done();
         if (done != update.steps_done) set = done;
         const bool in_generator = int64_t(k) < updates_->of_generator;
         update.steps_done = done + (in_generator ? 1 : double(settings.d_steps));
@@ -272,6 +279,15 @@ class CudaStep {
     }
     if (changed) set_adam(here, list.data(), counts.data(), int(list.size()), updates_->due_list());
     updates_->is_set = true;
+  }
+
+  // A step that failed counts for nothing.
+  void take_back_counts() {
+    for (Update& update : updates_->list) {
+      if (!update.own_count) continue;
+      update.parameter->set_steps_done(update.before);
+      update.steps_done = -1;
+    }
   }
 
   static bool same(const cuda::AdamDue& a, const cuda::AdamDue& b) {
@@ -292,7 +308,7 @@ class CudaStep {
     std::vector<void*> addresses;
     Memory memory;
     std::unique_ptr<at::cuda::CUDAGraph> graph;
-    cudaStream_t stream = nullptr;  // of the last step
+    std::optional<cudaStream_t> stream;  // of the last step
     bool has_run = false;
   };
   // As many sizes of batch as usually take turns, the smaller last batch of an epoch among them.
@@ -416,23 +432,25 @@ class CudaStep {
   // done.
   void follow_stream(Captured& captured) {
     const c10::cuda::CUDAStream stream = at::cuda::getCurrentCUDAStream();
-    if (captured.stream == stream.stream()) return;
-    const bool is_first = captured.stream == nullptr && !captured.has_run;
-    captured.stream = stream.stream();
-    if (is_first) return;
-    const auto record = [&](const Tensor& tensor) {
-      if (tensor.defined()) c10::cuda::CUDACachingAllocator::recordStream(tensor.storage().data_ptr(), stream);
+    if (captured.stream == stream.stream() && updates_stream_ == stream.stream()) return;
+    const auto record = [&](std::optional<cudaStream_t>& last, const std::vector<const Tensor*>& tensors) {
+      const bool moved = last && *last != stream.stream();
+      last = stream.stream();
+      for (const Tensor* tensor : tensors)
+        if (moved && tensor->defined())
+          c10::cuda::CUDACachingAllocator::recordStream(tensor->storage().data_ptr(), stream);
     };
-    const Memory& memory = captured.memory;
     const Updates& updates = own_updates_;
-    for (const Tensor* tensor :
-         {&memory.inputs.real, &memory.inputs.noise, &memory.inputs.labels, &memory.scratch, &memory.workspace,
-          &updates.due, &updates.steps, &updates.counts, &updates.counters, &updates.sums})
-      record(*tensor);
+    record(updates_stream_, {&updates.due, &updates.steps, &updates.counts, &updates.counters, &updates.sums});
+    const Memory& memory = captured.memory;
+    std::vector<const Tensor*> tensors = {&memory.inputs.real, &memory.inputs.noise, &memory.inputs.labels,
+                                          &memory.scratch, &memory.workspace};
     for (const std::vector<Tensor>& masks : memory.masks)
-      for (const Tensor& mask : masks) record(mask);
+      for (const Tensor& mask : masks) tensors.push_back(&mask);
+    record(captured.stream, tensors);
   }
 
+  std::optional<cudaStream_t> updates_stream_;
   std::vector<std::unique_ptr<Captured>> captured_;  // the latest first
   std::vector<void*> addresses_;
 #endif

@@ -1,5 +1,6 @@
 #include "linear.h"
 
+#include <algorithm>
 #include <vector>
 
 #include "parallel.h"
@@ -63,12 +64,18 @@ void act_backward(const Context&, ActivationArguments arguments, int64_t rows, i
                   const T* saved, T* grad_z, T* grad_bias) {
   using C = compute_t<T>;
   const int64_t size = block_rows(rows, cols), blocks = (rows + size - 1) / size;
-  std::vector<C> partial(grad_bias == nullptr ? 0 : std::max<int64_t>(1, blocks) * cols, C(0));
+  // A block's column sums, to which those of a few rows are added: one sum of all its rows in the type of arithmetic
+  // would round each time by a share of what it has reached.
+  constexpr int64_t group_rows = 16;
+  const int64_t sums_kept = grad_bias == nullptr ? 0 : std::max<int64_t>(1, blocks) * cols;
+  std::vector<double> totals(sums_kept, 0);
+  std::vector<C> groups(sums_kept, C(0));
   const bool identity = arguments.activation == Activation::identity;
   dispatch<T>(arguments, [&](auto act, C slope) {
     using A = decltype(act);
     for_row_blocks(rows, cols, work_of(arguments, rows * cols), [&](int64_t block, int64_t begin, int64_t end) {
-      C* sums = grad_bias == nullptr ? nullptr : partial.data() + block * cols;
+      double* const total = grad_bias == nullptr ? nullptr : totals.data() + block * cols;
+      C* const sums = grad_bias == nullptr ? nullptr : groups.data() + block * cols;
       for (int64_t r = begin; r < end; ++r) {
         const T *gr = grad_y + r * cols, *sr = saved + r * cols;
         T* zr = grad_z == nullptr ? nullptr : grad_z + r * cols;
@@ -85,18 +92,24 @@ void act_backward(const Context&, ActivationArguments arguments, int64_t rows, i
         } else {
           simd_for(0, cols, FASTGAN_BODY(c) { store(zr + c, gradient<A>(load(gr + c), load(sr + c), slope)); });
         }
+        if (grad_bias != nullptr && (r + 1 == end || (r + 1 - begin) % group_rows == 0))
+          simd_for(
+              0, cols, FASTGAN_BODY(c) {
+                total[c] += sums[c];
+                sums[c] = 0;
+              });
       }
     });
   });
   if (grad_bias == nullptr) return;
-  C* total = partial.data();  // the first block's sums, to which the others are added in order
+  double* const all = totals.data();  // the first block's sums, to which the others are added in order
   for_chunks(chunk_count(cols), blocks * cols / 4, [&](int64_t chunk) {
     const int64_t begin = chunk * chunk_size, end = std::min(cols, begin + chunk_size);
     for (int64_t block = 1; block < blocks; ++block) {
-      const C* sums = total + block * cols;
-      simd_for(begin, end, FASTGAN_BODY(c) { total[c] += sums[c]; });
+      const double* const sums = all + block * cols;
+      simd_for(begin, end, FASTGAN_BODY(c) { all[c] += sums[c]; });
     }
-    simd_for(begin, end, FASTGAN_BODY(c) { store(grad_bias + c, total[c]); });
+    simd_for(begin, end, FASTGAN_BODY(c) { store(grad_bias + c, static_cast<C>(all[c])); });
   });
 }
 

@@ -144,14 +144,14 @@ void input_gradient(const MlpLayer<T>& layer, const MlpLayer<T>* before, int64_t
 template <class T>
 void add_bias_gradient(const T* gradients, int64_t stride, int64_t samples, int64_t row, int64_t height, bool first,
                        T* grad_bias) {
-  alignas(64) T total[panel] = {};
+  alignas(64) double total[panel] = {};
   for (int64_t k = 0; k < samples; k += panel) {
     alignas(64) T sum[panel] = {};
     for (int64_t s = k; s < std::min(samples, k + panel); ++s)
       for (int64_t m = 0; m < packed_stride; ++m) sum[m] += gradients[s * stride + m];
     for (int64_t m = 0; m < packed_stride; ++m) total[m] += sum[m];
   }
-  for (int64_t m = 0; m < height; ++m) grad_bias[row + m] = first ? total[m] : grad_bias[row + m] + total[m];
+  for (int64_t m = 0; m < height; ++m) grad_bias[row + m] = T(first ? total[m] : grad_bias[row + m] + total[m]);
 }
 
 // Of layers with few inputs, whose tiles have inputs as rows and 32 outputs as columns.
@@ -159,6 +159,7 @@ template <class T>
 void thin_parameter_gradients(const MlpLayer<T>& layer, int64_t batch, int thread, int threads, const T* grad_z,
                               T* own) {
   const int64_t in = layer.in, out = layer.out;
+  const Tiles tiles(in);
   const Share blocks((out + panel - 1) / panel, thread, threads);
   T* const inputs = own;                                                        // [samples][packed_stride]
   T* const gradients = own + std::min(batch, samples_at_once) * packed_stride;  // [samples][32]
@@ -175,12 +176,14 @@ void thin_parameter_gradients(const MlpLayer<T>& layer, int64_t batch, int threa
                           first == 0, layer.grad_bias);
       if (layer.grad_weight == nullptr) continue;
       TileTask<T> task{};
-      task.a = inputs;
       task.b = gradients;
       task.k = samples;
-      task.c = tile;
       task.fetch.from = tile;  // nothing
-      multiply<T, Storage::packed>(int(in), task);
+      for (int64_t i = 0; i < tiles.count; ++i) {
+        task.a = inputs + tiles.begin(i);
+        task.c = tile + tiles.begin(i) * panel;
+        multiply<T, Storage::packed>(tiles.height(i), task);
+      }
       for (int64_t m = 0; m < width; ++m)
         for (int64_t i = 0; i < in; ++i) {
           T& to = layer.grad_weight[(row + m) * in + i];
@@ -216,13 +219,13 @@ void row_parameter_gradients(const MlpLayer<T>& layer, int64_t batch, int thread
     if (layer.grad_weight != nullptr) std::memcpy(layer.grad_weight + column, total, width * sizeof(T));
   }
   if (layer.grad_bias == nullptr || blocks.begin > 0 || blocks.end == 0) return;
-  T total = 0;
+  double total = 0;
   for (int64_t s = 0; s < batch; s += panel) {
     T sum = 0;
     for (int64_t i = s; i < std::min(batch, s + panel); ++i) sum += grad_z[i];
     total += sum;
   }
-  layer.grad_bias[0] = total;
+  layer.grad_bias[0] = T(total);
 }
 
 // The gradients by a layer's weight and bias. Begins and ends with the threads at work on memory of their own, but for
