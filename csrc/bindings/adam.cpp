@@ -68,7 +68,7 @@ void adam_kernel(TensorList params, TensorList grads, TensorList exp_avgs, Tenso
 }
 
 template <class Scope>
-void register_kernels(torch::Library& m) {
+void register_adam_kernels(torch::Library& m) {
   m.impl("adam_", adam_kernel<Scope>);
 }
 
@@ -94,7 +94,7 @@ TORCH_LIBRARY_FRAGMENT(FASTGAN_LIBRARY, m) {
       "float weight_decay, float eps, bool amsgrad, bool maximize, bool decoupled_weight_decay) -> ()");
 }
 
-FASTGAN_KERNELS(register_kernels)
+FASTGAN_KERNELS(register_adam_kernels)
 
 TORCH_LIBRARY_IMPL(FASTGAN_LIBRARY, Meta, m) { m.impl("adam_", adam_meta); }
 

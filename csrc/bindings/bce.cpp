@@ -18,13 +18,13 @@ namespace {
 using torch::autograd::AutogradContext;
 
 using OptionalTensor = std::optional<Tensor>;
-using Forward = Tensor(const Tensor&, const Tensor&, const OptionalTensor&, const OptionalTensor&, int64_t);
-using Backward = std::tuple<Tensor, Tensor>(const Tensor&, const Tensor&, const Tensor&, const OptionalTensor&,
+using BceForward = Tensor(const Tensor&, const Tensor&, const OptionalTensor&, const OptionalTensor&, int64_t);
+using BceBackward = std::tuple<Tensor, Tensor>(const Tensor&, const Tensor&, const Tensor&, const OptionalTensor&,
                                             const OptionalTensor&, int64_t, bool, bool);
 
 Tensor forward_op(const Tensor& input, const Tensor& target, const OptionalTensor& weight,
                   const OptionalTensor& pos_weight, int64_t reduction) {
-  FASTGAN_OP("bce_with_logits", Forward);
+  FASTGAN_OP("bce_with_logits", BceForward);
   return op.call(input, target, weight, pos_weight, reduction);
 }
 
@@ -72,8 +72,8 @@ Operand<T> operand(const OptionalTensor& tensor, at::IntArrayRef sizes, const Me
 
 // Everything a kernel needs of one call, in one order of elements, and what keeps it alive.
 template <class T>
-struct Call {
-  Call(const MemoryOrder& order, const Tensor& given_input, const Tensor& given_target,
+struct BceOperands {
+  BceOperands(const MemoryOrder& order, const Tensor& given_input, const Tensor& given_target,
        const OptionalTensor& given_weight, const OptionalTensor& given_pos_weight)
       : input(order.read(given_input)), target(order.read(given_target)) {
     const auto sizes = given_input.sizes();
@@ -85,7 +85,7 @@ struct Call {
 };
 
 template <class Scope>
-Tensor forward_kernel(const Tensor& input, const Tensor& target, const OptionalTensor& weight,
+Tensor bce_forward_kernel(const Tensor& input, const Tensor& target, const OptionalTensor& weight,
                       const OptionalTensor& pos_weight, int64_t reduction_number) {
   const Reduction reduction = reduction_of(reduction_number);
   check(input, target, weight, pos_weight);
@@ -94,7 +94,7 @@ Tensor forward_kernel(const Tensor& input, const Tensor& target, const OptionalT
   with_dtype(input.scalar_type(), "bce_with_logits", [&](auto tag) {
     using T = typename decltype(tag)::type;
     const MemoryOrder order(loss);
-    const Call<T> call(order, input, target, weight, pos_weight);
+    const BceOperands<T> call(order, input, target, weight, pos_weight);
     if (reduction == Reduction::none)
       order.write(loss, [&](const Tensor& out) { bce_elementwise(here, call.arguments, mutable_data<T>(out)); });
     else
@@ -103,7 +103,7 @@ Tensor forward_kernel(const Tensor& input, const Tensor& target, const OptionalT
   return loss;
 }
 
-Tensor forward_meta(const Tensor& input, const Tensor& target, const OptionalTensor& weight,
+Tensor bce_forward_meta(const Tensor& input, const Tensor& target, const OptionalTensor& weight,
                     const OptionalTensor& pos_weight, int64_t reduction) {
   check(input, target, weight, pos_weight);
   if (reduction_of(reduction) != Reduction::none) return scalar_like(input);
@@ -120,7 +120,7 @@ std::tuple<Tensor, Tensor> empty_gradients(const Tensor& input, const Tensor& ta
 }
 
 template <class Scope>
-std::tuple<Tensor, Tensor> backward_kernel(const Tensor& grad_output, const Tensor& input, const Tensor& target,
+std::tuple<Tensor, Tensor> bce_backward_kernel(const Tensor& grad_output, const Tensor& input, const Tensor& target,
                                            const OptionalTensor& weight, const OptionalTensor& pos_weight,
                                            int64_t reduction_number, bool need_input, bool need_target) {
   const Reduction reduction = reduction_of(reduction_number);
@@ -137,7 +137,7 @@ std::tuple<Tensor, Tensor> backward_kernel(const Tensor& grad_output, const Tens
   with_dtype(input.scalar_type(), "bce_with_logits_backward", [&](auto tag) {
     using T = typename decltype(tag)::type;
     const MemoryOrder order(need_input ? grad_input : grad_target);
-    const Call<T> call(order, input, target, weight, pos_weight);
+    const BceOperands<T> call(order, input, target, weight, pos_weight);
     const Tensor go = none ? order.read(grad_output.view_as(input)) : grad_output;
     const auto run = [&](T* by_input, T* by_target) {
       bce_backward(here, call.arguments, data<T>(go), none ? 1 : 0, reduction_scale(reduction, input.numel()), by_input,
@@ -154,7 +154,7 @@ std::tuple<Tensor, Tensor> backward_kernel(const Tensor& grad_output, const Tens
   return {grad_input, grad_target};
 }
 
-std::tuple<Tensor, Tensor> backward_meta(const Tensor&, const Tensor& input, const Tensor& target,
+std::tuple<Tensor, Tensor> bce_backward_meta(const Tensor&, const Tensor& input, const Tensor& target,
                                          const OptionalTensor&, const OptionalTensor& pos_weight, int64_t,
                                          bool need_input, bool need_target) {
   return empty_gradients(input, target, pos_weight, need_input, need_target);
@@ -172,7 +172,7 @@ class BceBackwardFunction : public torch::autograd::Function<BceBackwardFunction
     ctx->save_for_backward({grad_output, input, target, weight.value_or(Tensor()), pos_weight.value_or(Tensor())});
     ctx->saved_data["reduction"] = reduction;
     ctx->set_materialize_grads(false);
-    FASTGAN_OP("bce_with_logits_backward", Backward);
+    FASTGAN_OP("bce_with_logits_backward", BceBackward);
     auto [grad_input, grad_target] =
         op.call(grad_output, input, target, weight, pos_weight, reduction, need_input, need_target);
     ctx->saved_data["need_input"] = need_input;
@@ -238,7 +238,7 @@ class BceFunction : public torch::autograd::Function<BceFunction> {
                                                         optional(pos_weight), reduction, need_input, need_target);
       out = {need_input ? needed.front() : Tensor(), need_target ? needed.back() : Tensor()};
     } else {
-      FASTGAN_OP("bce_with_logits_backward", Backward);
+      FASTGAN_OP("bce_with_logits_backward", BceBackward);
       auto [grad_input, grad_target] = op.call(grad_outputs[0], input, target, optional(weight), optional(pos_weight),
                                                reduction, need_input, need_target);
       out = {grad_input, grad_target};
@@ -269,9 +269,9 @@ Tensor forward_autocast(const Tensor& input, const Tensor& target, const Optiona
 }
 
 template <class Scope>
-void register_kernels(torch::Library& m) {
-  m.impl("bce_with_logits", forward_kernel<Scope>);
-  m.impl("bce_with_logits_backward", backward_kernel<Scope>);
+void register_bce_kernels(torch::Library& m) {
+  m.impl("bce_with_logits", bce_forward_kernel<Scope>);
+  m.impl("bce_with_logits_backward", bce_backward_kernel<Scope>);
 }
 
 }  // namespace
@@ -283,11 +283,11 @@ TORCH_LIBRARY_FRAGMENT(FASTGAN_LIBRARY, m) {
       "int reduction, bool need_input, bool need_target) -> (Tensor, Tensor)");
 }
 
-FASTGAN_KERNELS(register_kernels)
+FASTGAN_KERNELS(register_bce_kernels)
 
 TORCH_LIBRARY_IMPL(FASTGAN_LIBRARY, Meta, m) {
-  m.impl("bce_with_logits", forward_meta);
-  m.impl("bce_with_logits_backward", backward_meta);
+  m.impl("bce_with_logits", bce_forward_meta);
+  m.impl("bce_with_logits_backward", bce_backward_meta);
 }
 
 TORCH_LIBRARY_IMPL(FASTGAN_LIBRARY, Autograd, m) {

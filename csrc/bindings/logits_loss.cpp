@@ -20,13 +20,13 @@ namespace {
 
 using torch::autograd::AutogradContext;
 
-using Forward = std::tuple<Tensor, std::vector<Tensor>>(TensorList, at::ArrayRef<double>, double, int64_t, bool);
-using Backward = std::vector<Tensor>(const Tensor&, TensorList, int64_t);
+using LogitsLossForward = std::tuple<Tensor, std::vector<Tensor>>(TensorList, at::ArrayRef<double>, double, int64_t, bool);
+using LogitsLossBackward = std::vector<Tensor>(const Tensor&, TensorList, int64_t);
 
 // (loss, gradients by each batch of logits, each for weight one; no gradients unless asked for)
 std::tuple<Tensor, std::vector<Tensor>> forward_op(TensorList logits, at::ArrayRef<double> targets, double sign,
                                                    int64_t reduction, bool with_gradient) {
-  FASTGAN_OP("logits_loss_forward", Forward);
+  FASTGAN_OP("logits_loss_forward", LogitsLossForward);
   return op.call(logits, targets, sign, reduction, with_gradient);
 }
 
@@ -67,7 +67,7 @@ std::tuple<Tensor, std::vector<Tensor>> empty_forward(TensorList logits, double 
 }
 
 template <class Scope>
-std::tuple<Tensor, std::vector<Tensor>> forward_kernel(TensorList logits, at::ArrayRef<double> targets, double sign,
+std::tuple<Tensor, std::vector<Tensor>> logits_loss_forward_kernel(TensorList logits, at::ArrayRef<double> targets, double sign,
                                                        int64_t reduction, bool with_gradient) {
   check_forward(logits, targets, reduction);
   const bool none = reduction_of(reduction) == Reduction::none;
@@ -106,7 +106,7 @@ std::tuple<Tensor, std::vector<Tensor>> forward_kernel(TensorList logits, at::Ar
   return {loss, gradients};
 }
 
-std::tuple<Tensor, std::vector<Tensor>> forward_meta(TensorList logits, at::ArrayRef<double> targets, double sign,
+std::tuple<Tensor, std::vector<Tensor>> logits_loss_forward_meta(TensorList logits, at::ArrayRef<double> targets, double sign,
                                                      int64_t reduction, bool with_gradient) {
   check_forward(logits, targets, reduction);
   return empty_forward(logits, sign, reduction, with_gradient);
@@ -119,7 +119,7 @@ Tensor empty_scaled(const Tensor& gradient, const Tensor& grad_output) {
 
 // The gradients, scaled by grad_output, whose dtype is that of the logits.
 template <class Scope>
-std::vector<Tensor> backward_kernel(const Tensor& grad_output, TensorList gradients, int64_t reduction) {
+std::vector<Tensor> logits_loss_backward_kernel(const Tensor& grad_output, TensorList gradients, int64_t reduction) {
   std::vector<Tensor> out;
   const bool none = reduction_of(reduction) == Reduction::none;
   const Scope here(grad_output);
@@ -143,14 +143,14 @@ std::vector<Tensor> backward_kernel(const Tensor& grad_output, TensorList gradie
   return out;
 }
 
-std::vector<Tensor> backward_meta(const Tensor& grad_output, TensorList gradients, int64_t) {
+std::vector<Tensor> logits_loss_backward_meta(const Tensor& grad_output, TensorList gradients, int64_t) {
   std::vector<Tensor> out;
   for (const Tensor& gradient : gradients) out.push_back(empty_scaled(gradient, grad_output));
   return out;
 }
 
 // What the derivatives of one call share. Not a tensor, so that autograd does not record it.
-struct Call {
+struct LogitsLossArguments {
   std::vector<double> targets;
   double sign;
   int64_t reduction;
@@ -162,7 +162,7 @@ struct Call {
     packed.push_back(static_cast<double>(reduction));
     ctx->saved_data["call"] = std::move(packed);
   }
-  static Call of(AutogradContext* ctx) {
+  static LogitsLossArguments of(AutogradContext* ctx) {
     std::vector<double> packed = ctx->saved_data["call"].toDoubleVector();
     const auto reduction = static_cast<int64_t>(packed.back());
     packed.pop_back();
@@ -179,7 +179,7 @@ class LogitsLossBackwardFunction : public torch::autograd::Function<LogitsLossBa
     std::vector<Tensor> gradients;  // of the forward op
   };
 
-  static variable_list forward(AutogradContext* ctx, const Tensor& grad_output, TensorList logits, const Call& call,
+  static variable_list forward(AutogradContext* ctx, const Tensor& grad_output, TensorList logits, const LogitsLossArguments& call,
                                const Constants& constants) {
     at::AutoDispatchBelowADInplaceOrView below;
     variable_list saved{grad_output};
@@ -187,12 +187,12 @@ class LogitsLossBackwardFunction : public torch::autograd::Function<LogitsLossBa
     ctx->save_for_backward(saved);
     call.save(ctx);
     ctx->set_materialize_grads(false);
-    FASTGAN_OP("logits_loss_backward", Backward);
+    FASTGAN_OP("logits_loss_backward", LogitsLossBackward);
     return op.call(grad_output, constants.gradients, call.reduction);
   }
 
   static variable_list backward(AutogradContext* ctx, variable_list cotangents) {
-    const Call call = Call::of(ctx);
+    const LogitsLossArguments call = LogitsLossArguments::of(ctx);
     variable_list out = differentiate(ctx->get_saved_variables(), cotangents, [&](TensorList v) {
       variable_list gradients;
       for (size_t i = 0; i + 1 < v.size(); ++i) {
@@ -211,7 +211,7 @@ class LogitsLossBackwardFunction : public torch::autograd::Function<LogitsLossBa
 
 class LogitsLossFunction : public torch::autograd::Function<LogitsLossFunction> {
  public:
-  static Tensor forward(AutogradContext* ctx, TensorList logits, const Call& call) {
+  static Tensor forward(AutogradContext* ctx, TensorList logits, const LogitsLossArguments& call) {
     at::AutoDispatchBelowADInplaceOrView below;
     auto [loss, gradients] = forward_op(logits, call.targets, call.sign, call.reduction, true);
     variable_list saved(logits.begin(), logits.end());
@@ -222,7 +222,7 @@ class LogitsLossFunction : public torch::autograd::Function<LogitsLossFunction> 
   }
 
   static variable_list backward(AutogradContext* ctx, variable_list grad_outputs) {
-    const Call call = Call::of(ctx);
+    const LogitsLossArguments call = LogitsLossArguments::of(ctx);
     const auto saved = ctx->get_saved_variables();
     const size_t count = saved.size() / 2;
     const TensorList logits = TensorList(saved).slice(0, count), gradients = TensorList(saved).slice(count);
@@ -242,7 +242,7 @@ class LogitsLossFunction : public torch::autograd::Function<LogitsLossFunction> 
                                               LogitsLossBackwardFunction::Constants{gradients.vec()});
     } else {
       const at::AutoDispatchBelowADInplaceOrView below;  // nothing to record
-      FASTGAN_OP("logits_loss_backward", Backward);
+      FASTGAN_OP("logits_loss_backward", LogitsLossBackward);
       out = op.call(grad_outputs[0], gradients, call.reduction);
     }
     out.resize(count + 1);  // none for call
@@ -251,7 +251,7 @@ class LogitsLossFunction : public torch::autograd::Function<LogitsLossFunction> 
 };
 
 Tensor autograd(TensorList logits, std::vector<double> targets, double sign, int64_t reduction) {
-  if (any_requires_grad(logits)) return LogitsLossFunction::apply(logits, Call{targets, sign, reduction});
+  if (any_requires_grad(logits)) return LogitsLossFunction::apply(logits, LogitsLossArguments{targets, sign, reduction});
   at::AutoDispatchBelowADInplaceOrView below;
   return std::get<0>(forward_op(logits, targets, sign, reduction, false));
 }
@@ -292,9 +292,9 @@ Tensor discriminator_loss_autocast(const Tensor& real, const Tensor& fake, doubl
 }
 
 template <class Scope>
-void register_kernels(torch::Library& m) {
-  m.impl("logits_loss_forward", forward_kernel<Scope>);
-  m.impl("logits_loss_backward", backward_kernel<Scope>);
+void register_logits_loss_kernels(torch::Library& m) {
+  m.impl("logits_loss_forward", logits_loss_forward_kernel<Scope>);
+  m.impl("logits_loss_backward", logits_loss_backward_kernel<Scope>);
 }
 
 }  // namespace
@@ -310,11 +310,11 @@ TORCH_LIBRARY_FRAGMENT(FASTGAN_LIBRARY, m) {
   m.def("logits_loss_backward(Tensor grad_output, Tensor[] gradients, int reduction) -> Tensor[]");
 }
 
-FASTGAN_KERNELS(register_kernels)
+FASTGAN_KERNELS(register_logits_loss_kernels)
 
 TORCH_LIBRARY_IMPL(FASTGAN_LIBRARY, Meta, m) {
-  m.impl("logits_loss_forward", forward_meta);
-  m.impl("logits_loss_backward", backward_meta);
+  m.impl("logits_loss_forward", logits_loss_forward_meta);
+  m.impl("logits_loss_backward", logits_loss_backward_meta);
 }
 
 // Whatever the device, these two are the forward op's value.

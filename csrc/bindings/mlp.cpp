@@ -40,7 +40,7 @@ Tensor activation_composed(const Tensor& z, LayerActivation a) {
 using FlagList = std::vector<int64_t>;  // zeros and ones
 
 // What every derivative of one call shares. Not a tensor list, so that autograd records none of it as an input.
-struct Call {
+struct MlpArguments {
   std::vector<int64_t> activations;
   std::vector<double> slopes;
   FlagList has_bias;
@@ -75,13 +75,13 @@ struct Call {
     ctx->saved_data["bias_versions"] = bias_versions;
   }
 
-  explicit Call(AutogradContext* ctx)
+  explicit MlpArguments(AutogradContext* ctx)
       : activations(ctx->saved_data["activations"].toIntVector()),
         slopes(ctx->saved_data["slopes"].toDoubleVector()),
         has_bias(ctx->saved_data["has_bias"].toIntVector()),
         bias_versions(ctx->saved_data["bias_versions"].toIntVector()) {}
 
-  Call(at::IntArrayRef activations, at::ArrayRef<double> slopes, const Biases& biases)
+  MlpArguments(at::IntArrayRef activations, at::ArrayRef<double> slopes, const Biases& biases)
       : activations(activations.vec()), slopes(slopes.vec()) {
     for (const std::optional<Tensor> bias : biases) {
       has_bias.push_back(bias && bias->defined());
@@ -90,7 +90,7 @@ struct Call {
   }
 };
 
-Tensor mlp_composed(Tensor x, TensorList weights, TensorList biases, const Call& call) {
+Tensor mlp_composed(Tensor x, TensorList weights, TensorList biases, const MlpArguments& call) {
   const Layers layers(call.activations, call.slopes);
   size_t next = 0;
   for (size_t l = 0; l < call.count(); ++l)
@@ -109,7 +109,7 @@ variable_list unpack(TensorList packed, const FlagList& flags) {
 }
 
 // Drops the slots of layers without bias: from one a layer to one a defined bias.
-variable_list without_missing_biases(variable_list slots, const Call& call, size_t before_biases) {
+variable_list without_missing_biases(variable_list slots, const MlpArguments& call, size_t before_biases) {
   variable_list out(slots.begin(), slots.begin() + before_biases);
   for (size_t l = 0; l < call.count(); ++l)
     if (call.has_bias[l]) out.push_back(slots[before_biases + l]);
@@ -127,7 +127,7 @@ class MlpBackwardFunction : public torch::autograd::Function<MlpBackwardFunction
   };
 
   static variable_list forward(AutogradContext* ctx, const Tensor& grad_output, const Tensor& input, TensorList weights,
-                               TensorList biases, const Call& call, const Constants& constants) {
+                               TensorList biases, const MlpArguments& call, const Constants& constants) {
     at::AutoDispatchBelowADInplaceOrView below;
     FASTGAN_OP("mlp_backward", MlpBackward);
     variable_list packed =
@@ -147,7 +147,7 @@ class MlpBackwardFunction : public torch::autograd::Function<MlpBackwardFunction
   }
 
   static variable_list backward(AutogradContext* ctx, variable_list cotangents) {
-    const Call call(ctx);
+    const MlpArguments call(ctx);
     const size_t count = call.count();
     const auto saved = ctx->get_saved_variables();
     size_t edges = 2 + count;  // the variables, saved first: grad_output, input, weights, defined biases
@@ -193,7 +193,7 @@ class MlpBackwardFunction : public torch::autograd::Function<MlpBackwardFunction
  private:
   // The gradients asked for, as torch makes them out of the definition in torch's ops.
   static variable_list composed(AutogradContext* ctx, TensorList variables, const variable_list& cotangents,
-                                const Call& call) {
+                                const MlpArguments& call) {
     const auto need = ctx->saved_data["need"].toIntVector();
     call.check_unchanged(variables.slice(2 + call.count()));
     return differentiate(variables, cotangents, [&](TensorList v) {
@@ -214,7 +214,7 @@ class MlpBackwardFunction : public torch::autograd::Function<MlpBackwardFunction
 class MlpFunction : public torch::autograd::Function<MlpFunction> {
  public:
   static Tensor forward(AutogradContext* ctx, const Tensor& input, TensorList weights, TensorList biases,
-                        const Call& call) {
+                        const MlpArguments& call) {
     at::AutoDispatchBelowADInplaceOrView below;
     FASTGAN_OP("mlp_forward", MlpForward);
     const auto outputs = op.call(input, weights, call.biases(biases), call.activations, call.slopes);
@@ -236,7 +236,7 @@ class MlpFunction : public torch::autograd::Function<MlpFunction> {
   }
 
   static variable_list backward(AutogradContext* ctx, variable_list grad_outputs) {
-    const Call call(ctx);
+    const MlpArguments call(ctx);
     const size_t count = call.count();
     auto saved = ctx->get_saved_variables();
     // What was not saved is not read either; its place is taken by a tensor of its shape.
@@ -284,7 +284,7 @@ Tensor mlp_autograd(const Tensor& input, TensorList weights, const Biases& biase
   for (const std::optional<Tensor> bias : biases)
     if (bias && bias->defined()) defined.push_back(*bias);
   if (any_requires_grad({input}) || any_requires_grad(weights) || any_requires_grad(defined))
-    return MlpFunction::apply(input, weights, TensorList(defined), Call(activations, slopes, biases));
+    return MlpFunction::apply(input, weights, TensorList(defined), MlpArguments(activations, slopes, biases));
   at::AutoDispatchBelowADInplaceOrView below;
   FASTGAN_OP("mlp", MlpSignature);
   return op.call(input, weights, biases, activations, slopes);

@@ -283,7 +283,7 @@ std::vector<Tensor> mlp_double_backward_kernel(TensorList cotangents, at::IntArr
 }
 
 template <class Scope>
-void register_kernels(torch::Library& m) {
+void register_layer_kernels(torch::Library& m) {
   m.impl("mlp", mlp_kernel<Scope>);
   m.impl("mlp_forward", mlp_forward_kernel<Scope>);
   m.impl("mlp_backward", mlp_backward_kernel<Scope>);
@@ -292,6 +292,6 @@ void register_kernels(torch::Library& m) {
 
 }  // namespace
 
-FASTGAN_KERNELS(register_kernels)
+FASTGAN_KERNELS(register_layer_kernels)
 
 }  // namespace fastgan::bindings

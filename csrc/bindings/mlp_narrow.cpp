@@ -11,8 +11,8 @@ namespace {
 
 // A call as the kernels take it, and what keeps its memory alive.
 template <class T>
-struct Call {
-  Call(const Tensor& x, TensorList weights, const Layers& layers) {
+struct NarrowNetwork {
+  NarrowNetwork(const Tensor& x, TensorList weights, const Layers& layers) {
     network.batch = x.size(0);
     network.count = static_cast<int>(weights.size());
     for (size_t l = 0; l < weights.size(); ++l) {
@@ -51,7 +51,7 @@ std::optional<std::vector<LayerOutput>> narrow_forward(const CudaScope& here, co
   if (!may_be_narrow(x, weights)) return outputs;
   with_dtype(x.scalar_type(), "mlp", [&](auto tag) {
     using T = typename decltype(tag)::type;
-    Call<T> call(x, weights, layers);
+    NarrowNetwork<T> call(x, weights, layers);
     if (!cuda::is_narrow(here, call.network)) return;
     outputs.emplace(weights.size());
     call.network.layers[0].x = call.keep(x);
@@ -78,7 +78,7 @@ bool narrow_backward(const CudaScope& here, const Tensor& grad_output, const Ten
   if (!may_be_narrow(x, weights) || lowest >= weights.size()) return done;
   with_dtype(x.scalar_type(), "mlp_backward", [&](auto tag) {
     using T = typename decltype(tag)::type;
-    Call<T> call(x, weights, layers);
+    NarrowNetwork<T> call(x, weights, layers);
     call.network.lowest = static_cast<int>(lowest);
     if (!cuda::is_narrow(here, call.network)) return;
     done = true;

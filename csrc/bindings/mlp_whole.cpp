@@ -28,8 +28,8 @@ void* kept_scratch(size_t bytes) {
 
 // A call as the kernels take it, and what keeps its memory alive.
 template <class T>
-struct Call {
-  Call(const Tensor& x, TensorList weights, const Layers& layers) : list(weights.size()), options(x.options()) {
+struct WholeNetwork {
+  WholeNetwork(const Tensor& x, TensorList weights, const Layers& layers) : list(weights.size()), options(x.options()) {
     mlp.batch = x.size(0);
     mlp.count = static_cast<int>(weights.size());
     mlp.layers = list.data();
@@ -94,7 +94,7 @@ std::optional<std::vector<LayerOutput>> whole_forward(const CpuScope& here, cons
   std::vector<LayerOutput> outputs(weights.size());
   with_wide_dtype(x.scalar_type(), [&](auto tag) {
     using T = typename decltype(tag)::type;
-    Call<T> call(x, weights, layers);
+    WholeNetwork<T> call(x, weights, layers);
     call.mlp.input = data<T>(x);
     call.mlp.row_stride = x.stride(0);
     call.mlp.col_stride = x.stride(1);
@@ -122,7 +122,7 @@ std::optional<WholeGradients> whole_backward(const CpuScope& here, const Tensor&
                            std::vector<Tensor>(count)};
   with_wide_dtype(x.scalar_type(), [&](auto tag) {
     using T = typename decltype(tag)::type;
-    Call<T> call(x, weights, layers);
+    WholeNetwork<T> call(x, weights, layers);
     call.mlp.lowest = static_cast<int>(kept.lowest);
     call.mlp.grad_output = call.keep(grad_output);
     if (need.input) call.mlp.grad_input = call.make(gradients.grad_input, x.sizes());
