@@ -26,8 +26,9 @@ train: $(VENV)/installed
 
 test: $(VENV)/test-tools
 	$(BIN)/python tests/simt/build.py module plain
-	$(PYTEST) -m "not deep"
-	@echo "make check runs what is left: the tests marked deep, and those of the CPU on other instruction sets and threads"
+	$(PYTEST) -m "not deep and not twin"
+	@echo "make check runs what is left: the tests marked deep, and those of the CPU (twin, and again those of auto) on \
+	other instruction sets and threads"
 
 # Each setting once, two of them at a time. pytest ends with an error where nothing is selected.
 check: $(VENV)/test-tools

@@ -109,7 +109,8 @@ def measure(source: Path, architecture: str, extra: Sequence[str] = ()) -> Compi
     with tempfile.TemporaryDirectory() as folder:
         output = str(Path(folder) / "kernels.o")
         flags = [*_TORCH_FLAGS, *nvcc_flags(), *extra, "-Xptxas", "-v"]
-        command = ["nvcc", *flags, f"-arch={architecture}", "-c", str(source), "-o", output]
+        part = "-c" if architecture == ARCHITECTURES[0] else "-cubin"  # the host's part is the same for all of them
+        command = ["nvcc", *flags, f"-arch={architecture}", part, str(source), "-o", output]
         process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
         said = process.stdout.read()
         # The processor's time, of nvcc and all that it runs: a busy machine does not add to it.

@@ -143,22 +143,29 @@ def pytest_report_header() -> str:
     )
 
 
-def backend_of(item: pytest.Item) -> str | None:
-    """The backend that a test is made for; None where that is no matter of its parameters."""
-    if item.path.name == "test_gpu.py":
-        return "cuda"
+def parameter_of(item: pytest.Item) -> str | None:
+    """The backend that a test is parametrised with."""
     parameters = item.callspec.params if hasattr(item, "callspec") else {}
     for fixture in ("backend", "compiled_backend", "device_backend", "place", "forward_place"):
         if fixture in parameters:
             return parameters[fixture]
-    return "cpu" if "compiled" in item.fixturenames else None
+    return None
+
+
+def backend_of(item: pytest.Item) -> str | None:
+    """The backend that a test is made for; None where that is no matter of its parameters."""
+    if item.path.name == "test_gpu.py":
+        return "cuda"
+    return parameter_of(item) or ("cpu" if "compiled" in item.fixturenames else None)
 
 
 @pytest.hookimpl(tryfirst=True)  # before -m
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     for item in items:
-        if item.get_closest_marker("deep_on_simt") and backend_of(item) == "simt":
+        if any(backend_of(item) in marker.args for marker in item.iter_markers("deep_on")):
             item.add_marker(pytest.mark.deep)
+        if parameter_of(item) == "cpu":
+            item.add_marker(pytest.mark.twin)
     if not (chosen := listed("FASTGAN_TEST_BACKENDS")):
         return
     left = [item for item in items if backend_of(item) not in chosen]

@@ -122,7 +122,7 @@ def plain_results(case: str, dtype: torch.dtype, steps: int) -> Results:
     return train_plain(case, dtype, steps, torch.get_default_device().type)
 
 
-@pytest.mark.deep_on_simt
+@pytest.mark.deep_on("simt")
 @pytest.mark.parametrize("case", CASES)
 def test_200_steps(engine_backend: str, case: str) -> None:
     """In float64, where 200 steps amplify rounding to no more than this."""
@@ -134,7 +134,7 @@ def test_200_steps(engine_backend: str, case: str) -> None:
     assert_close_in_float64(state_of(ours), state, bound=1e-6)
 
 
-@pytest.mark.deep_on_simt
+@pytest.mark.deep_on("simt")
 @pytest.mark.parametrize("case", [case for case in CASES if not CASES[case][2]])
 def test_200_steps_in_float32(engine_backend: str, case: str) -> None:
     """No further from float64 than twice what plain PyTorch in float32 is.

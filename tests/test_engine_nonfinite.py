@@ -31,7 +31,7 @@ LATENT, HIDDEN, DATA = 3, 9, 4
 Case = tuple[str, float, int, str]  # where, value, batch, optimizer
 
 
-pytestmark = [pytest.mark.deep_on_simt, pytest.mark.usefixtures("one_thread")]
+pytestmark = [pytest.mark.deep_on("simt"), pytest.mark.usefixtures("one_thread")]
 
 
 def networks(activation: str, extra: Callable[[], list[nn.Module]]) -> tuple[nn.Module, nn.Module]:

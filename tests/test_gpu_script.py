@@ -20,9 +20,12 @@ from bench import gpu_record  # noqa: E402
 PARTS = ["facts", "build", "kernels", "step", "profile", "step-tf32"]
 PARTS += ["memcheck", "racecheck", "synccheck", "initcheck", "tests", "step-compiled", "bench"]
 
-pytestmark = pytest.mark.skipif(
-    shutil.which("bash") is None or shutil.which("timeout") is None, reason="bash or timeout is not on PATH"
-)
+pytestmark = [
+    pytest.mark.deep,
+    pytest.mark.skipif(
+        shutil.which("bash") is None or shutil.which("timeout") is None, reason="bash or timeout is not on PATH"
+    ),
+]
 
 # Stands in for python3: a GPU is there, the build fails, the tests hang, the benchmark leaves a record.
 EMPTY = '{"ceilings": {}, "rows": [], "environment": {}}'

@@ -218,6 +218,7 @@ def test_tensors_without_memory_have_the_layouts_too(name, loss, compiled) -> No
     assert made == expected[: len(made)]
 
 
+@pytest.mark.deep
 @pytest.mark.parametrize("dynamic", [False, True])
 @pytest.mark.parametrize("loss", LOSSES)
 @pytest.mark.parametrize("name", ["contiguous", "transposed", "channels_last", "columns skipped", "expanded rows"])

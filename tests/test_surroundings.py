@@ -344,9 +344,9 @@ def defaults(dtype: torch.dtype, device: str) -> Iterator[None]:
     ("dtype", "device"),
     [
         (torch.float64, "cpu"),
-        (torch.float16, "cpu"),
-        (torch.bfloat16, "cpu"),
-        (torch.float32, "meta"),
+        pytest.param(torch.float16, "cpu", marks=pytest.mark.deep),
+        pytest.param(torch.bfloat16, "cpu", marks=pytest.mark.deep),
+        pytest.param(torch.float32, "meta", marks=pytest.mark.deep),
         (torch.float64, "meta"),
     ],
     ids=str,
