@@ -46,6 +46,9 @@ REQUIRED = listed("FASTGAN_REQUIRE_BACKENDS")
 # is there where a GPU is, and its tests make their tensors on it (see run_on).
 BACKENDS = ("reference", "cpu", "simt", "auto", *(("cuda",) if torch.cuda.is_available() or "cuda" in REQUIRED else ()))
 
+# The suite's own setting; without subnormal numbers hypothesis must not draw any.
+DENORMALS = os.environ.get("FASTGAN_TEST_FLUSH_DENORMAL") != "1"
+
 settings.register_profile(
     "repeatable",
     derandomize=True,
@@ -130,7 +133,7 @@ def pytest_configure(config: pytest.Config) -> None:
         torch.set_num_threads(int(threads))
     elif workers > 1 and "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(max(1, torch.get_num_threads() // workers))
-    if os.environ.get("FASTGAN_TEST_FLUSH_DENORMAL") == "1" and not torch.set_flush_denormal(True):
+    if not DENORMALS and not torch.set_flush_denormal(True):
         raise pytest.UsageError("FASTGAN_TEST_FLUSH_DENORMAL: this processor cannot flush denormal numbers")
 
 

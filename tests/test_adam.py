@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 from conformance import DTYPES, assert_within_bound, in_double, largest_error, overall_error
-from conftest import BACKENDS, run_on_or_skip
+from conftest import BACKENDS, DENORMALS, run_on_or_skip
 from torch import Tensor
 
 import fastgan
@@ -104,6 +104,16 @@ def check(dtype: torch.dtype, sizes, decoupled: bool = False, steps: int = 20, l
 )
 def test_follows_torch(dtype: torch.dtype, decoupled: bool, options: dict) -> None:
     check(dtype, SIZES, decoupled, **options)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_follows_torch_without_subnormal_floats(dtype: torch.dtype) -> None:
+    """A half is no subnormal float, however small: the squares of small gradients are not flushed to zero."""
+    torch.set_flush_denormal(True)
+    try:
+        check(dtype, SIZES)
+    finally:
+        torch.set_flush_denormal(not DENORMALS)
 
 
 def test_many_tensors() -> None:

@@ -17,6 +17,7 @@ from conformance import (
     assert_within_bound,
     check_against_torch,
 )
+from conftest import DENORMALS
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -246,7 +247,7 @@ def test_bad_input(backend: str, function, arguments, keywords, error: type[Exce
 @given(
     sizes=st.tuples(st.integers(1, 5000), st.integers(1, 5000)),
     scale=st.floats(0.01, 500.0),
-    targets=st.tuples(st.floats(0, 1), st.floats(0, 1)),
+    targets=st.tuples(*[st.floats(0, 1, allow_subnormal=DENORMALS)] * 2),
     reduction=st.sampled_from(["mean", "sum"]),
     dtype=st.sampled_from(DTYPES),
     seed=st.integers(0, 1000),

@@ -147,6 +147,26 @@ def hooked_whole() -> nn.Module:
     return d
 
 
+def watched_behind(*last: nn.Module) -> nn.Module:
+    """Something of the user's is given what D returns."""
+    d = discriminator(*last)
+    watched = [m for m in d.modules() if type(m) in (nn.Identity, nn.Dropout)][-1]
+    watched.register_forward_pre_hook(lambda module, given: (given[0].sqrt(),))
+    return d
+
+
+def forward_behind() -> nn.Module:
+    d = discriminator(nn.Sigmoid(), nn.Identity())
+    d[-1].forward = torch.sqrt
+    return d
+
+
+def hooked_holder() -> nn.Module:
+    d = discriminator(nn.Sequential(nn.Sigmoid()))
+    d[-1].register_forward_hook(lambda module, given, output: output.sqrt())
+    return d
+
+
 class OfOnesOwn(nn.Module):
     """As the tutorials write it."""
 
@@ -162,6 +182,11 @@ class OfOnesOwn(nn.Module):
 UNFOLDED = {
     "hook on it": hooked,
     "hook on D": hooked_whole,
+    "hook on what holds it": hooked_holder,
+    "hook behind it": lambda: watched_behind(nn.Sigmoid(), nn.Identity()),
+    "hook behind it, nested": lambda: watched_behind(nn.Sigmoid(), nn.Sequential(nn.Flatten(), nn.Identity())),
+    "hook behind it, on an idle dropout": lambda: watched_behind(nn.Sigmoid(), nn.Dropout(0.5).eval()),
+    "forward behind it": forward_behind,
     "class of one's own": OfOnesOwn,
     "class of one's own, reshaped": lambda: OfOnesOwn(-1),
     "data parallel": lambda: nn.DataParallel(discriminator(nn.Sigmoid())),

@@ -20,7 +20,7 @@ using torch::autograd::AutogradContext;
 using OptionalTensor = std::optional<Tensor>;
 using BceForward = Tensor(const Tensor&, const Tensor&, const OptionalTensor&, const OptionalTensor&, int64_t);
 using BceBackward = std::tuple<Tensor, Tensor>(const Tensor&, const Tensor&, const Tensor&, const OptionalTensor&,
-                                            const OptionalTensor&, int64_t, bool, bool);
+                                               const OptionalTensor&, int64_t, bool, bool);
 
 Tensor forward_op(const Tensor& input, const Tensor& target, const OptionalTensor& weight,
                   const OptionalTensor& pos_weight, int64_t reduction) {
@@ -74,7 +74,7 @@ Operand<T> operand(const OptionalTensor& tensor, at::IntArrayRef sizes, const Me
 template <class T>
 struct BceOperands {
   BceOperands(const MemoryOrder& order, const Tensor& given_input, const Tensor& given_target,
-       const OptionalTensor& given_weight, const OptionalTensor& given_pos_weight)
+              const OptionalTensor& given_weight, const OptionalTensor& given_pos_weight)
       : input(order.read(given_input)), target(order.read(given_target)) {
     const auto sizes = given_input.sizes();
     arguments = {input.numel(), data<T>(input), data<T>(target), operand<T>(given_weight, sizes, order, weight),
@@ -86,7 +86,7 @@ struct BceOperands {
 
 template <class Scope>
 Tensor bce_forward_kernel(const Tensor& input, const Tensor& target, const OptionalTensor& weight,
-                      const OptionalTensor& pos_weight, int64_t reduction_number) {
+                          const OptionalTensor& pos_weight, int64_t reduction_number) {
   const Reduction reduction = reduction_of(reduction_number);
   check(input, target, weight, pos_weight);
   Tensor loss = reduction == Reduction::none ? empty_of(loss_layout(target), input.options()) : scalar_like(input);
@@ -104,7 +104,7 @@ Tensor bce_forward_kernel(const Tensor& input, const Tensor& target, const Optio
 }
 
 Tensor bce_forward_meta(const Tensor& input, const Tensor& target, const OptionalTensor& weight,
-                    const OptionalTensor& pos_weight, int64_t reduction) {
+                        const OptionalTensor& pos_weight, int64_t reduction) {
   check(input, target, weight, pos_weight);
   if (reduction_of(reduction) != Reduction::none) return scalar_like(input);
   return empty_of(loss_layout(target), input.options());
@@ -121,8 +121,8 @@ std::tuple<Tensor, Tensor> empty_gradients(const Tensor& input, const Tensor& ta
 
 template <class Scope>
 std::tuple<Tensor, Tensor> bce_backward_kernel(const Tensor& grad_output, const Tensor& input, const Tensor& target,
-                                           const OptionalTensor& weight, const OptionalTensor& pos_weight,
-                                           int64_t reduction_number, bool need_input, bool need_target) {
+                                               const OptionalTensor& weight, const OptionalTensor& pos_weight,
+                                               int64_t reduction_number, bool need_input, bool need_target) {
   const Reduction reduction = reduction_of(reduction_number);
   const bool none = reduction == Reduction::none;
   check(input, target, weight, pos_weight);
@@ -155,8 +155,8 @@ std::tuple<Tensor, Tensor> bce_backward_kernel(const Tensor& grad_output, const 
 }
 
 std::tuple<Tensor, Tensor> bce_backward_meta(const Tensor&, const Tensor& input, const Tensor& target,
-                                         const OptionalTensor&, const OptionalTensor& pos_weight, int64_t,
-                                         bool need_input, bool need_target) {
+                                             const OptionalTensor&, const OptionalTensor& pos_weight, int64_t,
+                                             bool need_input, bool need_target) {
   return empty_gradients(input, target, pos_weight, need_input, need_target);
 }
 

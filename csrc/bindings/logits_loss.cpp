@@ -20,7 +20,8 @@ namespace {
 
 using torch::autograd::AutogradContext;
 
-using LogitsLossForward = std::tuple<Tensor, std::vector<Tensor>>(TensorList, at::ArrayRef<double>, double, int64_t, bool);
+using LogitsLossForward = std::tuple<Tensor, std::vector<Tensor>>(TensorList, at::ArrayRef<double>, double, int64_t,
+                                                                  bool);
 using LogitsLossBackward = std::vector<Tensor>(const Tensor&, TensorList, int64_t);
 
 // (loss, gradients by each batch of logits, each for weight one; no gradients unless asked for)
@@ -67,8 +68,8 @@ std::tuple<Tensor, std::vector<Tensor>> empty_forward(TensorList logits, double 
 }
 
 template <class Scope>
-std::tuple<Tensor, std::vector<Tensor>> logits_loss_forward_kernel(TensorList logits, at::ArrayRef<double> targets, double sign,
-                                                       int64_t reduction, bool with_gradient) {
+std::tuple<Tensor, std::vector<Tensor>> logits_loss_forward_kernel(TensorList logits, at::ArrayRef<double> targets,
+                                                                   double sign, int64_t reduction, bool with_gradient) {
   check_forward(logits, targets, reduction);
   const bool none = reduction_of(reduction) == Reduction::none;
   auto [loss, gradients] = empty_forward(logits, sign, reduction, with_gradient);
@@ -106,8 +107,8 @@ std::tuple<Tensor, std::vector<Tensor>> logits_loss_forward_kernel(TensorList lo
   return {loss, gradients};
 }
 
-std::tuple<Tensor, std::vector<Tensor>> logits_loss_forward_meta(TensorList logits, at::ArrayRef<double> targets, double sign,
-                                                     int64_t reduction, bool with_gradient) {
+std::tuple<Tensor, std::vector<Tensor>> logits_loss_forward_meta(TensorList logits, at::ArrayRef<double> targets,
+                                                                 double sign, int64_t reduction, bool with_gradient) {
   check_forward(logits, targets, reduction);
   return empty_forward(logits, sign, reduction, with_gradient);
 }
@@ -179,8 +180,8 @@ class LogitsLossBackwardFunction : public torch::autograd::Function<LogitsLossBa
     std::vector<Tensor> gradients;  // of the forward op
   };
 
-  static variable_list forward(AutogradContext* ctx, const Tensor& grad_output, TensorList logits, const LogitsLossArguments& call,
-                               const Constants& constants) {
+  static variable_list forward(AutogradContext* ctx, const Tensor& grad_output, TensorList logits,
+                               const LogitsLossArguments& call, const Constants& constants) {
     at::AutoDispatchBelowADInplaceOrView below;
     variable_list saved{grad_output};
     saved.insert(saved.end(), logits.begin(), logits.end());
@@ -251,7 +252,8 @@ class LogitsLossFunction : public torch::autograd::Function<LogitsLossFunction> 
 };
 
 Tensor autograd(TensorList logits, std::vector<double> targets, double sign, int64_t reduction) {
-  if (any_requires_grad(logits)) return LogitsLossFunction::apply(logits, LogitsLossArguments{targets, sign, reduction});
+  if (any_requires_grad(logits))
+    return LogitsLossFunction::apply(logits, LogitsLossArguments{targets, sign, reduction});
   at::AutoDispatchBelowADInplaceOrView below;
   return std::get<0>(forward_op(logits, targets, sign, reduction, false));
 }

@@ -71,14 +71,17 @@ FASTGAN_INLINE void store(float16* p, float value) { asm("cvt.rn.f16.f32 %0, %1;
 
 #else
 
-// Branch-free, so that loops over it vectorise: the exponent is moved by a multiplication, which also makes subnormal
-// halves normal floats; infinity and NaN keep their mantissa under float's largest exponent.
+// Branch-free, so that loops over it vectorise, and without subnormal floats, which a processor may be told to flush to
+// zero: the exponent is moved by an addition; a subnormal half is a normal float's distance from the smallest normal
+// half; infinity and NaN keep their mantissa under float's largest exponent.
 FASTGAN_INLINE float load(const float16* p) {
   const uint32_t sign = uint32_t(p->bits & 0x8000u) << 16;
   const uint32_t magnitude = uint32_t(p->bits & 0x7fffu) << 13;
-  const float finite = float_of(magnitude) * float_of(0x77800000u);  // 2^112, the difference of the biases
+  const uint32_t normal = magnitude + 0x38000000u;  // 112 exponents, the difference of the biases
+  const uint32_t subnormal = bits_of(float_of(magnitude + 0x38800000u) - float_of(0x38800000u));
   const uint32_t special = magnitude | 0x7f800000u;
-  return float_of(sign | (magnitude >= 0x0f800000u ? special : bits_of(finite)));
+  const uint32_t finite = magnitude < 0x00800000u ? subnormal : normal;
+  return float_of(sign | (magnitude >= 0x0f800000u ? special : finite));
 }
 
 FASTGAN_INLINE void store(bfloat16* p, float value) {
