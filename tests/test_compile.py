@@ -52,7 +52,7 @@ def test_dynamic_shapes_compile_once(backend: str, op: Op) -> None:
     assert len(graphs) == 1
 
 
-@pytest.mark.deep_on("simt")
+@pytest.mark.deep_on("cpu", "simt")
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 def test_training_a_module_at_any_batch_size(backend: str, activation: str) -> None:
     """Forward and backward of an MLP in one graph each, which serves every batch size."""

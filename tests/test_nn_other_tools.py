@@ -24,7 +24,7 @@ from fastgan.nn import MLP, FusedSequential, fuse, unfuse
 
 pytestmark = [
     pytest.mark.usefixtures("backend"),
-    pytest.mark.deep_on("reference", "simt"),  # other tools see modules, whatever computes them
+    pytest.mark.deep_on("reference", "cpu", "simt"),  # other tools see modules, whatever computes them
     pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning", "ignore::FutureWarning"),
 ]
 

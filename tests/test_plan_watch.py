@@ -27,7 +27,7 @@ def default_dtype() -> Iterator[None]:
     torch.set_default_dtype(torch.float32)
 
 
-@pytest.mark.deep_on("simt")
+@pytest.mark.deep_on("cpu", "simt")
 @pytest.mark.parametrize("before", [True, False], ids=["first", "between"])
 @pytest.mark.parametrize("name", SURGERIES)
 def test_three_ways_agree(place: str, name: str, before: bool) -> None:

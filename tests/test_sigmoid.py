@@ -116,7 +116,7 @@ def tutorials(end: str, loss: str) -> list[Tensor]:
     return train(Tutorial, generator(), ENDS[end](), loss=loss)
 
 
-@pytest.mark.deep_on("simt")
+@pytest.mark.deep_on("cpu", "simt")
 @pytest.mark.parametrize("engine", [True, False], ids=["engine", "composed"])
 @pytest.mark.parametrize("loss", ["non_saturating", "minimax"])
 @pytest.mark.parametrize("end", ENDS)
