@@ -1,6 +1,9 @@
 // The engine for the sanitizers: every CUDA thread is a thread of the operating system, so that ThreadSanitizer sees
 // the races between them and AddressSanitizer their memory. Several blocks run at once.
 #include <chrono>
+#include <deque>
+#include <functional>
+#include <semaphore>
 #include <thread>
 
 #include "engine.h"
@@ -28,6 +31,42 @@ struct Waits {
 Waits* waits = nullptr;  // one launch at a time runs on this engine
 thread_local size_t place = 0;
 std::mutex one_launch;
+
+// Threads that stay for the next round: to begin and end one takes ThreadSanitizer longer than most kernels.
+class Threads {
+ public:
+  ~Threads() {
+    job_ = nullptr;
+    for (std::binary_semaphore& go : go_) go.release();
+    for (std::thread& thread : threads_) thread.join();
+  }
+
+  // job(0), ..., job(count - 1) at once; back when all have ended.
+  void run(size_t count, const std::function<void(size_t)>& job) {
+    while (threads_.size() < count) {
+      std::binary_semaphore& go = go_.emplace_back(0);
+      threads_.emplace_back([this, &go, i = threads_.size()] {
+        for (go.acquire(); job_ != nullptr; go.acquire()) {
+          (*job_)(i);
+          if (left_.fetch_sub(1, std::memory_order_acq_rel) == 1) done_.release();
+        }
+      });
+    }
+    job_ = &job;
+    left_.store(count, std::memory_order_relaxed);
+    for (size_t i = 0; i < count; ++i) go_[i].release();
+    if (count > 0) done_.acquire();
+  }
+
+ private:
+  const std::function<void(size_t)>* job_ = nullptr;
+  std::atomic<size_t> left_{0};
+  std::binary_semaphore done_{0};
+  std::deque<std::binary_semaphore> go_;
+  std::vector<std::thread> threads_;
+};
+
+Threads all_threads;
 
 }  // namespace
 
@@ -59,36 +98,33 @@ void run_threads(Launch& launch) {
     Waits of_round(now * threads);
     waits = &of_round;
     for (int64_t b = 0; b < now; ++b) blocks[b]->prepare(launch);
-    std::vector<std::thread> workers;
-    for (int64_t b = 0; b < now; ++b)
-      for (int t = 0; t < threads; ++t)
-        workers.emplace_back([&, b, t] {
-          Thread thread;
-          Copies copies;
-          launch.place(thread, *blocks[b], first + b, t);
-          thread.copies = &copies;
-          current = &thread;
-          place = b * threads + t;
-          const auto fail = [&](std::exception_ptr caught) {
-            const std::lock_guard lock(error_mutex);
-            if (!error) error = caught;
-            launch.abandoned.store(true, std::memory_order_relaxed);
-          };
-          try {
-            launch.kernel();
-            thread_ends();
-            of_round.ended.fetch_add(1, std::memory_order_relaxed);
-            // What orders the ends of threads orders nothing that a kernel does.
-            if (launch.running.fetch_sub(1, std::memory_order_acq_rel) == 1 &&
-                of_round.ended.load(std::memory_order_relaxed) < now * threads)
-              fault(of_round.describe());
-          } catch (const Abandoned&) {
-          } catch (...) {
-            fail(std::current_exception());
-          }
-          current = nullptr;
-        });
-    for (std::thread& worker : workers) worker.join();
+    all_threads.run(now * threads, [&](size_t i) {
+      const int64_t b = int64_t(i) / threads;
+      Thread thread;
+      Copies copies;
+      launch.place(thread, *blocks[b], first + b, int(i) % threads);
+      thread.copies = &copies;
+      current = &thread;
+      place = i;
+      const auto fail = [&](std::exception_ptr caught) {
+        const std::lock_guard lock(error_mutex);
+        if (!error) error = caught;
+        launch.abandoned.store(true, std::memory_order_relaxed);
+      };
+      try {
+        launch.kernel();
+        thread_ends();
+        of_round.ended.fetch_add(1, std::memory_order_relaxed);
+        // What orders the ends of threads orders nothing that a kernel does.
+        if (launch.running.fetch_sub(1, std::memory_order_acq_rel) == 1 &&
+            of_round.ended.load(std::memory_order_relaxed) < now * threads)
+          fault(of_round.describe());
+      } catch (const Abandoned&) {
+      } catch (...) {
+        fail(std::current_exception());
+      }
+      current = nullptr;
+    });
     for (int64_t b = 0; b < now && !error; ++b) blocks[b]->check_memory();
   }
   waits = nullptr;
