@@ -132,9 +132,19 @@ def picture(world: World, in_order: bool = True) -> Iterator[tuple[str, Any]]:
             name = names.get(id(parameter), "unknown")
             yield f"{optimizer_name} state of {name}", list(state) if isinstance(state, dict) else type(state).__name__
             for key, value in state.items() if isinstance(state, dict) else ():
+                if key == "max_exp_avg_sq" and any(group.get("fused") for group in of.param_groups):
+                    value = _with_its_nan(value, state.get("exp_avg_sq"))
                 yield f"{optimizer_name} state of {name}: {key}", value
     for key, value in sorted(world.kept.get("counts", {}).items()):
         yield f"calls of {key}", value
+
+
+def _with_its_nan(largest: Any, squares: Any) -> Any:
+    """The largest squares as torch's maximum leaves them: its fused kernel on the CPU takes C++'s std::max of the
+    elements behind the last whole vector, which keeps the number where the square is NaN."""
+    if not isinstance(largest, Tensor) or not isinstance(squares, Tensor) or largest.shape != squares.shape:
+        return largest
+    return largest.masked_fill(squares.isnan(), float("nan")) if squares.isnan().any() else largest
 
 
 def gradients(world: World) -> Iterator[tuple[str, bool, Tensor | None]]:
