@@ -15,7 +15,7 @@ SOURCES := pyproject.toml setup.py csrc/cuda/nvcc-flags.txt $(wildcard csrc/*/*.
 PYTEST := OMP_WAIT_POLICY=passive FASTGAN_REQUIRE_BACKENDS=cpu,simt $(BIN)/python -m pytest -n auto --maxprocesses=8 \
 	--dist=worksteal
 # The tests of the backends that run on the CPU, again. The host model of the CUDA kernels heeds none of the settings.
-AGAIN := FASTGAN_TEST_BACKENDS=cpu,auto $(PYTEST) -m "not deep"
+AGAIN := FASTGAN_TEST_BACKENDS=cpu,auto $(PYTEST) -m
 
 .PHONY: train test check lint format bench coverage cuda-check clean
 
@@ -30,13 +30,14 @@ test: $(VENV)/test-tools
 	@echo "make check runs what is left: the tests marked deep, and those of the CPU (twin, and again those of auto) on \
 	other instruction sets and threads"
 
-# Each setting once, two of them at a time; with the instructions of this machine the tests that make test left. pytest ends with an error where nothing is selected.
+# Each setting once, several at a time; on the instructions of this machine the tests that make test left. pytest ends
+# with an error where nothing is selected.
 check: $(VENV)/test-tools
 	$(BIN)/python tests/simt/build.py module plain address thread
 	FASTGAN_FUZZ_EXAMPLES=200 $(PYTEST) -m deep
-	FASTGAN_ISA=baseline OMP_NUM_THREADS=1 FASTGAN_TEST_FLUSH_DENORMAL=1 $(AGAIN)
-	FASTGAN_ISA=avx2 OMP_NUM_THREADS=$$(($$(nproc) + 2)) $(AGAIN)
-	FASTGAN_TEST_THREADS=1 FASTGAN_TEST_FLUSH_DENORMAL=1 $(AGAIN) -m "twin and not deep"
+	FASTGAN_ISA=baseline OMP_NUM_THREADS=1 FASTGAN_TEST_THREADS=1 FASTGAN_TEST_FLUSH_DENORMAL=1 $(AGAIN) "not deep"
+	FASTGAN_ISA=avx2 OMP_NUM_THREADS=$$(($$(nproc) + 2)) $(AGAIN) "not deep"
+	FASTGAN_TEST_THREADS=1 FASTGAN_TEST_FLUSH_DENORMAL=1 $(AGAIN) "twin and not deep"
 	@echo "make test runs what is left: all tests but those marked deep, on every backend, in the settings of this machine"
 
 lint: $(VENV)/dev-tools

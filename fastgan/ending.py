@@ -16,8 +16,9 @@ from torch import Tensor, nn
 from fastgan import functional, layers
 from fastgan.nn import is_fused, run_in_turn
 
-# They hand on the values that they are given.
-_RESHAPES = (nn.Identity, nn.Flatten, nn.Unflatten)
+# They hand on the values that they are given, by these forwards: another one, of a subclass or patched, may not.
+_RESHAPES = {kind: kind.forward for kind in (nn.Identity, nn.Flatten, nn.Unflatten, nn.Dropout)}
+_CALL = nn.Module.__call__
 # Probabilities, or logarithms of them, that no loss here is of.
 _REFUSED = (nn.LogSigmoid, nn.Hardsigmoid, nn.Softmax, nn.LogSoftmax, nn.Softmin)
 # What autograd records of views and reshapes.
@@ -135,9 +136,12 @@ def _last(module: nn.Module | None) -> nn.Module | None:
 
 
 def _reshapes(module: nn.Module | None) -> bool:
+    kind = type(module)
+    if kind.__call__ is not _CALL or (isinstance(module, nn.Dropout) and not layers.is_idle_dropout(module)):
+        return False
     if isinstance(module, nn.Sequential):
-        return all(_reshapes(child) for child in module._modules.values())
-    return isinstance(module, _RESHAPES) or layers.is_idle_dropout(module)
+        return kind.forward in layers.SEQUENTIAL_FORWARDS and all(map(_reshapes, module._modules.values()))
+    return any(isinstance(module, base) and kind.forward is own for base, own in _RESHAPES.items())
 
 
 def _may_look(module: nn.Module) -> bool:

@@ -147,9 +147,13 @@ def has_hooks(module: nn.Module) -> bool:
     )
 
 
+# (namespace, name) of the hooks of all modules, of each kind.
+GLOBAL_HOOKS = [(vars(torch_module), f"_global{name}") for name in HOOKS]
+
+
 def global_hooks() -> tuple[dict[int, Any], ...]:
     """The hooks of all modules, of each kind."""
-    return tuple(vars(torch_module)[f"_global{name}"] for name in HOOKS)
+    return tuple(space[name] for space, name in GLOBAL_HOOKS)
 
 
 def is_unpatched(kind: type[nn.Module]) -> bool:

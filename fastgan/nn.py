@@ -100,7 +100,7 @@ _reader: Any = (backend.module if layers.PATCHED_EARLY is None else None) and ba
     (*layers.CALL, *layers.TENSORS, "__iter__"),
     layers.HOOKS,
     layers.OWN_FUNCTIONS,
-    [(vars(nn.modules.module), f"_global{name}") for name in layers.HOOKS],
+    layers.GLOBAL_HOOKS,
 )
 
 

@@ -283,6 +283,53 @@ def test_any_other_layer_at_the_end_of_d_makes_a_logit_or_is_refused(place: str,
         assert_same(train(TrainStep, generator(), d, 10, engine=engine), expected)
 
 
+class Halving(nn.Identity):
+    def forward(self, input: Tensor) -> Tensor:
+        return input * 0.5
+
+
+class HalvingCall(nn.Flatten):
+    def __call__(self, input: Tensor) -> Tensor:
+        return input * 0.5
+
+
+class HalvingSequence(nn.Sequential):
+    def forward(self, input: Tensor) -> Tensor:
+        return input * 0.5
+
+
+class Looking(nn.Identity):
+    def forward(self, input: Tensor) -> Tensor:
+        assert ((input > 0) & (input < 1)).all()
+        return input.view_as(input)
+
+
+@pytest.mark.parametrize("engine", [True, False], ids=["engine", "composed"])
+@pytest.mark.parametrize("last", [Halving, HalvingCall, lambda: HalvingSequence(nn.Identity())])
+def test_a_layer_with_a_forward_of_its_own_behind_a_sigmoid_is_any_other_layer(place: str, last, engine: bool) -> None:
+    d = discriminator(nn.Sigmoid(), last())
+    expected = train(Tutorial, generator(), nn.Sequential(d, nn.Sigmoid()), 5)
+    assert_same(train(TrainStep, generator(), d, 5, engine=engine), expected)
+
+
+@pytest.mark.parametrize("engine", [True, False], ids=["engine", "composed"])
+def test_a_layer_of_ones_own_that_looks_at_the_output_sees_probabilities(place: str, engine: bool) -> None:
+    d = discriminator(nn.Sigmoid(), Looking())
+    ours = train(TrainStep, generator(), d, 5, engine=engine)
+    assert_same(ours, train(Tutorial, generator(), d, 5))
+
+
+@pytest.mark.parametrize("engine", [True, False], ids=["engine", "composed"])
+@pytest.mark.parametrize("kind", [nn.Identity, nn.Flatten, nn.Dropout])
+def test_a_class_patched_behind_a_sigmoid(
+    place: str, kind: type[nn.Module], engine: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(kind, "forward", Halving.forward)
+    d = discriminator(nn.Sigmoid(), kind().eval())
+    expected = train(Tutorial, generator(), nn.Sequential(d, nn.Sigmoid()), 5)
+    assert_same(train(TrainStep, generator(), d, 5, engine=engine), expected)
+
+
 @pytest.mark.parametrize("engine", [True, False], ids=["engine", "composed"])
 def test_several_outputs(place: str, engine: bool) -> None:
     d = nn.Sequential(nn.Linear(DATA, 8), nn.ReLU(), nn.Linear(8, 5), nn.Sigmoid()).double()
