@@ -172,7 +172,7 @@ def extension(mode: str):
     def sources(folder: str, ending: str) -> list[str]:
         return [str(p.relative_to(ROOT)) for p in sorted((ROOT / "csrc" / folder).glob(ending))]
 
-    files = bindings() + sources("cpu", "*.cpp")
+    files = bindings() + sources("cpu", "*.cpp") + sources("cpu/panels", "*.cpp")
     cxx = ["-O3", "-g0", "-fno-math-errno", "-fno-trapping-math", "-fvisibility=hidden", "-Wno-attributes"]
     link = ["-Wl,-s", *shared_runtime()] if sys.platform.startswith("linux") else []
     if sys.platform.startswith("linux"):

@@ -8,6 +8,9 @@
 #include <atomic>
 
 #include "../cuda/crossover.h"
+#ifndef FASTGAN_SIMT
+#include "../cpu/simd.h"
+#endif
 
 namespace fastgan::bindings {
 
@@ -64,5 +67,18 @@ bool prefers_narrow(int64_t batch) {
   if (layer_path() != LayerPath::automatic) return layer_path() == LayerPath::narrow;
   return batch <= cuda::crossover::narrow_batch;
 }
+
+#ifndef FASTGAN_SIMT
+
+bool prefers_whole(int64_t batch, double elements) {
+  if (layer_path() != LayerPath::automatic) return layer_path() != LayerPath::library;
+  // Products of one pass, above which the library's are faster, alone and beside each other: `wide` (1.3e10) by 8 to 30
+  // %. Up to 6e8 (`mnist`, `digits` at 1024 samples) these are faster on two threads, and within 10 % on one.
+  constexpr double most_flops = 1.5e9;
+  // The library has instructions that the baseline lacks where FASTGAN_ISA asks for it, and is no slower elsewhere.
+  return cpu::isa() != cpu::Isa::baseline && 2 * static_cast<double>(batch) * elements <= most_flops;
+}
+
+#endif
 
 }  // namespace fastgan::bindings

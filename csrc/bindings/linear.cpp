@@ -52,9 +52,15 @@ LayerOutput tiled_forward(const CudaScope& here, const Tensor& given_x, const Te
   with_dtype(x.scalar_type(), "mlp", [&](auto tag) {
     using T = typename decltype(tag)::type;
     cuda::linear_forward(here,
-                         cuda::LinearForward<T>{x.size(0), x.size(1), weight.size(0), data<T>(x), data<T>(weight),
-                                                optional_data<T>(bias), activation, optional_mutable_data<T>(out.z),
-                                                mutable_data<T>(out.y)},
+                         cuda::LinearForward<T>{.batch = x.size(0),
+                                                .in = x.size(1),
+                                                .out = weight.size(0),
+                                                .x = data<T>(x),
+                                                .weight = data<T>(weight),
+                                                .bias = optional_data<T>(bias),
+                                                .activation = activation,
+                                                .z = optional_mutable_data<T>(out.z),
+                                                .y = mutable_data<T>(out.y)},
                          rounding());
   });
   return out;
@@ -72,9 +78,15 @@ InputGradient tiled_input_gradient(const CudaScope& here, const Tensor& given_gr
     using T = typename decltype(tag)::type;
     cuda::linear_input_gradient(
         here,
-        cuda::LinearInputGradient<T>{grad_z.size(0), weight.size(1), weight.size(0), data<T>(grad_z), data<T>(weight),
-                                     optional_data<T>(saved), activation, optional_mutable_data<T>(out.grad_x),
-                                     optional_mutable_data<T>(out.grad_z_before)},
+        cuda::LinearInputGradient<T>{.batch = grad_z.size(0),
+                                     .in = weight.size(1),
+                                     .out = weight.size(0),
+                                     .grad_z = data<T>(grad_z),
+                                     .weight = data<T>(weight),
+                                     .saved = optional_data<T>(saved),
+                                     .activation = activation,
+                                     .grad_x = optional_mutable_data<T>(out.grad_x),
+                                     .grad_z_before = optional_mutable_data<T>(out.grad_z_before)},
         rounding());
   });
   return out;
@@ -87,11 +99,16 @@ ParameterGradients tiled_parameter_gradients(const CudaScope& here, const Tensor
   ParameterGradients gradients{at::empty({out, in}, x.options()), need_bias ? at::empty({out}, x.options()) : Tensor()};
   with_dtype(grad_z.scalar_type(), "mlp_backward", [&](auto tag) {
     using T = typename decltype(tag)::type;
-    cuda::linear_weight_gradient(here,
-                                 cuda::LinearWeightGradient<T>{x.size(0), in, out, data<T>(grad_z), data<T>(x),
-                                                               mutable_data<T>(gradients.grad_weight),
-                                                               optional_mutable_data<T>(gradients.grad_bias)},
-                                 rounding());
+    cuda::linear_weight_gradient(
+        here,
+        cuda::LinearWeightGradient<T>{.batch = x.size(0),
+                                      .in = in,
+                                      .out = out,
+                                      .grad_z = data<T>(grad_z),
+                                      .x = data<T>(x),
+                                      .grad_weight = mutable_data<T>(gradients.grad_weight),
+                                      .grad_bias = optional_mutable_data<T>(gradients.grad_bias)},
+        rounding());
   });
   return gradients;
 }

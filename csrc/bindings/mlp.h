@@ -1,4 +1,4 @@
-// The mlp op, layer by layer: what its kernels (mlp_cpu.cpp, mlp_meta.cpp) and its derivatives (mlp.cpp) agree on.
+// The mlp op, layer by layer: what its kernels (mlp_layers.cpp, mlp_meta.cpp) and its derivatives (mlp.cpp) agree on.
 //
 // mlp_forward returns, packed in one list: y_1 ... y_L, then z_l of each layer whose derivative is a function of z
 // rather than of y, in order of l.

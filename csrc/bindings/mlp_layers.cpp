@@ -1,21 +1,10 @@
 // The kernels of the mlp ops, for every scope that the build has: the loops over layers.
 #include "mlp.h"
-#include "mlp_narrow.h"
 #include "mlp_whole.h"
 
 namespace fastgan::bindings {
 
 namespace {
-
-// All layers' outputs in one launch or parallel region, where that is the way for them.
-template <class Scope>
-std::optional<std::vector<LayerOutput>> forward_at_once(const Scope& here, const Tensor& x, TensorList weights,
-                                                        const Biases& biases, const Layers& layers, bool keep) {
-  if constexpr (Scope::has_narrow)
-    return narrow_forward(here, x, weights, biases, layers, keep);
-  else
-    return whole_forward(here, x, weights, biases, layers, keep);
-}
 
 // The rows are counted, for reshape cannot infer them where there are no elements.
 Tensor as_matrix(const Tensor& x, int64_t rows) { return x.dim() == 2 ? x : x.reshape({rows, x.size(-1)}); }
@@ -77,7 +66,7 @@ Tensor mlp_kernel(const Tensor& input, TensorList weights, const Biases& given_b
   const Scope here(input);
   const Layers layers(activations, slopes);
   check_biases(input, weights, biases, layers);
-  if (const auto whole = forward_at_once(here, as_matrix(input, row_count(input)), weights, biases, layers, false))
+  if (const auto whole = whole_forward(here, as_matrix(input, row_count(input)), weights, biases, layers, false))
     return with_leading_dimensions(whole->back().y, input);
   Tensor y;
   run_layers(here, input, weights, biases, layers, false, [&](size_t, const LayerOutput& out) { y = out.y; });
@@ -96,7 +85,7 @@ std::vector<Tensor> mlp_forward_kernel(const Tensor& input, TensorList weights, 
     outputs.push_back(with_leading_dimensions(out.y, input));
     if (out.z.defined()) pre_activations.push_back(with_leading_dimensions(out.z, input));
   };
-  const auto whole = forward_at_once(here, as_matrix(input, row_count(input)), weights, biases, layers, true);
+  const auto whole = whole_forward(here, as_matrix(input, row_count(input)), weights, biases, layers, true);
   if (!whole) run_layers(here, input, weights, biases, layers, true, collect);
   for (size_t l = 0; whole && l < layers.count(); ++l) collect(l, (*whole)[l]);
   outputs.insert(outputs.end(), pre_activations.begin(), pre_activations.end());
@@ -123,27 +112,15 @@ std::vector<Tensor> mlp_backward_kernel(const Tensor& grad_output, const Tensor&
 
   const Scope here(input);
 
-  Tensor grad_input;
-  std::vector<Tensor> grad_weights(count), grad_biases(count), grad_z(count), grad_y(count);
   const auto layer_input = [&](size_t l) { return as_matrix(l == 0 ? input : outputs[l - 1], rows); };
-  bool whole = false;
   const auto as_rows = [&](TensorList list) {
     std::vector<Tensor> matrices;
     for (const Tensor& x : list) matrices.push_back(as_matrix(x, rows));
     return matrices;
   };
-  if constexpr (Scope::has_narrow) {
-    whole = !keep_intermediates && narrow_backward(here, as_matrix(grad_output, rows), as_matrix(input, rows), weights,
-                                                   as_rows(outputs.slice(0, count)), as_rows(saved), layers, need,
-                                                   kept.lowest, grad_input, grad_weights, grad_biases);
-  } else if (auto gradients = whole_backward(here, as_matrix(grad_output, rows), as_matrix(input, rows), weights,
-                                             as_rows(outputs.slice(0, count)), as_rows(saved), layers, need, kept,
-                                             keep_intermediates)) {
-    whole = true;
-    grad_input = gradients->grad_input;
-    grad_weights = std::move(gradients->grad_weights), grad_biases = std::move(gradients->grad_biases);
-    grad_z = std::move(gradients->grad_z), grad_y = std::move(gradients->grad_y);
-  }
+  auto whole = whole_backward(here, as_matrix(grad_output, rows), as_matrix(input, rows), weights,
+                              as_rows(outputs.slice(0, count)), as_rows(saved), layers, need, kept, keep_intermediates);
+  MlpGradients gradients = whole ? *std::move(whole) : MlpGradients(count);
   // g is grad_y of layer l; where the layer after has done it already, next_z is its grad_z.
   Tensor g = as_matrix(grad_output, rows), next_z;
   for (size_t l = count; !whole && l-- > kept.lowest;) {
@@ -155,36 +132,36 @@ std::vector<Tensor> mlp_backward_kernel(const Tensor& grad_output, const Tensor&
           activation_backward(here, g, as_matrix(saved[l], rows), layers[l], need_bias && !with_weight, reuse);
       next_z = gradient.grad_z;
       if (gradient.grad_bias.defined()) {
-        grad_biases[l] = gradient.grad_bias;
+        gradients.biases[l] = gradient.grad_bias;
         need_bias = false;
       }
     }
     const Tensor z = std::exchange(next_z, Tensor());
     if (keep_intermediates) {
       // What is returned may not share the memory of what was given.
-      grad_z[l] = z.is_alias_of(grad_output) ? z.clone() : z;
-      if (kept.grad_y(l)) grad_y[l] = g.is_alias_of(grad_output) ? g.clone(at::MemoryFormat::Contiguous) : g;
+      gradients.grad_z[l] = z.is_alias_of(grad_output) ? z.clone() : z;
+      if (kept.grad_y(l)) gradients.grad_y[l] = g.is_alias_of(grad_output) ? g.clone(at::MemoryFormat::Contiguous) : g;
     }
     const ParameterGradients parameters = parameter_gradients(here, z, layer_input(l), need.weights[l], need_bias);
-    grad_weights[l] = parameters.grad_weight;
-    if (need_bias) grad_biases[l] = parameters.grad_bias;
+    gradients.weights[l] = parameters.grad_weight;
+    if (need_bias) gradients.biases[l] = parameters.grad_bias;
     if (l == kept.lowest && !need.input) break;
     const InputGradient by_input = input_gradient(here, z, weights[l], l > 0 ? as_matrix(saved[l - 1], rows) : Tensor(),
                                                   l > 0 ? layers[l - 1] : LayerActivation{}, keep_intermediates);
     g = by_input.grad_x;
     next_z = by_input.grad_z_before;
   }
-  if (need.input && !whole) grad_input = g;
-  if (need.input && input.dim() != 2) grad_input = grad_input.view(input.sizes());
+  if (need.input && !whole) gradients.input = g;
+  if (need.input && input.dim() != 2) gradients.input = gradients.input.view(input.sizes());
 
   std::vector<Tensor> packed;
-  if (need.input) packed.push_back(grad_input);
+  if (need.input) packed.push_back(gradients.input);
   for (size_t l = 0; l < count; ++l)
-    if (need.weights[l]) packed.push_back(grad_weights[l]);
+    if (need.weights[l]) packed.push_back(gradients.weights[l]);
   for (size_t l = 0; l < count; ++l)
-    if (need.biases[l]) packed.push_back(grad_biases[l]);
+    if (need.biases[l]) packed.push_back(gradients.biases[l]);
   if (keep_intermediates) {
-    for (auto* list : {&grad_z, &grad_y})
+    for (auto* list : {&gradients.grad_z, &gradients.grad_y})
       for (size_t l = 0; l < count; ++l)
         packed.push_back((*list)[l].defined() ? (*list)[l] : at::empty({0, weights[l].size(0)}, input.options()));
   }

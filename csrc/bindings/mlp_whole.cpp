@@ -1,43 +1,148 @@
 #include "mlp_whole.h"
 
-#ifndef FASTGAN_SIMT
-
-#include "../cpu/mlp.h"
-#include "../cpu/simd.h"
 #include "layer_path.h"
+
+#ifndef FASTGAN_SIMT
+#include "../cpu/mlp.h"
+#endif
+#if defined(FASTGAN_SIMT) || defined(FASTGAN_WITH_CUDA)
+#include "../cuda/mlp.h"
+#endif
 
 namespace fastgan::bindings {
 
 namespace {
 
-// To a cache line, which at::empty's memory is not everywhere.
-void* aligned(const Tensor& bytes) {
-  return reinterpret_cast<void*>((reinterpret_cast<uintptr_t>(bytes.mutable_data_ptr()) + 63) / 64 * 64);
-}
+// How a scope's kernels take a whole MLP. Each has
+//   Network<T>(count)                 its core/mlp.h: an MlpPass<T> with `layers`
+//   accepts(x, weights)               whether to try at all; with_dtype(dtype, f) then calls f(Tag<T>)
+//   fits(here, network)               whether the kernels take it
+//   forward, backward(here, network)
+//   strided_input                     whether the input may have any strides
+//   keeps_intermediates               whether backward can keep grad_z and grad_y
+//   needs_grad_z                      whether backward needs a place for every grad_z
+template <class Scope>
+struct WholeMlp;
 
-// Scratch memory up to this size stays with its thread: memory that is new at each call costs a page fault for every
-// 4 KB (`digits`: 570 a step, a tenth of its time).
-constexpr size_t most_kept_scratch = 8 << 20;
+#ifndef FASTGAN_SIMT
 
-void* kept_scratch(size_t bytes) {
-  static thread_local Tensor memory;
-  if (!memory.defined() || static_cast<size_t>(memory.numel()) < bytes + 64)
-    memory = at::empty({static_cast<int64_t>(bytes) + 64}, at::kByte);
-  return aligned(memory);
-}
+// Memory for the length of a call, aligned to a cache line, which at::empty's is not everywhere.
+class Scratch {
+ public:
+  explicit Scratch(size_t bytes) {
+    Tensor& memory = bytes <= most_kept ? of_thread() : own_;
+    if (!memory.defined() || static_cast<size_t>(memory.numel()) < bytes + 64)
+      memory = at::empty({static_cast<int64_t>(bytes) + 64}, at::kByte);
+    at_ = reinterpret_cast<void*>((reinterpret_cast<uintptr_t>(memory.mutable_data_ptr()) + 63) / 64 * 64);
+  }
+  void* at() const { return at_; }
+
+ private:
+  // Memory up to this size stays with its thread: memory that is new at each call costs a page fault for every 4 KB
+  // (`digits`: 570 a step, a tenth of its time).
+  static constexpr size_t most_kept = 8 << 20;
+
+  static Tensor& of_thread() {
+    static thread_local Tensor memory;
+    return memory;
+  }
+
+  Tensor own_;
+  void* at_;
+};
+
+template <>
+struct WholeMlp<CpuScope> {
+  static constexpr bool strided_input = true, keeps_intermediates = true, needs_grad_z = false;
+
+  template <class T>
+  struct Network : cpu::Mlp<T> {
+    explicit Network(size_t count) : list(count) { this->layers = list.data(); }
+    Network(const Network&) = delete;  // layers points into list
+    std::vector<MlpLayer<T>> list;
+  };
+
+  static bool accepts(const Tensor& x, TensorList weights) {
+    if (x.scalar_type() != at::kFloat && x.scalar_type() != at::kDouble) return false;
+    if (x.size(0) == 0) return false;
+    double elements = 0;
+    for (const Tensor& w : weights) {
+      if (w.numel() == 0) return false;
+      elements += static_cast<double>(w.numel());
+    }
+    return prefers_whole(x.size(0), elements);
+  }
+
+  template <class F>
+  static void with_dtype(at::ScalarType dtype, const F& f) {
+    at::internal::lazy_init_num_threads();
+    dtype == at::kFloat ? f(Tag<float>{}) : f(Tag<double>{});
+  }
+
+  template <class T>
+  static bool fits(const CpuScope&, const Network<T>&) {
+    return true;
+  }
+  template <class T>
+  static void forward(const CpuScope& here, const Network<T>& network) {
+    cpu::mlp_forward<T>(here, network, Scratch(cpu::mlp_forward_scratch<T>(here, network)).at());
+  }
+  template <class T>
+  static void backward(const CpuScope& here, const Network<T>& network) {
+    cpu::mlp_backward<T>(here, network, Scratch(cpu::mlp_backward_scratch<T>(here, network)).at());
+  }
+};
+
+#endif
+#if defined(FASTGAN_SIMT) || defined(FASTGAN_WITH_CUDA)
+
+template <>
+struct WholeMlp<CudaScope> {
+  static constexpr bool strided_input = false, keeps_intermediates = false, needs_grad_z = true;
+
+  template <class T>
+  struct Network : cuda::NarrowNetwork<T> {
+    explicit Network(size_t) {}
+  };
+
+  static bool accepts(const Tensor& x, TensorList weights) {
+    bool narrow = weights.size() > 1 && weights.size() <= cuda::max_narrow_layers && prefers_narrow(x.size(0));
+    for (const Tensor& w : weights) narrow = narrow && w.size(0) <= 1024 && w.size(1) <= 1024;
+    return narrow;
+  }
+
+  template <class F>
+  static void with_dtype(at::ScalarType dtype, const F& f) {
+    bindings::with_dtype(dtype, "mlp", f);
+  }
+
+  template <class T>
+  static bool fits(const CudaScope& here, const Network<T>& network) {
+    return cuda::is_narrow<T>(here, network);
+  }
+  template <class T>
+  static void forward(const CudaScope& here, const Network<T>& network) {
+    cuda::mlp_forward<T>(here, network, allow_tf32());
+  }
+  template <class T>
+  static void backward(const CudaScope& here, Network<T>& network) {
+    network.input_width = static_cast<int>(network.layers[0].in);
+    cuda::mlp_backward<T>(here, network, allow_tf32());
+  }
+};
+
+#endif
 
 // A call as the kernels take it, and what keeps its memory alive.
-template <class T>
-struct WholeNetwork {
-  WholeNetwork(const Tensor& x, TensorList weights, const Layers& layers) : list(weights.size()), options(x.options()) {
-    mlp.batch = x.size(0);
-    mlp.count = static_cast<int>(weights.size());
-    mlp.layers = list.data();
+template <class Scope, class T>
+struct WholeCall {
+  WholeCall(const Tensor& x, TensorList weights, const Layers& layers) : network(weights.size()), options(x.options()) {
+    network.batch = x.size(0);
+    network.count = static_cast<int>(weights.size());
     for (size_t l = 0; l < weights.size(); ++l) {
-      list[l].in = weights[l].size(1);
-      list[l].out = weights[l].size(0);
-      list[l].activation = layers[l];
-      list[l].weight = keep(weights[l]);
+      network.layers[l].in = weights[l].size(1);
+      network.layers[l].out = weights[l].size(0);
+      network.layers[l].activation = layers[l];
     }
   }
 
@@ -51,97 +156,84 @@ struct WholeNetwork {
     tensor = at::empty(sizes, options);
     return mutable_data<T>(tensor);
   }
-  void* scratch(size_t bytes) {
-    if (bytes <= most_kept_scratch) return kept_scratch(bytes);
-    kept.push_back(at::empty({static_cast<int64_t>(bytes) + 64}, options.dtype(at::kByte)));
-    return aligned(kept.back());
-  }
 
-  cpu::Mlp<T> mlp;
-  std::vector<cpu::MlpLayer<T>> list;
+  typename WholeMlp<Scope>::template Network<T> network;
   at::TensorOptions options;
   std::vector<Tensor> kept;
 };
 
-// Products of one pass, above which the library's are faster, alone and beside each other: `wide` (1.3e10) by 8 to 30
-// %. Up to 6e8 (`mnist`, `digits` at 1024 samples) these are faster on two threads, and within 10 % on one.
-constexpr double most_flops = 1.5e9;
-
-bool prefers_whole(const Tensor& x, TensorList weights) {
-  if (x.scalar_type() != at::kFloat && x.scalar_type() != at::kDouble) return false;
-  if (x.size(0) == 0) return false;
-  double products = 0;
-  for (const Tensor& w : weights) {
-    if (w.numel() == 0) return false;
-    products += static_cast<double>(w.numel());
-  }
-  if (layer_path() != LayerPath::automatic) return layer_path() != LayerPath::library;
-  // The library has instructions that the baseline lacks where FASTGAN_ISA asks for it, and is no slower elsewhere.
-  return cpu::isa() != cpu::Isa::baseline && 2 * static_cast<double>(x.size(0)) * products <= most_flops;
-}
-
-template <class F>
-void with_wide_dtype(at::ScalarType dtype, const F& f) {
-  at::internal::lazy_init_num_threads();
-  dtype == at::kFloat ? f(Tag<float>{}) : f(Tag<double>{});
-}
-
 }  // namespace
 
-std::optional<std::vector<LayerOutput>> whole_forward(const CpuScope& here, const Tensor& x, TensorList weights,
+template <class Scope>
+std::optional<std::vector<LayerOutput>> whole_forward(const Scope& here, const Tensor& x, TensorList weights,
                                                       const Biases& biases, const Layers& layers, bool keep) {
-  if (!prefers_whole(x, weights)) return std::nullopt;
-  std::vector<LayerOutput> outputs(weights.size());
-  with_wide_dtype(x.scalar_type(), [&](auto tag) {
+  using Whole = WholeMlp<Scope>;
+  std::optional<std::vector<LayerOutput>> outputs;
+  if (!Whole::accepts(x, weights)) return outputs;
+  Whole::with_dtype(x.scalar_type(), [&](auto tag) {
     using T = typename decltype(tag)::type;
-    WholeNetwork<T> call(x, weights, layers);
-    call.mlp.input = data<T>(x);
-    call.mlp.row_stride = x.stride(0);
-    call.mlp.col_stride = x.stride(1);
+    WholeCall<Scope, T> call(x, weights, layers);
+    auto& network = call.network;
+    if (!Whole::fits(here, network)) return;
+    outputs.emplace(weights.size());
+    const Tensor input = Whole::strided_input ? x : x.contiguous();
+    network.input = {data<T>(input), input.size(1), input.stride(0), input.stride(1)};
     for (size_t l = 0; l < weights.size(); ++l) {
-      cpu::MlpLayer<T>& layer = call.list[l];
+      MlpLayer<T>& layer = network.layers[l];
+      LayerOutput& out = (*outputs)[l];
+      layer.weight = call.keep(weights[l]);
       layer.bias = call.keep(biases.get(l).value_or(Tensor()));
-      if (keep || l + 1 == weights.size()) layer.y = call.make(outputs[l].y, {call.mlp.batch, layer.out});
-      if (keep && !layers[l].saves_output()) layer.z = call.make(outputs[l].z, {call.mlp.batch, layer.out});
+      if (keep || l + 1 == weights.size()) layer.y = call.make(out.y, {network.batch, layer.out});
+      if (keep && !layers[l].saves_output()) layer.z = call.make(out.z, {network.batch, layer.out});
     }
-    cpu::mlp_forward(here, call.mlp, call.scratch(cpu::mlp_forward_scratch(here, call.mlp)));
+    Whole::forward(here, network);
   });
   return outputs;
 }
 
-std::optional<WholeGradients> whole_backward(const CpuScope& here, const Tensor& grad_output, const Tensor& x,
-                                             TensorList weights, TensorList outputs, TensorList saved,
-                                             const Layers& layers, const Flags& need, const Kept& kept,
-                                             bool keep_intermediates) {
-  if (!prefers_whole(x, weights) || kept.lowest >= weights.size()) return std::nullopt;
-  const size_t count = weights.size();
-  WholeGradients gradients{{},
-                           std::vector<Tensor>(count),
-                           std::vector<Tensor>(count),
-                           std::vector<Tensor>(count),
-                           std::vector<Tensor>(count)};
-  with_wide_dtype(x.scalar_type(), [&](auto tag) {
+template <class Scope>
+std::optional<MlpGradients> whole_backward(const Scope& here, const Tensor& grad_output, const Tensor& x,
+                                           TensorList weights, TensorList outputs, TensorList saved,
+                                           const Layers& layers, const Flags& need, const Kept& kept,
+                                           bool keep_intermediates) {
+  using Whole = WholeMlp<Scope>;
+  std::optional<MlpGradients> gradients;
+  if (!Whole::accepts(x, weights) || kept.lowest >= weights.size() ||
+      (keep_intermediates && !Whole::keeps_intermediates))
+    return gradients;
+  Whole::with_dtype(x.scalar_type(), [&](auto tag) {
     using T = typename decltype(tag)::type;
-    WholeNetwork<T> call(x, weights, layers);
-    call.mlp.lowest = static_cast<int>(kept.lowest);
-    call.mlp.grad_output = call.keep(grad_output);
-    if (need.input) call.mlp.grad_input = call.make(gradients.grad_input, x.sizes());
-    for (size_t l = 0; l < count; ++l) {
-      cpu::MlpLayer<T>& layer = call.list[l];
+    WholeCall<Scope, T> call(x, weights, layers);
+    auto& network = call.network;
+    network.lowest = static_cast<int>(kept.lowest);
+    if (!Whole::fits(here, network)) return;
+    MlpGradients& made = gradients.emplace(weights.size());
+    network.grad_output = call.keep(grad_output);
+    if (need.input) network.grad_input = call.make(made.input, x.sizes());
+    for (size_t l = 0; l < weights.size(); ++l) {
+      MlpLayer<T>& layer = network.layers[l];
+      layer.weight = call.keep(weights[l]);
       layer.x = call.keep(l == 0 ? x : outputs[l - 1]);
       layer.saved = call.keep(saved[l]);
-      if (need.weights[l]) layer.grad_weight = call.make(gradients.grad_weights[l], weights[l].sizes());
-      if (need.biases[l]) layer.grad_bias = call.make(gradients.grad_biases[l], {layer.out});
-      if (keep_intermediates && kept.grad_z(l))
-        layer.grad_z = call.make(gradients.grad_z[l], {call.mlp.batch, layer.out});
-      if (keep_intermediates && kept.grad_y(l))
-        layer.grad_y = call.make(gradients.grad_y[l], {call.mlp.batch, layer.out});
+      if (need.weights[l]) layer.grad_weight = call.make(made.weights[l], weights[l].sizes());
+      if (need.biases[l]) layer.grad_bias = call.make(made.biases[l], {layer.out});
+      const bool keeps_z = keep_intermediates && kept.grad_z(l), keeps_y = keep_intermediates && kept.grad_y(l);
+      if (keeps_z || Whole::needs_grad_z)
+        layer.grad_z = call.make(keeps_z ? made.grad_z[l] : call.kept.emplace_back(), {network.batch, layer.out});
+      if (keeps_y) layer.grad_y = call.make(made.grad_y[l], {network.batch, layer.out});
     }
-    cpu::mlp_backward(here, call.mlp, call.scratch(cpu::mlp_backward_scratch(here, call.mlp)));
+    Whole::backward(here, network);
   });
   return gradients;
 }
 
-}  // namespace fastgan::bindings
+#define FASTGAN_INSTANTIATE(Scope)                                                                                   \
+  template std::optional<std::vector<LayerOutput>> whole_forward<Scope>(const Scope&, const Tensor&, TensorList,     \
+                                                                        const Biases&, const Layers&, bool);         \
+  template std::optional<MlpGradients> whole_backward<Scope>(const Scope&, const Tensor&, const Tensor&, TensorList, \
+                                                             TensorList, TensorList, const Layers&, const Flags&,    \
+                                                             const Kept&, bool);
+FASTGAN_EACH_SCOPE(FASTGAN_INSTANTIATE)
+#undef FASTGAN_INSTANTIATE
 
-#endif
+}  // namespace fastgan::bindings

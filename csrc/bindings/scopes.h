@@ -32,8 +32,6 @@ class CpuScope : public cpu::Context {
  public:
   // Whether the bias gradient comes with the weight gradient rather than with the activation's derivative.
   static constexpr bool bias_with_weight = false;
-  // Whether there are kernels for a whole narrow network (mlp_narrow.h).
-  static constexpr bool has_narrow = false;
 
   explicit CpuScope(const Tensor&) {}
 };
@@ -45,7 +43,6 @@ class CpuScope : public cpu::Context {
 class CudaScope : public cuda::Context {
  public:
   static constexpr bool bias_with_weight = true;
-  static constexpr bool has_narrow = true;
 
   explicit CudaScope(const Tensor& like);
 

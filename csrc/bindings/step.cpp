@@ -130,7 +130,7 @@ class StepEngine {
       if (has_odd_mask(generator_index, noise)) return py::none();
     }
     if (has_odd_mask(discriminator_index, real)) return py::none();
-    if (!watch_->hyperparameters(hyperparameters_)) return py::none();
+    if (!watch_->hyperparameters(groups_)) return py::none();
     Tensor result;
     {
       const py::gil_scoped_release without_gil;
@@ -232,13 +232,13 @@ class StepEngine {
   template <class T>
   void run(const StepInputs& inputs, bool draws, const Tensor& result) {
 #if defined(FASTGAN_SIMT) || defined(FASTGAN_WITH_CUDA)
-    if (is_on_cuda()) return cuda_.run<T>(settings_, inputs, hyperparameters_, learning_rates_, draws, result);
+    if (is_on_cuda()) return cuda_.run<T>(settings_, inputs, groups_, learning_rates_, draws, result);
 #endif
 #ifndef FASTGAN_SIMT
     if (draws) inputs.noise.normal_();
     std::fill_n(seconds_, int(cpu::StepPhase::count), 0.0);
     cpu_.seconds = timed_ ? seconds_ : nullptr;
-    cpu_.run<T>(settings_, inputs, hyperparameters_, result);
+    cpu_.run<T>(settings_, inputs, groups_, result);
 #endif
   }
 
@@ -257,7 +257,7 @@ class StepEngine {
   const StepSettings settings_;
   const std::shared_ptr<Watch> watch_;
   const py::object device_mode_;
-  std::vector<double> hyperparameters_;
+  std::vector<AdamGroup> groups_;
   std::vector<Tensor> learning_rates_;  // of each group: where it is a tensor on the device, else undefined
   StepNetworks tensors_;
   std::vector<std::pair<Tensor, Tensor>> copied_;
@@ -306,8 +306,17 @@ void register_step_engine(py::module_& m) {
       .def(py::init([](int64_t latent, int64_t data, int64_t classes, int64_t d_steps, bool reuse_fake,
                        double real_target, double fake_target, bool minimax, double average_rate, int64_t least_batch,
                        bool bf16, std::shared_ptr<Watch> watch, py::object device_mode) {
-             return std::make_unique<StepEngine>(StepSettings{latent, data, classes, d_steps, reuse_fake, real_target,
-                                                              fake_target, minimax, average_rate, least_batch, bf16},
+             return std::make_unique<StepEngine>(StepSettings{.latent = latent,
+                                                              .data = data,
+                                                              .classes = classes,
+                                                              .d_steps = d_steps,
+                                                              .reuse_fake = reuse_fake,
+                                                              .real_target = real_target,
+                                                              .fake_target = fake_target,
+                                                              .minimax = minimax,
+                                                              .average_rate = average_rate,
+                                                              .least_batch = least_batch,
+                                                              .bf16 = bf16},
                                                  std::move(watch), std::move(device_mode));
            }),
            py::arg("latent"), py::arg("data"), py::arg("classes"), py::arg("d_steps"), py::arg("reuse_fake"),

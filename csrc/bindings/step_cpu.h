@@ -15,9 +15,9 @@ class CpuStep {
 
   // d_loss, g_loss, real_score and fake_score, into `result`.
   template <class T>
-  void run(const StepSettings& settings, const StepInputs& inputs, const std::vector<double>& hyperparameters,
+  void run(const StepSettings& settings, const StepInputs& inputs, const std::vector<AdamGroup>& groups,
            const Tensor& result) {
-    hyperparameters_ = &hyperparameters;
+    groups_ = &groups;
     result_ = mutable_data<T>(result);
     run_step<T>(*this, networks_, settings, inputs);
   }
@@ -26,7 +26,7 @@ class CpuStep {
   void prepare(int network) {
     const Parameter* before = nullptr;
     networks_.networks[network].for_parameters([&](Parameter& parameter) {
-      parameter.prepare(*hyperparameters_, before);
+      parameter.prepare(*groups_, before);
       before = &parameter;
     });
   }
@@ -57,7 +57,7 @@ class CpuStep {
 
   StepNetworks& networks_;
   const cpu::Context here_{};
-  const std::vector<double>* hyperparameters_ = nullptr;
+  const std::vector<AdamGroup>* groups_ = nullptr;
   void* result_ = nullptr;
   Tensor workspace_;
   int64_t workspace_batch_ = 0;

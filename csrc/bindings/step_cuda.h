@@ -88,7 +88,7 @@ class CudaStep {
   explicit CudaStep(StepNetworks& networks) : networks_(networks) {}
 
   template <class T>
-  void run(const StepSettings& settings, const StepInputs& inputs, const std::vector<double>& hyperparameters,
+  void run(const StepSettings& settings, const StepInputs& inputs, const std::vector<AdamGroup>& groups,
            const std::vector<Tensor>& learning_rates, bool draws, const Tensor& result) {
     static_assert(sizeof(StepSums<T>) == 4 * sizeof(T), "the four statistics");
     options_.rounding = settings.bf16  ? cuda::Rounding::bf16
@@ -97,14 +97,14 @@ class CudaStep {
     options_.narrow = prefers_narrow(inputs.batch());
 #ifdef FASTGAN_WITH_CUDA
     const c10::cuda::CUDAGuard guard(networks_.first().device());
-    if (is_capturing()) return run_within_a_graph<T>(settings, inputs, hyperparameters, learning_rates, draws, result);
+    if (is_capturing()) return run_within_a_graph<T>(settings, inputs, groups, learning_rates, draws, result);
 #endif
     reserve_updates<T>(own_updates_);
     updates_ = &own_updates_;
     {
       Tensor nothing;
       const StepScope here(networks_.first(), updates_->counters, nothing);
-      set_updates<T>(here, settings, hyperparameters, learning_rates);
+      set_updates<T>(here, settings, groups, learning_rates);
     }
     try {
 #ifdef FASTGAN_WITH_CUDA
@@ -246,7 +246,7 @@ class CudaStep {
 
   // Sets what the coming updates depend on, where it is not as it was, and counts them where the counts are elsewhere.
   template <class T>
-  void set_updates(const StepScope& here, const StepSettings& settings, const std::vector<double>& hyperparameters,
+  void set_updates(const StepScope& here, const StepSettings& settings, const std::vector<AdamGroup>& groups,
                    const std::vector<Tensor>& learning_rates) {
     std::vector<cuda::AdamDue> list;
     std::vector<double> counts;
@@ -255,9 +255,9 @@ class CudaStep {
       Update& update = updates_->list[k];
       Parameter& parameter = *update.parameter;
       parameter.device_step = updates_->steps_of<T>() + k;
-      const double* numbers = hyperparameters.data() + parameter.group * numbers_of_a_group;
+      const AdamGroup& group = groups[parameter.group];
       const Tensor& rate = learning_rates[parameter.group];
-      cuda::AdamDue now{adam_options(numbers), numbers[0], rate.defined() ? data<float>(rate) : nullptr, nullptr,
+      cuda::AdamDue now{group.options, group.learning_rate, rate.defined() ? data<float>(rate) : nullptr, nullptr,
                         nullptr};
       if (update.own_count)
         now.step = mutable_data<float>(updates_->counts) + k;
@@ -323,9 +323,8 @@ class CudaStep {
   // Within a graph of the caller's: all that the launches use is memory of that graph, and nothing is believed of it
   // afterwards. So the replays count for themselves, as those of torch.optim's capturable optimizers do.
   template <class T>
-  void run_within_a_graph(const StepSettings& settings, const StepInputs& given,
-                          const std::vector<double>& hyperparameters, const std::vector<Tensor>& learning_rates,
-                          bool draws, const Tensor& result) {
+  void run_within_a_graph(const StepSettings& settings, const StepInputs& given, const std::vector<AdamGroup>& groups,
+                          const std::vector<Tensor>& learning_rates, bool draws, const Tensor& result) {
     for (const Network& network : networks_.networks)
       network.for_parameters([](const Parameter& parameter) {
         TORCH_CHECK(parameter.group < 0 || counts_on_device(parameter),
@@ -339,7 +338,7 @@ class CudaStep {
     {
       Tensor nothing;
       const StepScope here(networks_.first(), updates.counters, nothing);
-      set_updates<T>(here, settings, hyperparameters, learning_rates);
+      set_updates<T>(here, settings, groups, learning_rates);
     }
     StepInputs inputs = given;
     if (draws) inputs.noise = at::empty(given.noise.sizes(), given.noise.options()).normal_();

@@ -92,7 +92,7 @@ struct StepNetworks {
         to.kind = from.kind;
         to.in = from.in, to.out = from.out;
         to.activation = from.activation;
-        to.weight = from.weight.trained<T>(), to.bias = from.bias.trained<T>();
+        to.weight = from.weight.adam_parameter<T>(), to.bias = from.bias.adam_parameter<T>();
         to.batch_statistics = from.batch_statistics;
         to.running_mean = pointer<T>(from.running_mean), to.running_var = pointer<T>(from.running_var);
         to.batches = pointer<int64_t>(from.batches);

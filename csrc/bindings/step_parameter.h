@@ -25,13 +25,6 @@ inline void bump_version(const Tensor& tensor) {
   if (tensor.defined() && !tensor.is_inference()) tensor.unsafeGetTensorImpl()->bump_version();
 }
 
-// Numbers of a group in the list that a step is given.
-constexpr int64_t numbers_of_a_group = 8;
-
-inline AdamOptions adam_options(const double* numbers) {
-  return {numbers[1], numbers[2], numbers[4], numbers[3], numbers[5] != 0, numbers[6] != 0, numbers[7] != 0};
-}
-
 struct Parameter {
   Parameter() = default;
   // State: step, exp_avg, exp_avg_sq and, with amsgrad, max_exp_avg_sq. Group -1: not updated, no state; -2: and an
@@ -61,22 +54,22 @@ struct Parameter {
   }
 
   // The coming update, which is counted in `step`. Most parameters have the numbers of the one before.
-  void prepare(const std::vector<double>& hyperparameters, const Parameter* before) {
+  void prepare(const std::vector<AdamGroup>& groups, const Parameter* before) {
     if (group < 0) return;
-    const double* numbers = hyperparameters.data() + group * numbers_of_a_group;
+    const AdamGroup& of = groups[group];
     count = steps_done() + 1;
     set_steps_done(count);
     if (before != nullptr && before->group == group && before->count == count) {
       float_step = before->float_step, double_step = before->double_step;
       return;
     }
-    float_step = adam_step<float>(adam_options(numbers), numbers[0], count);
-    double_step = adam_step<double>(adam_options(numbers), numbers[0], count);
+    float_step = adam_step<float>(of.options, of.learning_rate, count);
+    double_step = adam_step<double>(of.options, of.learning_rate, count);
   }
 
   template <class T>
-  Trained<T> trained() const {
-    Trained<T> to;
+  AdamParameter<T> adam_parameter() const {
+    AdamParameter<T> to;
     to.value = pointer<T>(value);
     if (group < 0) return to;
     to.exp_avg = pointer<T>(exp_avg), to.exp_avg_sq = pointer<T>(exp_avg_sq);

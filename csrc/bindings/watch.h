@@ -11,6 +11,7 @@
 #include <algorithm>
 #include <vector>
 
+#include "../core/adam.h"
 #include "common.h"
 
 namespace fastgan::bindings {
@@ -156,18 +157,19 @@ class Watch {
     return after != spans_.begin() && std::prev(after)->second > begin;
   }
 
-  // Of each group lr, beta1, beta2, eps, weight_decay, amsgrad, maximize, decoupled. False where torch's own reading of
-  // them would fail.
-  bool hyperparameters(std::vector<double>& numbers) const {
+  // Of each group, in their order. False where torch's own reading of them would fail.
+  bool hyperparameters(std::vector<AdamGroup>& groups) const {
     static PyObject *lr = PyUnicode_InternFromString("lr"), *betas = PyUnicode_InternFromString("betas"),
                     *eps = PyUnicode_InternFromString("eps"), *decay = PyUnicode_InternFromString("weight_decay"),
                     *amsgrad = PyUnicode_InternFromString("amsgrad"),
                     *maximize = PyUnicode_InternFromString("maximize");
-    numbers.clear();
+    groups.clear();
     for (const auto& [group, decoupled, rate_on_device, rate_is_tensor] : groups_) {
-      const auto number = [&, dict = group.ptr()](PyObject* name) {
-        return add(numbers, PyDict_GetItemWithError(dict, name));
+      const auto read = [dict = group.ptr()](PyObject* name, auto& to) {
+        return number(PyDict_GetItemWithError(dict, name), to);
       };
+      AdamGroup of;
+      AdamOptions& options = of.options;
       PyObject* both = PyDict_GetItemWithError(group.ptr(), betas);
       if (both == nullptr || !(PyTuple_CheckExact(both) || PyList_CheckExact(both)) ||
           PySequence_Fast_GET_SIZE(both) != 2)
@@ -175,15 +177,13 @@ class Watch {
       // One that has become a tensor since, torch may refuse.
       PyObject* rate = PyDict_GetItemWithError(group.ptr(), lr);
       if (!rate_is_tensor && rate != nullptr && THPVariable_Check(rate)) return false;
-      if (rate_on_device)
-        numbers.push_back(0);
-      else if (!number(lr))
+      if (!rate_on_device && !read(lr, of.learning_rate)) return false;
+      if (!beta(PySequence_Fast_GET_ITEM(both, 0), options.beta1) ||
+          !beta(PySequence_Fast_GET_ITEM(both, 1), options.beta2) || !read(eps, options.eps) ||
+          !read(decay, options.weight_decay) || !read(amsgrad, options.amsgrad) || !read(maximize, options.maximize))
         return false;
-      if (!add_beta(numbers, PySequence_Fast_GET_ITEM(both, 0)) ||
-          !add_beta(numbers, PySequence_Fast_GET_ITEM(both, 1)) || !number(eps) || !number(decay) || !number(amsgrad) ||
-          !number(maximize))
-        return false;
-      numbers.push_back(decoupled ? 1.0 : 0.0);
+      options.decoupled_weight_decay = decoupled;
+      groups.push_back(of);
     }
     return true;
   }
@@ -267,17 +267,17 @@ class Watch {
     }
     return true;
   }
-  // Of a number, a bool or a tensor of one element.
-  static bool add(std::vector<double>& numbers, PyObject* value) {
-    const double number = value == nullptr ? -1 : PyFloat_AsDouble(value);
-    if (value == nullptr || (number == -1 && PyErr_Occurred())) return PyErr_Clear(), false;
-    numbers.push_back(number);
+  // Reads a number, a bool or a tensor of one element.
+  template <class To>
+  static bool number(PyObject* value, To& to) {
+    const double read = value == nullptr ? -1 : PyFloat_AsDouble(value);
+    if (value == nullptr || (read == -1 && PyErr_Occurred())) return PyErr_Clear(), false;
+    to = static_cast<To>(read);
     return true;
   }
   // A plain number in [0, 1): of a tensor torch's forms of Adam read another thing each, and 1 divides by zero.
-  static bool add_beta(std::vector<double>& numbers, PyObject* value) {
-    return (PyFloat_CheckExact(value) || PyLong_CheckExact(value)) && add(numbers, value) && numbers.back() >= 0 &&
-           numbers.back() < 1;
+  static bool beta(PyObject* value, double& to) {
+    return (PyFloat_CheckExact(value) || PyLong_CheckExact(value)) && number(value, to) && to >= 0 && to < 1;
   }
   void sort() {
     if (!sorted_) std::sort(spans_.begin(), spans_.end());

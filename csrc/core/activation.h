@@ -32,6 +32,8 @@ struct ActivationArguments {
   double negative_slope;
 };
 
+FASTGAN_INLINE bool saves_output(ActivationArguments a) { return saves_output(a.activation, a.negative_slope); }
+
 // Whether the second derivative is zero almost everywhere.
 FASTGAN_INLINE bool is_piecewise_linear(Activation activation) {
   return activation == Activation::identity || activation == Activation::relu || activation == Activation::leaky_relu;

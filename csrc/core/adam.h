@@ -11,6 +11,12 @@ struct AdamOptions {
   bool amsgrad, maximize, decoupled_weight_decay;
 };
 
+// One of an optimizer's groups of parameters, as the user has set it.
+struct AdamGroup {
+  double learning_rate = 0;
+  AdamOptions options{};
+};
+
 // One tensor's part; memory is contiguous. step counts the updates, and is one less than the coming one's number.
 template <class T>
 struct AdamTensor {

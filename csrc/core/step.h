@@ -2,14 +2,14 @@
 // device takes it: layers, their parameters with the optimizer's state, and the inputs. T is float or double.
 #pragma once
 
-#include "activation.h"
 #include "adam.h"
+#include "mlp.h"
 
 namespace fastgan {
 
 // A parameter, contiguous, and what one update needs. A null value: the layer has no such parameter.
 template <class T>
-struct Trained {
+struct AdamParameter {
   T* value = nullptr;
   T* exp_avg = nullptr;  // null where the parameter is frozen
   T* exp_avg_sq = nullptr;
@@ -28,7 +28,7 @@ struct StepLayer {
   LayerKind kind = LayerKind::identity;
   int64_t in = 0, out = 0;  // widths, the same but for linear
   ActivationArguments activation{Activation::identity, 0};
-  Trained<T> weight, bias;  // linear: (out, in) and (out); batch_norm: (out) and (out)
+  AdamParameter<T> weight, bias;  // linear: (out, in) and (out); batch_norm: (out) and (out)
   // linear: the batch_norm that follows takes the mean off again, and with it the bias. Its gradient is zero; what
   // rounding would leave of it Adam would scale up to whole steps, another one on each machine.
   bool bias_cancels = false;
@@ -54,14 +54,32 @@ struct StepNetwork {
 
   int64_t in() const { return layers[0].in; }
   int64_t out() const { return layers[count - 1].out; }
+
+  // The lowest layer that has something to update: no gradient is wanted below it. `count` where there is none.
+  FASTGAN_INLINE int lowest_updated() const {
+    for (int l = 0; l < count; ++l)
+      if (layers[l].weight.is_updated() || layers[l].bias.is_updated()) return l;
+    return count;
+  }
 };
 
-// A matrix (batch, width) of any strides, in elements.
-template <class T>
-struct StridedRows {
-  const T* data = nullptr;
-  int64_t width = 0, row_stride = 0, col_stride = 0;
+// What a layer's passes leave for others to read, in a device's own kind of matrix: (batch, out) each.
+template <class Matrix>
+struct LayerMatrices {
+  Matrix y{};
+  Matrix saved{};   // what the derivative of the activation is a function of: y or z
+  Matrix grad_z{};  // the gradient by z
 };
+
+// take(width) hands out a matrix; `output` is where y goes where that is not one of its own, or null.
+template <class Matrix, class T, class Take>
+LayerMatrices<Matrix> lay_out_layer(const StepLayer<T>& layer, const Matrix* output, const Take& take) {
+  LayerMatrices<Matrix> own;
+  own.y = output != nullptr ? *output : take(layer.out);
+  own.saved = saves_output(layer.activation) ? own.y : take(layer.out);
+  own.grad_z = take(layer.out);
+  return own;
+}
 
 template <class T>
 struct StepProblem {

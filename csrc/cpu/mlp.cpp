@@ -2,44 +2,15 @@
 
 #include <algorithm>
 
-#include "mlp_buffers.h"
+#include "dispatch.h"
 #include "parallel.h"
-#include "simd.h"
-
-#ifdef _OPENMP
-#include <omp.h>
-#endif
 
 namespace fastgan::cpu {
-
-// mlp_body.h, compiled for each.
-#define FASTGAN_DECLARE(isa)                                                                           \
-  namespace isa {                                                                                      \
-  template <class T>                                                                                   \
-  void work_on_mlp_forward(const Mlp<T>&, const MlpForwardBuffers<T>&, Team&, Team& rest, int thread); \
-  template <class T>                                                                                   \
-  void work_on_mlp_backward(const Mlp<T>&, const MlpBackwardBuffers<T>&, Team&, int thread);           \
-  }
-FASTGAN_DECLARE(baseline)
-#ifdef FASTGAN_X86
-FASTGAN_DECLARE(avx2)
-FASTGAN_DECLARE(avx512)
-#endif
-#undef FASTGAN_DECLARE
-
-#ifdef FASTGAN_X86
-#define FASTGAN_ON_ISA(call)                     \
-  if (isa() == Isa::avx512) return avx512::call; \
-  if (isa() == Isa::avx2) return avx2::call;     \
-  return baseline::call
-#else
-#define FASTGAN_ON_ISA(call) return baseline::call
-#endif
 
 namespace {
 
 // Threads cost about 5 us, which one alone fills with this much arithmetic.
-constexpr double flops_worth_a_thread = 5e5;
+constexpr double flops_a_thread = 5e5;
 
 template <class T>
 int64_t widest(const Mlp<T>& mlp, bool with_input) {
@@ -49,16 +20,10 @@ int64_t widest(const Mlp<T>& mlp, bool with_input) {
 }
 
 template <class T>
-int threads_for(const Mlp<T>& mlp) {
-#ifdef _OPENMP
-  if (omp_in_parallel()) return 1;
+int threads_of(const Mlp<T>& mlp) {
   double weights = 0;
   for (int l = 0; l < mlp.count; ++l) weights += double(mlp.layers[l].in) * double(mlp.layers[l].out);
-  return std::max(
-      1, std::min(omp_get_max_threads(), int(std::min(1e6, 2 * double(mlp.batch) * weights / flops_worth_a_thread))));
-#else
-  return 1;
-#endif
+  return threads_for(2 * double(mlp.batch) * weights, flops_a_thread);
 }
 
 int64_t aligned(int64_t elements, size_t size) { return (elements * int64_t(size) + 63) / 64 * 64 / int64_t(size); }
@@ -72,7 +37,7 @@ int64_t panels_at_once(const Mlp<T>& mlp, int threads) {
 template <class T>
 bool keeps_z(const Mlp<T>& mlp) {
   for (int l = 0; l < mlp.count; ++l)
-    if (!saves_output(mlp.layers[l].activation.activation, mlp.layers[l].activation.negative_slope)) return true;
+    if (!saves_output(mlp.layers[l].activation)) return true;
   return false;
 }
 
@@ -80,21 +45,23 @@ bool keeps_z(const Mlp<T>& mlp) {
 
 template <class T>
 size_t mlp_forward_scratch(const Context&, const Mlp<T>& mlp) {
-  return (keeps_z(mlp) ? 3 : 2) * sizeof(T) * panels_at_once(mlp, threads_for(mlp)) * panel * widest(mlp, true);
+  return (keeps_z(mlp) ? 3 : 2) * sizeof(T) * panels_at_once(mlp, threads_of(mlp)) * panel * widest(mlp, true);
 }
 
 template <class T>
 void mlp_forward(const Context&, const Mlp<T>& mlp, void* scratch) {
-  const int64_t stride = widest(mlp, true) * panel, most = panels_at_once(mlp, threads_for(mlp));
+  const int64_t stride = widest(mlp, true) * panel, most = panels_at_once(mlp, threads_of(mlp));
   T* const at = static_cast<T*>(scratch);
   const MlpForwardBuffers<T> buffers{{at, stride}, {at + most * stride, stride}, {at + 2 * most * stride, stride}};
-  const int threads = threads_for(mlp);
+  const int threads = threads_of(mlp);
   const int64_t left = panel_count(mlp.batch) % most;
   Team full(threads, most, groups_for(threads, most)), rest(threads, left, groups_for(threads, left));
   Team full_alone(1, most, 1), rest_alone(1, left, 1);
   in_parallel(threads, [&](int thread, int in_force) {
     const bool alone = in_force < threads;
-    FASTGAN_ON_ISA(work_on_mlp_forward(mlp, buffers, alone ? full_alone : full, alone ? rest_alone : rest, thread));
+    with_kernels<T>([&](auto kernels) {
+      kernels.mlp_forward(mlp, buffers, alone ? full_alone : full, alone ? rest_alone : rest, thread);
+    });
   });
 }
 
@@ -104,13 +71,13 @@ size_t mlp_backward_scratch(const Context&, const Mlp<T>& mlp) {
   for (int l = 0; l < mlp.count; ++l) inputs = std::max(inputs, mlp.layers[l].in);
   const int64_t rows = (inputs + panel - 1) / panel * panel * std::min(mlp.batch, samples_at_once);
   return sizeof(T) * (2 * aligned(mlp.batch * widest(mlp, false), sizeof(T)) + rows +
-                      threads_for(mlp) * aligned(own_size<T>(mlp.batch), sizeof(T)));
+                      threads_of(mlp) * aligned(own_size<T>(mlp.batch), sizeof(T)));
 }
 
 template <class T>
 void mlp_backward(const Context&, const Mlp<T>& mlp, void* scratch) {
   const int64_t gradients = aligned(mlp.batch * widest(mlp, false), sizeof(T));
-  const int threads = threads_for(mlp);
+  const int threads = threads_of(mlp);
   MlpBackwardBuffers<T> buffers;
   buffers.even = static_cast<T*>(scratch);
   buffers.odd = buffers.even + gradients;
@@ -119,7 +86,8 @@ void mlp_backward(const Context&, const Mlp<T>& mlp, void* scratch) {
   buffers.x_rows = buffers.own + threads * buffers.own_size;
   Team team(threads, 1, 1), alone(1, 1, 1);
   in_parallel(threads, [&](int thread, int in_force) {
-    FASTGAN_ON_ISA(work_on_mlp_backward(mlp, buffers, in_force < threads ? alone : team, thread));
+    with_kernels<T>(
+        [&](auto kernels) { kernels.mlp_backward(mlp, buffers, in_force < threads ? alone : team, thread); });
   });
 }
 

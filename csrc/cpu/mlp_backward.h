@@ -1,5 +1,5 @@
 // Backward through all layers, on rows. Included once for each instruction set, inside its namespace, after
-// step_linear.h.
+// panels/linear.h.
 //
 // The tiles of a product are those of the engine's panels, with other roles. In the gradient by an input, a tile's rows
 // are samples, and its 32 columns inputs: the weight, read as it stands, is the panel. In a weight gradient, its rows
@@ -64,7 +64,8 @@ void pack_blocks(int64_t begin, int64_t end, int64_t rows, int64_t width, const 
 
 // A tile of the gradient by layer l's y (y is null: by the input), on through the activation where there is one.
 template <class T>
-void finish_gradient(const MlpLayer<T>* layer, T* tile, int rows, int64_t width, int64_t at, int64_t stride, T* to) {
+void input_gradient_epilogue(const MlpLayer<T>* layer, T* tile, int rows, int64_t width, int64_t at, int64_t stride,
+                             T* to) {
   if (layer == nullptr || layer->activation.activation == Activation::identity) {
     if (layer != nullptr && layer->grad_y != nullptr) store_tile(rows, width, tile, layer->grad_y + at, stride);
     return store_tile(rows, width, tile, to + at, stride);
@@ -73,7 +74,7 @@ void finish_gradient(const MlpLayer<T>* layer, T* tile, int rows, int64_t width,
   if (width < panel) std::memset(saved, 0, sizeof(saved));
   load_tile(rows, width, layer->saved + at, stride, saved);
   if (layer->grad_y != nullptr) store_tile(rows, width, tile, layer->grad_y + at, stride);
-  gate(layer->activation, rows * panel, saved, tile);
+  activation_backward(layer->activation, rows * panel, saved, tile);
   store_tile(rows, width, tile, to + at, stride);
 }
 
@@ -88,7 +89,7 @@ void output_gradient(const Mlp<T>& mlp, int thread, int threads, T* grad_z) {
     for (int64_t column = 0; column < last.out; column += panel) {
       const int64_t width = std::min(panel, last.out - column), at = tiles.begin(i) * last.out + column;
       load_tile(tiles.height(i), width, mlp.grad_output + at, last.out, tile);
-      finish_gradient(&last, tile, tiles.height(i), width, at, last.out, grad_z);
+      input_gradient_epilogue(&last, tile, tiles.height(i), width, at, last.out, grad_z);
     }
 }
 
@@ -133,7 +134,7 @@ void input_gradient(const MlpLayer<T>& layer, const MlpLayer<T>* before, int64_t
           if (k + length < out)
             store_tile(height, width, tile, to + at, in);
           else
-            finish_gradient(before, tile, height, width, at, in, to);
+            input_gradient_epilogue(before, tile, height, width, at, in, to);
         }
       }
     }
@@ -284,7 +285,7 @@ void parameter_gradients(const MlpLayer<T>& layer, int64_t batch, Team& team, in
 }
 
 template <class T>
-void work_on_mlp_backward(const Mlp<T>& mlp, const MlpBackwardBuffers<T>& buffers, Team& team, int thread) {
+void Kernels<T>::mlp_backward(const Mlp<T>& mlp, const MlpBackwardBuffers<T>& buffers, Team& team, int thread) {
   T* const own = buffers.own + thread * buffers.own_size;
   const auto place_of = [&](int l) {
     return mlp.layers[l].grad_z != nullptr ? mlp.layers[l].grad_z : l % 2 == 0 ? buffers.even : buffers.odd;

@@ -1,11 +1,11 @@
-// How mlp.cpp, which is compiled for any processor, and mlp_body.h, compiled for each instruction set, share the work
-// and the scratch memory of a whole MLP.
+// How mlp.cpp, which is compiled for any processor, and the work of each instruction set share the scratch memory of a
+// whole MLP.
 #pragma once
 
 #include <algorithm>
 
 #include "mlp.h"
-#include "step_buffers.h"
+#include "panels/team.h"
 
 namespace fastgan::cpu {
 
@@ -32,7 +32,7 @@ struct MlpBackwardBuffers {
   int64_t own_size;
 };
 
-// Of step_product.h, for every instruction set.
+// Of panels/product.h, for every instruction set.
 constexpr int64_t most_tile_rows = 14;
 template <class T>
 constexpr int64_t most_copied = (1024 + 64) / sizeof(T);

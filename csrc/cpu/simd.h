@@ -8,17 +8,9 @@
 #include <cstdint>
 
 #include "../core/scalar.h"
+#include "targets.h"
 
 #define FASTGAN_BODY(index) [=](int64_t index) __attribute__((always_inline))
-
-#if defined(__x86_64__) && defined(__GNUC__)
-#define FASTGAN_X86 1
-#define FASTGAN_AVX2 __attribute__((target("avx2,fma")))
-#define FASTGAN_AVX512 __attribute__((target("avx2,fma,avx512f,avx512bw,avx512dq,avx512vl,prefer-vector-width=512")))
-#if defined(__linux__) && __GNUC__ >= 11
-#define FASTGAN_AMX 1
-#endif
-#endif
 
 namespace fastgan::cpu {
 
@@ -51,19 +43,23 @@ FASTGAN_INLINE C sum_loop(int64_t begin, int64_t end, Body body) {
 
 #ifdef FASTGAN_X86
 template <class Body>
-FASTGAN_AVX2 void for_avx2(int64_t begin, int64_t end, const Body& body) {
+FASTGAN_TARGET(FASTGAN_AVX2_FLAGS)
+void for_avx2(int64_t begin, int64_t end, const Body& body) {
   for_loop(begin, end, body);
 }
 template <class Body>
-FASTGAN_AVX512 void for_avx512(int64_t begin, int64_t end, const Body& body) {
+FASTGAN_TARGET(FASTGAN_AVX512_FLAGS)
+void for_avx512(int64_t begin, int64_t end, const Body& body) {
   for_loop(begin, end, body);
 }
 template <class C, class Body>
-FASTGAN_AVX2 C sum_avx2(int64_t begin, int64_t end, const Body& body) {
+FASTGAN_TARGET(FASTGAN_AVX2_FLAGS)
+C sum_avx2(int64_t begin, int64_t end, const Body& body) {
   return sum_loop<C>(begin, end, body);
 }
 template <class C, class Body>
-FASTGAN_AVX512 C sum_avx512(int64_t begin, int64_t end, const Body& body) {
+FASTGAN_TARGET(FASTGAN_AVX512_FLAGS)
+C sum_avx512(int64_t begin, int64_t end, const Body& body) {
   return sum_loop<C>(begin, end, body);
 }
 #endif

@@ -1,24 +1,6 @@
 // The two halves of a step, as each worker runs them. Included once for each instruction set, inside its namespace,
 // last.
 
-// A batch into panels: rows of any strides.
-template <class T>
-void load_rows(const Worker& worker, const StridedRows<T>& rows, int64_t batch, const Panels<T>& to) {
-  const int64_t begin = worker.from(rows.width), end = worker.to(rows.width);
-  for (int64_t p = worker.begin; p < worker.end; ++p) {
-    const int64_t n = samples_in(p, batch);
-    T* out = to.at(p);
-    const T* in = rows.data + p * panel * rows.row_stride;
-    clear_padding(end - begin, n, out + begin * panel);
-    if (rows.col_stride == 1) {
-      transpose(n, end - begin, in + begin, rows.row_stride, out + begin * panel, panel);
-      continue;
-    }
-    for (int64_t c = begin; c < end; ++c)
-      for (int64_t r = 0; r < n; ++r) out[c * panel + r] = in[r * rows.row_stride + c * rows.col_stride];
-  }
-}
-
 // The labels in one-hot form, the features after the first `width`.
 template <class T>
 void load_labels(const Worker& worker, const StepProblem<T>& problem, int64_t width, const Panels<T>& to) {
@@ -30,12 +12,9 @@ void load_labels(const Worker& worker, const StepProblem<T>& problem, int64_t wi
   }
 }
 
-// The lowest layer that has something to update: no gradient is wanted below it.
 template <class T>
-int lowest_updated(const StepNetwork<T>& network) {
-  for (int l = 0; l < network.count; ++l)
-    if (network.layers[l].weight.is_updated() || network.layers[l].bias.is_updated()) return l;
-  return network.count;
+LinearLayer<T> linear_of(const StepLayer<T>& layer) {
+  return {layer.in, layer.out, layer.weight.value, layer.bias.value, layer.activation};
 }
 
 template <class T>
@@ -44,7 +23,7 @@ void forward(const Pass& pass, const StepNetwork<T>& network, const NetworkBuffe
     const StepLayer<T>& layer = network.layers[l];
     switch (layer.kind) {
       case LayerKind::linear:
-        linear_forward(pass, layer, buffers.layers[l], batch);
+        linear_forward(pass, linear_of(layer), buffers.layers[l], batch);
         break;
       case LayerKind::batch_norm:
         batch_norm_forward(pass, layer, buffers.layers[l], batch);
@@ -60,10 +39,10 @@ void forward(const Pass& pass, const StepNetwork<T>& network, const NetworkBuffe
 
 // The operands of the weight gradients of the layers from `lowest` on.
 template <class T>
-void turn_inputs(const Pass& pass, const StepNetwork<T>& network, const NetworkBuffers<T>& buffers, int lowest) {
+void transpose_inputs(const Pass& pass, const StepNetwork<T>& network, const NetworkBuffers<T>& buffers, int lowest) {
   for (int l = lowest; l < network.count; ++l)
     if (network.layers[l].kind == LayerKind::linear && network.layers[l].weight.is_updated())
-      turn_input(pass, network.layers[l], buffers.layers[l], buffers.panels);
+      transpose_input(pass, network.layers[l], buffers.layers[l], buffers.panels);
 }
 
 // From the last layer's grad_z down to that of layer `lowest`, and, where `beyond` is given, through layer 0 to it.
@@ -82,7 +61,7 @@ void backward(const Pass& pass, const StepNetwork<T>& network, const NetworkBuff
                                    network.layers[l - 1].activation, network.layers[l - 1].out};
     switch (layer.kind) {
       case LayerKind::linear:
-        linear_backward(pass, layer, own, batch, target);
+        linear_backward(pass, linear_of(layer), own, batch, target);
         break;
       case LayerKind::batch_norm:
         batch_norm_backward(pass, layer, own, batch, target);
@@ -115,7 +94,7 @@ void panel_loss(const StepLayer<T>& last, const LayerBuffers<T>& buffers, int64_
     sums[0] += double(sign) * double(losses[i]);
     sums[1] += double(scores[i]);
   }
-  gate(last.activation, panel, buffers.saved.at(p), grad);
+  activation_backward(last.activation, panel, buffers.saved.at(p), grad);
   for (int64_t i = n; i < panel; ++i) grad[i] = 0;
 }
 
@@ -146,8 +125,8 @@ struct Clock {
 };
 
 template <class T>
-void work_on_discriminator(const StepProblem<T>& problem, const StepBuffers<T>& buffers, Team& team, int thread,
-                           double* seconds) {
+void Kernels<T>::discriminator_step(const StepProblem<T>& problem, const StepBuffers<T>& buffers, Team& team,
+                                    int thread, double* seconds) {
 #if defined(FASTGAN_ISA_AMX)
   const TileRegisters tile_registers;
 #endif
@@ -167,10 +146,10 @@ void work_on_discriminator(const StepProblem<T>& problem, const StepBuffers<T>& 
   forward(both, discriminator, buffers.discriminator, problem.batch);
   clock.ended(StepPhase::discriminator_forward);
   loss(both, discriminator, buffers, problem.batch, problem.real_target, problem.fake_target, 1);
-  const int lowest = lowest_updated(discriminator);
+  const int lowest = discriminator.lowest_updated();
   backward(both, discriminator, buffers.discriminator, lowest, problem.batch,
            static_cast<const GradientTarget<T>*>(nullptr));
-  turn_inputs(both, discriminator, buffers.discriminator, lowest);
+  transpose_inputs(both, discriminator, buffers.discriminator, lowest);
   team.barrier.wait();
   clock.ended(StepPhase::discriminator_backward);
   update_network(worker, discriminator, buffers.discriminator, T(0));
@@ -178,8 +157,8 @@ void work_on_discriminator(const StepProblem<T>& problem, const StepBuffers<T>& 
 }
 
 template <class T>
-void work_on_generator(const StepProblem<T>& problem, const StepBuffers<T>& buffers, bool fresh, Team& team, int thread,
-                       double* seconds) {
+void Kernels<T>::generator_step(const StepProblem<T>& problem, const StepBuffers<T>& buffers, bool fresh, Team& team,
+                                int thread, double* seconds) {
 #if defined(FASTGAN_ISA_AMX)
   const TileRegisters tile_registers;
 #endif
@@ -210,9 +189,9 @@ void work_on_generator(const StepProblem<T>& problem, const StepBuffers<T>& buff
                                generator.layers[last].activation, generator.layers[last].out};
   backward(second, discriminator, buffers.discriminator, 0, problem.batch, &fake);
   clock.ended(StepPhase::discriminator_backward);
-  const int lowest = lowest_updated(generator);
+  const int lowest = generator.lowest_updated();
   backward(first, generator, buffers.generator, lowest, problem.batch, static_cast<const GradientTarget<T>*>(nullptr));
-  turn_inputs(first, generator, buffers.generator, lowest);
+  transpose_inputs(first, generator, buffers.generator, lowest);
   team.barrier.wait();
   clock.ended(StepPhase::generator_backward);
   update_network(worker, generator, buffers.generator, T(problem.average_rate));

@@ -1,10 +1,10 @@
 // Weight gradients with Adam applied to each tile as it is finished: no gradient is ever stored. Included once for each
-// instruction set, inside its namespace, after step_layers.h.
+// instruction set, inside its namespace, after step_weight_gradient.h.
 
 // One update of rows x n elements from `at` on, `stride` apart; their gradients are rows of 32, of which the rest does
 // not matter.
 template <class T>
-void update(const Trained<T>& parameter, int64_t at, int64_t stride, int rows, int64_t n, const T* grad,
+void update(const AdamParameter<T>& parameter, int64_t at, int64_t stride, int rows, int64_t n, const T* grad,
             T average_rate) {
 #if defined(FASTGAN_ISA_AVX512)
   if constexpr (sizeof(T) == 4) {

@@ -1,7 +1,7 @@
 // A block has 32 features of all rows: it sums them, and goes over them again, from the second-level cache.
+#include "adam_parameter.h"
 #include "batch_norm.h"
 #include "reduce.h"
-#include "trained.h"
 
 namespace fastgan::cuda {
 

@@ -3,8 +3,8 @@
 // epilogue of a product of 64x64 took 15 us of 20 on an H100, and the sums of the splits of k as much again.
 #pragma once
 
+#include "adam_parameter.h"
 #include "tile.h"
-#include "trained.h"
 
 namespace fastgan::cuda {
 
@@ -75,11 +75,11 @@ struct Tile {
   // Whether four columns of it lie together in every row, where the matrix's memory does.
   __device__ __forceinline__ bool has_quads() const { return n % 4 == 0; }
 
-  // Calls finish(loaded, sums, place) for each of the thread's rows, where loaded is load(place), and place is that of
+  // Calls each(loaded, sums, place) for each of the thread's rows, where loaded is load(place), and place is that of
   // the first of four elements in the matrix; in_flight of the loads are under way at a time. The loop over those is
   // unrolled on demand: nine activations in each copy take the compiler a minute.
-  template <int in_flight, bool unrolled = true, class Load, class Finish>
-  __device__ __forceinline__ void for_rows(const Load& load, const Finish& finish) const {
+  template <int in_flight, bool unrolled = true, class Load, class Each>
+  __device__ __forceinline__ void for_rows(const Load& load, const Each& each) const {
     static_assert(own_rows % in_flight == 0, "as many rows at a time");
     if (count() == 0) return;
     const auto place_of = [&](int i) { return (row0 + first_row() + i * rows_apart) * n + col0 + first_col(); };
@@ -95,7 +95,7 @@ struct Tile {
       for (int i = 0; i < in_flight; ++i) {
         if (!is_inside(begin + i)) break;
         const C* own = sums + (first_row() + (begin + i) * rows_apart) * stride + first_col();
-        finish(loaded[i], Values<C>{own[0], own[1], own[2], own[3]}, place_of(begin + i));
+        each(loaded[i], Values<C>{own[0], own[1], own[2], own[3]}, place_of(begin + i));
       }
     }
   }
@@ -103,13 +103,14 @@ struct Tile {
 
 // What an update of four elements reads.
 template <class T>
-struct TrainedValues {
+struct AdamValues {
   Values<T> value, exp_avg, exp_avg_sq, most, average;
 };
 
 // Updates the part of a parameter that a tile of its gradient is for.
 template <class T, int side, int stride>
-__device__ __forceinline__ void update_tile(const Tile<T, side, stride>& tile, const Trained<T>& t, T average_rate) {
+__device__ __forceinline__ void update_tile(const Tile<T, side, stride>& tile, const AdamParameter<T>& t,
+                                            T average_rate) {
   const bool keeps_most = t.max_exp_avg_sq != nullptr, averages = t.average != nullptr;
   const bool quads = tile.has_quads() && takes_quads(t.value) && takes_quads(t.exp_avg) && takes_quads(t.exp_avg_sq) &&
                      takes_quads(t.max_exp_avg_sq) && takes_quads(t.average);
@@ -118,7 +119,7 @@ __device__ __forceinline__ void update_tile(const Tile<T, side, stride>& tile, c
   constexpr int in_flight = sizeof(T) == 8 ? 1 : 4;
   tile.template for_rows<in_flight>(
       [&](int64_t place) {
-        TrainedValues<T> old{};
+        AdamValues<T> old{};
         old.value = load_values(t.value + place, count, quads);
         old.exp_avg = load_values(t.exp_avg + place, count, quads);
         old.exp_avg_sq = load_values(t.exp_avg_sq + place, count, quads);
@@ -126,7 +127,7 @@ __device__ __forceinline__ void update_tile(const Tile<T, side, stride>& tile, c
         if (averages) old.average = load_values(t.average + place, count, quads);
         return old;
       },
-      [&](TrainedValues<T> now, const Values<T>& gradient, int64_t place) {
+      [&](AdamValues<T> now, const Values<T>& gradient, int64_t place) {
 #pragma unroll
         for (int i = 0; i < 4; ++i) {
           adam_update(step, keeps_most, gradient.element[i], now.value.element[i], now.exp_avg.element[i],

@@ -60,11 +60,11 @@ void linear_weight_gradient(const Context& context, const LinearWeightGradient<T
 template <class T>
 struct LinearUpdate {
   int64_t batch, in, out;
-  const T* grad_z;            // (batch, out)
-  const T* x;                 // (batch, in)
-  Trained<T> weight, bias;    // (out, in) and (out)
-  T average_rate;             // 1 - decay of their moving averages
-  bool bias_cancels = false;  // its gradient is zero, whatever rounding leaves of it
+  const T* grad_z;                // (batch, out)
+  const T* x;                     // (batch, in)
+  AdamParameter<T> weight, bias;  // (out, in) and (out)
+  T average_rate;                 // 1 - decay of their moving averages
+  bool bias_cancels = false;      // its gradient is zero, whatever rounding leaves of it
 };
 template <class T>
 void linear_update(const Context& context, const LinearUpdate<T>& arguments, Rounding rounding);

@@ -8,8 +8,8 @@ void linear_update(const Context& context, const LinearUpdate<T>& a, Rounding ro
   Product<T> p = {};
   p.a = matrix(a.grad_z, a.out, a.out, a.batch);
   p.b = matrix(a.x, a.in, a.weight.is_updated() ? a.in : 0, a.batch);
-  p.trained_weight = a.weight;
-  p.trained_bias = a.bias;
+  p.adam_weight = a.weight;
+  p.adam_bias = a.bias;
   p.average_rate = a.average_rate;
   p.bias_cancels = a.bias_cancels;
   run<Pass::weight_update, Major::row, Major::row>(context, p, rounding);

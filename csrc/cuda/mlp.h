@@ -1,8 +1,8 @@
-// CUDA kernels of a whole narrow network, forward and backward in one launch each. Matrices are contiguous; T is float,
-// double, bfloat16 or float16; tf32 as in linear.h.
+// CUDA kernels of a whole narrow network, forward and backward in one launch each: see core/mlp.h. T is float, double,
+// bfloat16 or float16; tf32 as in linear.h.
 #pragma once
 
-#include "../core/activation.h"
+#include "../core/mlp.h"
 #include "../core/step.h"
 #include "platform.h"
 
@@ -12,38 +12,21 @@ constexpr int max_narrow_layers = 8;
 constexpr int max_narrow_width = 256;  // of what stays on chip between two layers
 
 template <class T>
-struct NarrowLayer {
-  int in, out;
-  ActivationArguments activation;
-  const T* weight;  // (out, in)
-  const T* bias;    // (out) or null
-  const T* x;       // (batch, in): the input, or y of the layer before; backward reads it for the weight gradient
-  // forward writes these
-  T* z;  // (batch, out) or null
-  T* y;  // (batch, out); null where nobody but the next layer reads it
-  // backward reads `saved` and writes the rest
-  const T* saved;  // (batch, out): y or z, whichever the activation saves
-  T* grad_z;       // (batch, out)
-  T* grad_weight;  // (out, in) or null
-  T* grad_bias;    // (out) or null
-  // mlp_update writes these instead of grad_weight and grad_bias
-  Trained<T> trained_weight, trained_bias;
+struct NarrowLayer : MlpLayer<T> {
+  AdamParameter<T> adam_weight, adam_bias;  // of mlp_update, instead of grad_weight and grad_bias
 };
 
+// As a kernel takes it: by value, its layers with it. Every layer's grad_z has a place, and no grad_y is kept. The last
+// grad_z is there already where grad_output is null, and then lowest is 0 where grad_input is wanted.
 template <class T>
-struct NarrowNetwork {
-  int64_t batch;
-  int count;   // of layers, at most max_narrow_layers
-  int lowest;  // backward: the lowest layer whose grad_z is wanted
+struct NarrowNetwork : MlpPass<T> {
   NarrowLayer<T> layers[max_narrow_layers];
-  const T* grad_output;  // backward: (batch, out of the last layer); null where the last grad_z is there already
-  T* grad_input;         // backward: (batch, input_width), or null; then lowest is 0
-  int input_width;       // of the input's features, those whose gradient is wanted: the first of them
+  int input_width = 0;  // backward: of the input's features, those whose gradient is wanted: the first of them
   // The gradient by the input goes on through this activation, of which input_saved is what its derivative is a
   // function of, (batch, input_width); null: it goes out as it is.
-  const T* input_saved;
-  ActivationArguments input_activation;
-  T average_rate;  // mlp_update: 1 - decay of the moving averages
+  const T* input_saved = nullptr;
+  ActivationArguments input_activation{Activation::identity, 0};
+  T average_rate = T();  // mlp_update: 1 - decay of the moving averages
 };
 
 // Whether the kernels below take this network: all but its first input and last output are at most max_narrow_width
@@ -51,6 +34,7 @@ struct NarrowNetwork {
 template <class T>
 bool is_narrow(const Context& context, const NarrowNetwork<T>& network);
 
+// The input is contiguous.
 template <class T>
 void mlp_forward(const Context& context, const NarrowNetwork<T>& network, bool tf32);
 

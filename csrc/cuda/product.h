@@ -28,7 +28,7 @@ struct Product {
   T* first;                                 // z, grad_x or null
   T* second;                                // y, grad_z_before, grad_weight or null
   T* grad_bias;                             // weight gradient, or null
-  Trained<T> trained_weight, trained_bias;  // weight update
+  AdamParameter<T> adam_weight, adam_bias;  // weight update
   compute_t<T> average_rate;
   bool bias_cancels;
   void* partial;  // room for the sums of each split of each tile
@@ -46,20 +46,20 @@ struct TileLayout {
 // Whether the column sums of grad_z are wanted too.
 template <Pass pass, class T>
 __host__ __device__ __forceinline__ bool has_bias_sum(const Product<T>& p) {
-  if (pass == Pass::weight_update) return p.trained_bias.is_updated();
+  if (pass == Pass::weight_update) return p.adam_bias.is_updated();
   return pass == Pass::weight_gradient && p.grad_bias != nullptr;
 }
 
 // What becomes of a tile of the product.
 template <Pass pass, class T, class Whole>
-__device__ __forceinline__ void finish(const Product<T>& p, const Whole& tile) {
+__device__ __forceinline__ void epilogue(const Product<T>& p, const Whole& tile) {
   using C = compute_t<T>;
   const int count = tile.count();
   const bool quads = tile.has_quads() && takes_quads(p.first) && takes_quads(p.second) && takes_quads(p.saved);
   if constexpr (pass == Pass::weight_gradient) {
     store_tile(tile, p.second);
   } else if constexpr (pass == Pass::weight_update) {
-    update_tile(tile, p.trained_weight, p.average_rate);
+    update_tile(tile, p.adam_weight, p.average_rate);
   } else if constexpr (pass == Pass::forward) {
     const Values<C> bias =
         p.bias == nullptr ? Values<C>{} : load_values(p.bias + tile.col0 + tile.first_col(), count, false);
@@ -134,11 +134,11 @@ __global__ void __launch_bounds__(tile_threads, 2) product_kernel(Product<typena
     sum_splits<C, Layout::size>(tile, sums, gridDim.y);
     __syncthreads();
   }
-  if (p.b.rows > 0) finish<pass>(p, Tile<C, tile_size, Layout::stride>{tile, row0, col0, p.a.rows, p.b.rows});
+  if (p.b.rows > 0) epilogue<pass>(p, Tile<C, tile_size, Layout::stride>{tile, row0, col0, p.a.rows, p.b.rows});
   if (sums_bias && threadIdx.x < tile_size && row0 + threadIdx.x < p.a.rows) {
     const C sum = tile[Layout::sums + threadIdx.x] * C(p.bias_cancels ? 0 : 1);  // NaN stays NaN
     if constexpr (pass == Pass::weight_update)
-      update(p.trained_bias, *p.trained_bias.step, row0 + threadIdx.x, sum, p.average_rate);
+      update(p.adam_bias, *p.adam_bias.step, row0 + threadIdx.x, sum, p.average_rate);
     else
       store(p.grad_bias + row0 + threadIdx.x, sum);
   }

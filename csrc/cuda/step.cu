@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <vector>
 
+#include "../core/arena.h"
 #include "batch_norm.h"
 #include "mlp.h"
 #include "step.h"
@@ -13,9 +14,8 @@ namespace fastgan::cuda {
 namespace {
 
 template <class T>
-struct LayerBuffers {
-  T *y, *saved, *grad_z;  // (rows, out); saved is y where the activation's derivative is a function of that, else z
-  T* moments;             // batch_norm: [half][2][out]
+struct LayerBuffers : LayerMatrices<T*> {
+  T* moments;  // batch_norm: [half][2][out]
 };
 
 template <class T>
@@ -31,40 +31,18 @@ struct Buffers {
   T* gradient;  // where a library makes the weight gradient: (out, in), then of the bias
 };
 
-// Hands out pieces of the workspace, or only counts what they take.
-class Arena {
- public:
-  explicit Arena(void* base) : base_(static_cast<unsigned char*>(base)) {}
-
-  template <class T>
-  T* take(int64_t n) {
-    T* at = base_ == nullptr ? nullptr : reinterpret_cast<T*>(base_ + used_);
-    used_ += (n * sizeof(T) + 255) / 256 * 256;
-    return at;
-  }
-  size_t used() const { return used_; }
-
- private:
-  unsigned char* base_;
-  size_t used_ = 0;
-};
-
-bool saves_output(ActivationArguments arguments) {
-  return fastgan::saves_output(arguments.activation, arguments.negative_slope);
-}
+using StepArena = Arena<256>;
 
 // `output` is where the last layer's y goes where that is not a buffer of its own.
 template <class T>
-NetworkBuffers<T> lay_out(Arena& arena, const StepNetwork<T>& network, int64_t rows, T* output) {
+NetworkBuffers<T> lay_out(StepArena& arena, const StepNetwork<T>& network, int64_t rows, T* output) {
   NetworkBuffers<T> buffers;
   buffers.input = arena.take<T>(rows * network.in());
   for (int l = 0; l < network.count; ++l) {
     const StepLayer<T>& layer = network.layers[l];
-    LayerBuffers<T> own;
     const bool given = l == network.count - 1 && output != nullptr;
-    own.y = given ? output : arena.take<T>(rows * layer.out);
-    own.saved = saves_output(layer.activation) ? own.y : arena.take<T>(rows * layer.out);
-    own.grad_z = arena.take<T>(rows * layer.out);
+    LayerBuffers<T> own{
+        lay_out_layer(layer, given ? &output : nullptr, [&](int64_t width) { return arena.take<T>(rows * width); })};
     own.moments = layer.kind == LayerKind::batch_norm ? arena.take<T>(2 * 2 * layer.out) : nullptr;
     buffers.layers.push_back(own);
   }
@@ -72,7 +50,7 @@ NetworkBuffers<T> lay_out(Arena& arena, const StepNetwork<T>& network, int64_t r
 }
 
 template <class T>
-Buffers<T> lay_out(const Context& context, Arena& arena, const StepProblem<T>& problem) {
+Buffers<T> lay_out(const Context& context, StepArena& arena, const StepProblem<T>& problem) {
   Buffers<T> buffers;
   int64_t largest = 0;
   for (const StepNetwork<T>* network : {&problem.generator, &problem.discriminator})
@@ -127,8 +105,13 @@ class Passes {
       if (layer.kind == LayerKind::linear)
         linear(layer, x(l), z, own.y);
       else if (layer.kind == LayerKind::batch_norm)
-        batch_norm_forward(context_,
-                           BatchNormForward<T>{layer, rows_.batch, rows_.halves, x(l), own.moments, z, own.y});
+        batch_norm_forward(context_, BatchNormForward<T>{.layer = layer,
+                                                         .batch = rows_.batch,
+                                                         .halves = rows_.halves,
+                                                         .x = x(l),
+                                                         .moments = own.moments,
+                                                         .z = z,
+                                                         .y = own.y});
       else
         dropout_forward(context_, dropout(layer), layer.activation, x(l), z, own.y);
     }
@@ -145,7 +128,7 @@ class Passes {
   // From the last layer's grad_z down to the lowest layer that has something to update, or to `beyond`.
   void backward(const Beyond& beyond, bool updates, T average_rate) const {
     if (is_narrow_) return backward_narrow(beyond, updates, average_rate);
-    const int lowest = beyond.grad != nullptr ? -1 : lowest_updated();
+    const int lowest = beyond.grad != nullptr ? -1 : network_.lowest_updated();
     for (int l = network_.count - 1; l >= 0 && l >= lowest; --l) {
       const StepLayer<T>& layer = network_.layers[l];
       const LayerBuffers<T>& own = buffers_.layers[l];
@@ -157,9 +140,18 @@ class Passes {
         target = {};
       }
       if (layer.kind == LayerKind::batch_norm)
-        batch_norm_backward(context_, BatchNormBackward<T>{layer, rows_.batch, rows_.halves, x(l), own.grad_z,
-                                                           own.moments, target.width, target.saved, target.activation,
-                                                           target.grad, updates, average_rate});
+        batch_norm_backward(context_, BatchNormBackward<T>{.layer = layer,
+                                                           .batch = rows_.batch,
+                                                           .halves = rows_.halves,
+                                                           .x = x(l),
+                                                           .grad_z = own.grad_z,
+                                                           .moments = own.moments,
+                                                           .target_width = target.width,
+                                                           .saved = target.saved,
+                                                           .activation = target.activation,
+                                                           .grad = target.grad,
+                                                           .updates = updates,
+                                                           .average_rate = average_rate});
       else if (target.grad != nullptr && layer.kind == LayerKind::linear)
         input_gradient(layer, own.grad_z, target);
       else if (target.grad != nullptr)
@@ -179,36 +171,82 @@ class Passes {
   void linear(const StepLayer<T>& layer, const T* x, T* z, T* y) const {
     const int64_t rows = rows_.count();
     if (!by_library(rows, layer.out, layer.in))
-      return linear_forward(
-          context_,
-          LinearForward<T>{rows, layer.in, layer.out, x, layer.weight.value, layer.bias.value, layer.activation, z, y},
-          options_.rounding);
+      return linear_forward(context_,
+                            LinearForward<T>{.batch = rows,
+                                             .in = layer.in,
+                                             .out = layer.out,
+                                             .x = x,
+                                             .weight = layer.weight.value,
+                                             .bias = layer.bias.value,
+                                             .activation = layer.activation,
+                                             .z = z,
+                                             .y = y},
+                            options_.rounding);
     T* const sums = z != nullptr ? z : y;
-    context_.product(
-        LibraryProduct<T>{rows, layer.out, layer.in, x, layer.in, 1, layer.weight.value, 1, layer.in, sums});
+    context_.product(LibraryProduct<T>{.m = rows,
+                                       .n = layer.out,
+                                       .k = layer.in,
+                                       .a = x,
+                                       .a_row = layer.in,
+                                       .a_col = 1,
+                                       .b = layer.weight.value,
+                                       .b_row = 1,
+                                       .b_col = layer.in,
+                                       .c = sums});
     bias_act(context_, layer.activation, rows, layer.out, sums, layer.bias.value, y);
   }
 
   void input_gradient(const StepLayer<T>& layer, const T* grad_z, const Beyond& target) const {
     const int64_t rows = rows_.count();
     if (!by_library(rows, target.width, layer.out))
-      return linear_input_gradient(
-          context_,
-          LinearInputGradient<T>{rows, target.width, layer.out, grad_z, layer.weight.value, target.saved,
-                                 target.activation, nullptr, target.grad, layer.in},
-          options_.rounding);
-    context_.product(LibraryProduct<T>{rows, target.width, layer.out, grad_z, layer.out, 1, layer.weight.value,
-                                       layer.in, 1, target.grad});
+      return linear_input_gradient(context_,
+                                   LinearInputGradient<T>{.batch = rows,
+                                                          .in = target.width,
+                                                          .out = layer.out,
+                                                          .grad_z = grad_z,
+                                                          .weight = layer.weight.value,
+                                                          .saved = target.saved,
+                                                          .activation = target.activation,
+                                                          .grad_x = nullptr,
+                                                          .grad_z_before = target.grad,
+                                                          .weight_stride = layer.in},
+                                   options_.rounding);
+    context_.product(LibraryProduct<T>{.m = rows,
+                                       .n = target.width,
+                                       .k = layer.out,
+                                       .a = grad_z,
+                                       .a_row = layer.out,
+                                       .a_col = 1,
+                                       .b = layer.weight.value,
+                                       .b_row = layer.in,
+                                       .b_col = 1,
+                                       .c = target.grad});
     act_backward<T>(context_, target.activation, rows, target.width, target.grad, target.saved, target.grad, nullptr);
   }
 
   void update(const StepLayer<T>& layer, const T* grad_z, const T* x, T average_rate) const {
     const int64_t rows = rows_.count();
-    LinearUpdate<T> whole{rows,       layer.in,     layer.out,         grad_z, x, layer.weight,
-                          layer.bias, average_rate, layer.bias_cancels};
+    LinearUpdate<T> whole{.batch = rows,
+                          .in = layer.in,
+                          .out = layer.out,
+                          .grad_z = grad_z,
+                          .x = x,
+                          .weight = layer.weight,
+                          .bias = layer.bias,
+                          .average_rate = average_rate,
+                          .bias_cancels = layer.bias_cancels};
     if (!by_library(layer.out, layer.in, rows)) return linear_update(context_, whole, options_.rounding);
     if (layer.weight.is_updated()) {
-      context_.product(LibraryProduct<T>{layer.out, layer.in, rows, grad_z, 1, layer.out, x, layer.in, 1, gradient_});
+      context_.product(LibraryProduct<T>{.m = layer.out,
+                                         .n = layer.in,
+                                         .k = rows,
+                                         .a = grad_z,
+                                         .a_row = 1,
+                                         .a_col = layer.out,
+                                         .b = x,
+                                         .b_row = layer.in,
+                                         .b_col = 1,
+                                         .c = gradient_});
       update_parameter(context_, layer.weight, layer.out * layer.in, gradient_, average_rate);
     }
     if (layer.bias.is_updated() && layer.bias_cancels) {
@@ -223,7 +261,11 @@ class Passes {
 
   // A pass of one half has just the first of the masks.
   Dropout<T> dropout(const StepLayer<T>& layer) const {
-    return {{layer.mask[0], layer.mask[1]}, layer.keep_scale, rows_.batch, layer.out, rows_.halves};
+    return {.mask = {layer.mask[0], layer.mask[1]},
+            .scale = layer.keep_scale,
+            .batch = rows_.batch,
+            .width = layer.out,
+            .halves = rows_.halves};
   }
 
   // The whole network in one launch, where it fits.
@@ -231,11 +273,12 @@ class Passes {
     NarrowNetwork<T> to = {};
     to.batch = rows_.count();
     to.count = network_.count;
+    to.input = {input_, network_.in(), network_.in(), 1};
     for (int l = 0; l < network_.count; ++l) {
       const StepLayer<T>& layer = network_.layers[l];
       const LayerBuffers<T>& own = buffers_.layers[l];
       NarrowLayer<T>& narrow = to.layers[l];
-      narrow.in = int(layer.in), narrow.out = int(layer.out);
+      narrow.in = layer.in, narrow.out = layer.out;
       narrow.activation = layer.activation;
       narrow.weight = layer.weight.value, narrow.bias = layer.bias.value;
       narrow.x = x(l);
@@ -247,7 +290,7 @@ class Passes {
 
   void backward_narrow(const Beyond& beyond, bool updates, T average_rate) const {
     NarrowNetwork<T> to = narrow();
-    to.lowest = beyond.grad != nullptr ? 0 : lowest_updated();
+    to.lowest = beyond.grad != nullptr ? 0 : network_.lowest_updated();
     if (to.lowest == network_.count) return;
     to.grad_input = beyond.grad;
     to.input_width = int(beyond.width);
@@ -256,16 +299,10 @@ class Passes {
     const bool tf32 = options_.rounding == Rounding::tf32;
     if (!updates) return mlp_backward(context_, to, tf32);
     for (int l = 0; l < network_.count; ++l) {
-      to.layers[l].trained_weight = network_.layers[l].weight;
-      to.layers[l].trained_bias = network_.layers[l].bias;
+      to.layers[l].adam_weight = network_.layers[l].weight;
+      to.layers[l].adam_bias = network_.layers[l].bias;
     }
     mlp_update(context_, to, tf32);
-  }
-
-  int lowest_updated() const {
-    for (int l = 0; l < network_.count; ++l)
-      if (network_.layers[l].weight.is_updated() || network_.layers[l].bias.is_updated()) return l;
-    return network_.count;
   }
 
   const Context& context_;
@@ -283,16 +320,16 @@ template <class T>
 void loss(const Context& context, const StepProblem<T>& problem, const NetworkBuffers<T>& discriminator, Rows rows,
           double first, double second, double sign, T* sum, T* first_score, T* second_score) {
   const LayerBuffers<T>& last = discriminator.layers.back();
-  step_loss(context, StepLoss<T>{rows.batch,
-                                 rows.halves,
-                                 last.y,
-                                 last.saved,
-                                 problem.discriminator.layers[problem.discriminator.count - 1].activation,
-                                 {first, second},
-                                 sign,
-                                 last.grad_z,
-                                 sum,
-                                 {first_score, second_score}});
+  step_loss(context, StepLoss<T>{.batch = rows.batch,
+                                 .halves = rows.halves,
+                                 .logits = last.y,
+                                 .saved = last.saved,
+                                 .activation = problem.discriminator.layers[problem.discriminator.count - 1].activation,
+                                 .target = {first, second},
+                                 .sign = sign,
+                                 .grad_z = last.grad_z,
+                                 .loss = sum,
+                                 .score = {first_score, second_score}});
 }
 
 // G's output beside its labels, where there are labels.
@@ -308,7 +345,7 @@ void pack_fakes(const Context& context, const StepProblem<T>& problem, const Buf
 
 template <class T>
 size_t step_workspace(const Context& context, const StepProblem<T>& problem) {
-  Arena arena(nullptr);
+  StepArena arena(nullptr);
   lay_out(context, arena, problem);
   return arena.used();
 }
@@ -316,7 +353,7 @@ size_t step_workspace(const Context& context, const StepProblem<T>& problem) {
 template <class T>
 void discriminator_step(const Context& context, const StepProblem<T>& problem, void* workspace, StepSums<T>* sums,
                         const StepOptions& options) {
-  Arena arena(workspace);
+  StepArena arena(workspace);
   const Buffers<T> buffers = lay_out(context, arena, problem);
   const Rows half{problem.batch, 1}, both{problem.batch, 2};
   const PackedRows<T> packed[] = {{problem.noise, buffers.generator.input},
@@ -336,7 +373,7 @@ void discriminator_step(const Context& context, const StepProblem<T>& problem, v
 template <class T>
 void generator_step(const Context& context, const StepProblem<T>& problem, void* workspace, bool fresh,
                     StepSums<T>* sums, const StepOptions& options) {
-  Arena arena(workspace);
+  StepArena arena(workspace);
   const Buffers<T> buffers = lay_out(context, arena, problem);
   const Rows half{problem.batch, 1};
   const Passes<T> generator(context, problem.generator, buffers.generator, half, buffers.generator.input,

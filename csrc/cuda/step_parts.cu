@@ -1,8 +1,8 @@
 #include "../core/logits_loss.h"
+#include "adam_parameter.h"
 #include "elementwise.h"
 #include "reduce.h"
 #include "step_parts.h"
-#include "trained.h"
 
 namespace fastgan::cuda {
 
@@ -106,7 +106,7 @@ __global__ void __launch_bounds__(threads)
 }
 
 template <class T>
-__global__ void __launch_bounds__(threads) update_parameter_kernel(const __grid_constant__ Trained<T> parameter,
+__global__ void __launch_bounds__(threads) update_parameter_kernel(const __grid_constant__ AdamParameter<T> parameter,
                                                                    int64_t n, const T* gradient, T average_rate) {
   const AdamStep<T> step = *parameter.step;
   for_vectors<1>(n, [&](int64_t i) { update(parameter, step, i, gradient[i], average_rate); });
@@ -158,7 +158,7 @@ void dropout_backward(const Context& context, const Dropout<T>& dropout, Activat
 }
 
 template <class T>
-void update_parameter(const Context& context, const Trained<T>& parameter, int64_t n, const T* gradient,
+void update_parameter(const Context& context, const AdamParameter<T>& parameter, int64_t n, const T* gradient,
                       T average_rate) {
   launch(context, "update_parameter", update_parameter_kernel<T>, grid_of(context, n), parameter, n, gradient,
          average_rate);
@@ -170,7 +170,7 @@ void update_parameter(const Context& context, const Trained<T>& parameter, int64
   template void dropout_forward<T>(const Context&, const Dropout<T>&, ActivationArguments, const T*, T*, T*);  \
   template void dropout_backward<T>(const Context&, const Dropout<T>&, ActivationArguments, int64_t, const T*, \
                                     const T*, T*);                                                             \
-  template void update_parameter<T>(const Context&, const Trained<T>&, int64_t, const T*, T);
+  template void update_parameter<T>(const Context&, const AdamParameter<T>&, int64_t, const T*, T);
 FASTGAN_INSTANTIATE(float)
 FASTGAN_INSTANTIATE(double)
 #undef FASTGAN_INSTANTIATE

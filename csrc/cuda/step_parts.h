@@ -59,7 +59,7 @@ void dropout_backward(const Context& context, const Dropout<T>& dropout, Activat
 
 // One update of n elements, where their gradient is in memory.
 template <class T>
-void update_parameter(const Context& context, const Trained<T>& parameter, int64_t n, const T* gradient,
+void update_parameter(const Context& context, const AdamParameter<T>& parameter, int64_t n, const T* gradient,
                       T average_rate);
 
 }  // namespace fastgan::cuda

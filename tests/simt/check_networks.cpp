@@ -22,6 +22,7 @@ void check_network(int64_t batch, const std::vector<int>& sizes, bool tf32, int 
   fastgan::cuda::NarrowNetwork<T> network = {};
   network.batch = batch;
   network.count = count;
+  network.input = {x.data(), sizes[0], sizes[0], 1};
   network.lowest = lowest;
   network.grad_output = grad_output.data();
   network.grad_input = input ? grad_input.data() : nullptr;
@@ -46,7 +47,7 @@ void check_network(int64_t batch, const std::vector<int>& sizes, bool tf32, int 
     layer.x = l == 0 ? x.data() : y[l - 1].data();
     layer.z = z[l].data();
     layer.y = y[l].data();
-    layer.saved = saves_output(layer.activation.activation, 0.2) ? y[l].data() : z[l].data();
+    layer.saved = saves_output(layer.activation) ? y[l].data() : z[l].data();
     layer.grad_z = grad_z[l].data();
     layer.grad_weight = l == 1 ? nullptr : grad_weights[l].data();
     layer.grad_bias = grad_biases[l].data();

@@ -22,7 +22,7 @@ template <class T>
 struct Parameter {
   explicit Parameter(int64_t n) : value(random<T>(n, -0.5, 0.5)), exp_avg(n), exp_avg_sq(n), most(n), average(value) {}
 
-  fastgan::Trained<T> trained(const fastgan::AdamStep<T>* step) {
+  fastgan::AdamParameter<T> adam_parameter(const fastgan::AdamStep<T>* step) {
     return {value.data(), exp_avg.data(), exp_avg_sq.data(), most.data(), average.data(), step};
   }
 
@@ -78,13 +78,13 @@ struct Training {
     layer.kind = kind, layer.in = in, layer.out = out, layer.activation = activation;
     if (kind == LayerKind::linear || kind == LayerKind::batch_norm) {
       parameters.push_back(std::make_unique<Parameter<T>>(kind == LayerKind::linear ? in * out : out));
-      layer.weight = parameters.back()->trained(&step);
+      layer.weight = parameters.back()->adam_parameter(&step);
       parameters.push_back(std::make_unique<Parameter<T>>(out));
-      layer.bias = parameters.back()->trained(&step);
-      for (fastgan::Trained<T>* trained : {&layer.weight, &layer.bias}) {
-        if (optimizer == Optimizer::plain) trained->max_exp_avg_sq = trained->average = nullptr;
-        if (optimizer == Optimizer::frozen_below && (network.empty() || trained == &layer.weight))
-          trained->exp_avg = nullptr;
+      layer.bias = parameters.back()->adam_parameter(&step);
+      for (fastgan::AdamParameter<T>* parameter : {&layer.weight, &layer.bias}) {
+        if (optimizer == Optimizer::plain) parameter->max_exp_avg_sq = parameter->average = nullptr;
+        if (optimizer == Optimizer::frozen_below && (network.empty() || parameter == &layer.weight))
+          parameter->exp_avg = nullptr;
       }
     }
     if (kind == LayerKind::batch_norm) {

@@ -37,7 +37,7 @@ constexpr int copied_stride = sum_block<T> + 64 / sizeof(T);
 constexpr int packed_stride = 16;
 
 // What becomes of a finished sum while it is in registers; other activations follow in a pass of their own.
-enum class Finish { none, bias, bias_relu, bias_leaky, gate_relu, gate_leaky };
+enum class Epilogue { none, bias, bias_relu, bias_leaky_relu, relu_backward, leaky_relu_backward };
 
 // Lines that are fetched into the second-level cache meanwhile, one for each k: of the first 32 of k at from, from +
 // step, ..., of the next 32 at from + after, ... Null for none.
@@ -62,9 +62,9 @@ struct TileTask {
   int64_t k;
   T* c;             // rows of 32
   bool accumulate;  // onto what is in c
-  Finish finish;
+  Epilogue epilogue;
   const T* bias;   // of the rows, or null
-  const T* saved;  // like c: by which a gradient is gated
+  const T* saved;  // like c: what a backward epilogue is a function of
   T slope;
   Fetch<T> fetch;
   FetchTile<T> fetch_tile;
@@ -140,7 +140,7 @@ void multiply_tile(const TileTask<T>& t) {
         sum[0][m][1] += *reinterpret_cast<const V*>(c + m * panel + lanes<T>);
       }
     }
-    if (t.finish >= Finish::gate_relu) {
+    if (t.epilogue >= Epilogue::relu_backward) {
       const T* saved = t.saved + column;
 #pragma GCC unroll 16
       for (int m = 0; m < rows; ++m)
@@ -149,20 +149,20 @@ void multiply_tile(const TileTask<T>& t) {
           const V s = *reinterpret_cast<const V*>(saved + m * panel + v * lanes<T>);
           V& value = sum[0][m][v];
           // As torch: a NaN among the outputs lets relu's gradient through, and scales leaky_relu's.
-          if (t.finish == Finish::gate_relu)
+          if (t.epilogue == Epilogue::relu_backward)
             value = s <= T(0) ? V{} : value;
           else
             value = s > T(0) ? value : value * t.slope;
         }
-    } else if (t.finish != Finish::none) {
+    } else if (t.epilogue != Epilogue::none) {
 #pragma GCC unroll 16
       for (int m = 0; m < rows; ++m)
 #pragma GCC unroll 2
         for (int v = 0; v < 2; ++v) {
           V& value = sum[0][m][v];
           if (t.bias != nullptr) value += t.bias[m];
-          if (t.finish == Finish::bias_relu) value = value < T(0) ? V{} : value;
-          if (t.finish == Finish::bias_leaky) value = value > T(0) ? value : value * t.slope;
+          if (t.epilogue == Epilogue::bias_relu) value = value < T(0) ? V{} : value;
+          if (t.epilogue == Epilogue::bias_leaky_relu) value = value > T(0) ? value : value * t.slope;
         }
     }
 #pragma GCC unroll 16
@@ -184,13 +184,6 @@ template <class T, Storage storage>
 void multiply(int rows, const TileTask<T>& task) {
   TileTable<T, storage, std::make_integer_sequence<int, tile_rows>>::entries[rows - 1](task);
 }
-
-// Rows of a tile of a weight gradient.
-#if defined(FASTGAN_ISA_AMX)
-constexpr int gradient_rows = 32;
-#else
-constexpr int gradient_rows = tile_rows;
-#endif
 
 // Tiles of nearly equal height.
 struct Tiles {

@@ -8,7 +8,7 @@ namespace fastgan::cuda {
 
 // One update of a parameter's element, whose gradient never reached memory.
 template <class T>
-__device__ __forceinline__ void update(const Trained<T>& t, const AdamStep<T>& step, int64_t place, T gradient,
+__device__ __forceinline__ void update(const AdamParameter<T>& t, const AdamStep<T>& step, int64_t place, T gradient,
                                        T average_rate) {
   T value = t.value[place], exp_avg = t.exp_avg[place], exp_avg_sq = t.exp_avg_sq[place];
   T most = t.max_exp_avg_sq != nullptr ? t.max_exp_avg_sq[place] : T(0);

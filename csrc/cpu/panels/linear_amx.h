@@ -1,5 +1,5 @@
 // Linear layers with operands rounded to bfloat16 and sums in float, on AMX tiles: what precision="bf16" means.
-// Included in the AMX build of the engine alone, inside its namespace, in the place of the products of step_layers.h.
+// Included for AMX alone, inside its namespace, in the place of linear.h.
 //
 // A tile register holds 16 rows of 64 bytes. A product of two (16 rows x 32 of the sum by 32 of the sum x 16 columns)
 // takes the second operand in pairs: two successive elements of the sum lie side by side. Four results are under way at
@@ -85,21 +85,6 @@ inline void pair_rows(const float* x, int64_t rows, int64_t from, int64_t to, ui
   }
 }
 
-// Rows [from, to) of a panel, rounded.
-inline void round_rows(const float* x, int64_t rows, int64_t from, int64_t to, uint16_t* out) {
-  for (int64_t r = from; r < to; ++r)
-    _mm512_store_si512(out + r * panel,
-                       r < rows ? round_both(_mm512_load_ps(x + r * panel), _mm512_load_ps(x + r * panel + 16))
-                                : _mm512_setzero_si512());
-}
-
-// Sixteen rows of a panel, rounded, with the samples in pairs: out[16 pairs][16 rows][2].
-inline void turn_rows(const float* x, int64_t rows, int64_t from, uint16_t* out) {
-  alignas(64) uint16_t rounded[16 * panel];
-  round_rows(x + from * panel, rows - from, 0, 16, rounded);
-  transpose_16x16(reinterpret_cast<const float*>(rounded), 16, reinterpret_cast<float*>(out), 16);
-}
-
 // Each worker's share of n, in whole 32s.
 struct Rows32 {
   int64_t from, to;
@@ -108,7 +93,7 @@ struct Rows32 {
       : from(worker.from(padded(n) / 32) * 32), to(worker.to(padded(n) / 32) * 32) {}
 };
 
-inline void linear_forward(const Pass& pass, const StepLayer<float>& layer, const LayerBuffers<float>& buffers,
+inline void linear_forward(const Pass& pass, const LinearLayer<float>& layer, const LayerBuffers<float>& buffers,
                            int64_t batch) {
   alignas(64) uint16_t tile[amx_rows * amx_sum_block];
   alignas(64) float sums[amx_rows * panel];
@@ -124,7 +109,7 @@ inline void linear_forward(const Pass& pass, const StepLayer<float>& layer, cons
     for (int64_t k = 0; k < layer.in; k += amx_sum_block) {
       const int64_t length = std::min(amx_sum_block, layer.in - k), steps = padded(length) / 32;
       for (int64_t m = 0; m < amx_rows; ++m) {
-        const float* weight = layer.weight.value + (row + m) * layer.in + k;
+        const float* weight = layer.weight + (row + m) * layer.in + k;
         for (int64_t n = 0; n < steps * 32; n += 32) {
           const auto part = [&](int64_t at) {
             const int64_t left = m < height ? length - at : 0;
@@ -143,10 +128,10 @@ inline void linear_forward(const Pass& pass, const StepLayer<float>& layer, cons
         if (k > 0 && !whole) std::memcpy(c, z, height * panel * sizeof(float));
         amx_multiply({tile, steps * 64, 64, 16 * steps * 64, pairs, 128, 16 * 128, 64}, steps, k > 0, c);
         const bool finished = k + length == layer.in;
-        if (finished && layer.bias.value != nullptr)
+        if (finished && layer.bias != nullptr)
           for (int64_t m = 0; m < height; ++m)
 #pragma omp simd
-            for (int64_t i = 0; i < panel; ++i) c[m * panel + i] += layer.bias.value[row + m];
+            for (int64_t i = 0; i < panel; ++i) c[m * panel + i] += layer.bias[row + m];
         if (finished) {
           float* y = buffers.y.at(p) + row * panel;
           activate(layer.activation, height * panel, c, y);
@@ -158,10 +143,10 @@ inline void linear_forward(const Pass& pass, const StepLayer<float>& layer, cons
   }
 }
 
-inline void linear_backward(const Pass& pass, const StepLayer<float>& layer, const LayerBuffers<float>& buffers,
+inline void linear_backward(const Pass& pass, const LinearLayer<float>& layer, const LayerBuffers<float>& buffers,
                             int64_t batch, const GradientTarget<float>& target) {
   alignas(64) uint16_t tile[amx_rows * amx_sum_block];
-  alignas(64) float sums[amx_rows * panel], turned[32 * 32];
+  alignas(64) float sums[amx_rows * panel], transposed[32 * 32];
   const Worker& worker = pass.worker;
   const Rows32 outputs(worker, layer.out), inputs(worker, target.width);
   for (int64_t j = 0; j < pass.count(); ++j)
@@ -174,11 +159,11 @@ inline void linear_backward(const Pass& pass, const StepLayer<float>& layer, con
       const int64_t length = std::min(amx_sum_block, layer.out - k), steps = padded(length) / 32;
       for (int64_t n = 0; n < steps; ++n) {
         const int64_t outs = std::min<int64_t>(32, length - n * 32);
-        if (outs < 32 || height < amx_rows) std::memset(turned, 0, sizeof turned);
-        transpose(outs, height, layer.weight.value + (k + n * 32) * layer.in + row, layer.in, turned, 32);
+        if (outs < 32 || height < amx_rows) std::memset(transposed, 0, sizeof transposed);
+        transpose(outs, height, layer.weight + (k + n * 32) * layer.in + row, layer.in, transposed, 32);
         for (int64_t m = 0; m < amx_rows; ++m)
           _mm512_store_si512(tile + m * steps * 32 + n * 32,
-                             round_both(_mm512_load_ps(turned + m * 32), _mm512_load_ps(turned + m * 32 + 16)));
+                             round_both(_mm512_load_ps(transposed + m * 32), _mm512_load_ps(transposed + m * 32 + 16)));
       }
       for (int64_t j = 0; j < pass.count(); ++j) {
         const int64_t p = pass.index(j);
@@ -189,35 +174,11 @@ inline void linear_backward(const Pass& pass, const StepLayer<float>& layer, con
         if (k > 0 && !whole) std::memcpy(c, grad, height * panel * sizeof(float));
         amx_multiply({tile, steps * 64, 64, 16 * steps * 64, pairs, 128, 16 * 128, 64}, steps, k > 0, c);
         if (k + length == layer.out) {
-          gate(target.activation, height * panel, target.saved.at(p) + row * panel, c);
+          activation_backward(target.activation, height * panel, target.saved.at(p) + row * panel, c);
           clear_padding(height, samples_in(pass.in_half(p), batch), c);
         }
         if (!whole) std::memcpy(grad, c, height * panel * sizeof(float));
       }
     }
   }
-}
-
-// The operands of a weight gradient, from a worker's panels: grad_z rounded, and x with the samples in pairs.
-inline void turn_input(const Pass& pass, const StepLayer<float>& layer, const LayerBuffers<float>& buffers,
-                       int64_t panels) {
-  const Rows32 inputs(pass.worker, layer.in), outputs(pass.worker, layer.out);
-  for (int64_t j = 0; j < pass.count(); ++j) {
-    const int64_t p = pass.index(j);
-    round_rows(buffers.grad_z.at(p), layer.out, outputs.from, outputs.to,
-               buffers.grad_rounded + p * padded(layer.out) * panel);
-    for (int64_t row = inputs.from; row < inputs.to; row += 16)
-      turn_rows(buffers.x.at(p), layer.in, row, buffers.x_turned + (row / 16 * panels + p) * 16 * panel);
-  }
-}
-
-// The sums of one tile of the weight gradient over the panels [first, last) of `panels`: up to 32 outputs by 32 inputs.
-inline void gradient_tile(const StepLayer<float>& layer, const LayerBuffers<float>& buffers, int64_t panels,
-                          int64_t first, int64_t last, int64_t row, int height, int64_t column, float* tile) {
-  alignas(64) float whole[amx_rows * panel];
-  float* c = height == amx_rows ? tile : whole;
-  const uint16_t* grad = buffers.grad_rounded + (first * padded(layer.out) + row) * panel;
-  const uint16_t* x = buffers.x_turned + (column / 16 * panels + first) * 16 * panel;
-  amx_multiply({grad, 64, padded(layer.out) * 64, 16 * 64, x, 64, 16 * 64, panels * 16 * 64}, last - first, false, c);
-  if (c != tile) std::memcpy(tile, c, height * panel * sizeof(float));
 }

@@ -1,0 +1,48 @@
+// A whole MLP, forward and backward, as the kernels of each device take it: its layers, and what they share. Matrices
+// are contiguous, rows x cols, unless said otherwise, and every size is at least 1.
+#pragma once
+
+#include <cstdint>
+
+#include "activation.h"
+
+namespace fastgan {
+
+// A matrix (batch, width) of any strides, in elements.
+template <class T>
+struct StridedRows {
+  const T* data = nullptr;
+  int64_t width = 0, row_stride = 0, col_stride = 0;
+};
+
+// y = activation(x weight^T + bias). Null where not wanted, unless said otherwise.
+template <class T>
+struct MlpLayer {
+  int64_t in = 0, out = 0;
+  ActivationArguments activation{Activation::identity, 0};
+  const T* weight = nullptr;  // (out, in), never null
+  const T* bias = nullptr;    // (out); null without one
+
+  T* y = nullptr;  // forward: (batch, out)
+  T* z = nullptr;  // forward: the pre-activation, of activations whose derivative is a function of it
+
+  const T* x = nullptr;      // backward, never null: (batch, in)
+  const T* saved = nullptr;  // backward, never null: (batch, out), y or z, whichever the activation saves
+  T* grad_z = nullptr;       // backward: (batch, out), kept where given
+  T* grad_y = nullptr;       // backward: (batch, out), kept where given
+  T* grad_weight = nullptr;
+  T* grad_bias = nullptr;
+};
+
+// A pass through `count` layers.
+template <class T>
+struct MlpPass {
+  int64_t batch = 0;
+  int count = 0;
+  StridedRows<T> input;            // forward: (batch, in)
+  const T* grad_output = nullptr;  // backward: (batch, out of the last layer)
+  T* grad_input = nullptr;         // backward: (batch, in); null where not wanted
+  int lowest = 0;                  // backward: the layer below whose z no gradient goes, unless grad_input is wanted
+};
+
+}  // namespace fastgan

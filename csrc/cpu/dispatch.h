@@ -1,0 +1,45 @@
+// The kernels that are compiled once for each instruction set (isa_kernels.h) and chosen at run time: a struct in the
+// namespace of each, all of them with the same members.
+#pragma once
+
+#include "mlp.h"
+#include "mlp_buffers.h"
+#include "simd.h"
+#include "step.h"
+#include "step_buffers.h"
+
+namespace fastgan::cpu {
+
+// One thread's share of each; amx has the steps alone, for float.
+#define FASTGAN_DECLARE_KERNELS(isa)                                                                                  \
+  namespace isa {                                                                                                     \
+  template <class T>                                                                                                  \
+  struct Kernels {                                                                                                    \
+    static void mlp_forward(const Mlp<T>&, const MlpForwardBuffers<T>&, Team& full, Team& rest, int thread);          \
+    static void mlp_backward(const Mlp<T>&, const MlpBackwardBuffers<T>&, Team&, int thread);                         \
+    static void discriminator_step(const StepProblem<T>&, const StepBuffers<T>&, Team&, int thread, double* seconds); \
+    static void generator_step(const StepProblem<T>&, const StepBuffers<T>&, bool fresh, Team&, int thread,           \
+                               double* seconds);                                                                      \
+  };                                                                                                                  \
+  }
+FASTGAN_DECLARE_KERNELS(baseline)
+#ifdef FASTGAN_X86
+FASTGAN_DECLARE_KERNELS(avx2)
+FASTGAN_DECLARE_KERNELS(avx512)
+#endif
+#ifdef FASTGAN_AMX
+FASTGAN_DECLARE_KERNELS(amx)
+#endif
+#undef FASTGAN_DECLARE_KERNELS
+
+// Calls f with the Kernels of this processor's instruction set.
+template <class T, class F>
+void with_kernels(const F& f) {
+#ifdef FASTGAN_X86
+  if (isa() == Isa::avx512) return f(avx512::Kernels<T>());
+  if (isa() == Isa::avx2) return f(avx2::Kernels<T>());
+#endif
+  f(baseline::Kernels<T>());
+}
+
+}  // namespace fastgan::cpu

@@ -1,0 +1,30 @@
+// The kernels of csrc/cpu/mlp.h and csrc/cpu/step.h, in the namespace of an instruction set; each part uses those
+// before it.
+// clang-format off
+#if defined(FASTGAN_ISA_AVX512)
+#include "panels/transpose_avx512.h"
+#include "adam_avx512.h"
+#endif
+#include "panels/transpose.h"
+#include "panels/product.h"
+#include "panels/layers.h"
+#include "panels/rows.h"
+#if defined(FASTGAN_ISA_AMX)
+#include "panels/linear_amx.h"
+#include "step_weight_gradient_amx.h"
+#else
+#include "panels/linear.h"
+#include "mlp_forward.h"
+#include "mlp_backward.h"
+#include "step_weight_gradient.h"
+#endif
+#include "step_dropout.h"
+#include "step_batch_norm.h"
+#include "step_update.h"
+#include "step_phases.h"
+// clang-format on
+
+template struct Kernels<float>;
+#if !defined(FASTGAN_ISA_AMX)
+template struct Kernels<double>;
+#endif
