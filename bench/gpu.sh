@@ -40,7 +40,7 @@ FASTGAN_BUILD=cuda MAX_JOBS="${MAX_JOBS:-$(nproc)}" "$PYTHON" setup.py --quiet b
 # What a GPU alone can show comes first. Packages that the tests want and do not find are named; the tests that need
 # them are left out or skip.
 readonly FIRST='tests/test_gpu.py tests/test_cuda_kernels.py tests/test_engine.py tests/test_engine_between_steps.py
-tests/test_step.py tests/test_step_options.py tests/test_sigmoid.py tests/test_plan_watch.py tests/test_adam.py
+tests/test_step.py tests/test_step_options.py tests/test_sigmoid.py tests/test_plan_watch.py tests/test_engine_adam.py
 tests/test_mlp.py tests/test_mlp_whole.py tests/test_logits_loss.py tests/test_bce.py'
 tests='has() { "$PYTHON" -c "import $1" 2>/dev/null; }
 for package in hypothesis expecttest xdist pytest_timeout tomlkit typer rich safetensors sklearn PIL matplotlib; do
@@ -87,7 +87,7 @@ for file in '"${FIRST//$'\n'/ }"'; do options+=("--ignore=$file"); done
 part step-compiled 100 '"$PYTHON" -m bench --device cuda --tf32 --only step --rounds 5 --seconds 0.02 --budget 4 \
   --peers torch.compile CUDA-graph-of-torch.compile --json "$WORK/step-compiled.json"'
 
-part bench 80 '"$PYTHON" -m bench --device cuda --only bce logits_loss linear mlp adam host penalties --rounds 5 \
+part bench 80 '"$PYTHON" -m bench --device cuda --only bce logits_loss linear mlp host penalties --rounds 5 \
   --seconds 0.01 --json "$WORK/bench.json"'
 
 refuse() {

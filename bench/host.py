@@ -9,7 +9,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fastgan import backend
 from fastgan.functional import (
     binary_cross_entropy_with_logits,
     discriminator_loss,
@@ -20,7 +19,6 @@ from fastgan.functional import (
     r1_penalty,
 )
 
-from . import adam
 from .agreement import assert_agree
 from .logits_loss import torch_discriminator_loss, torch_generator_loss
 from .mlp import twins
@@ -31,7 +29,7 @@ SAMPLES = 64
 
 
 def cases() -> Iterator[Case]:
-    """Forward, and forward with backward, of 64 samples of one value; Adam of one parameter."""
+    """Forward, and forward with backward, of 64 samples of one value."""
     column = (SAMPLES, 1)
     yield from pair(
         "host bce 64x1", binary_cross_entropy_with_logits, F.binary_cross_entropy_with_logits, [column] * 2, constants=1
@@ -47,8 +45,6 @@ def cases() -> Iterator[Case]:
     yield from pair("host mlp 64x1x1x1", _stack, _torch_stack, [column, (1, 1), (1,), (1, 1), (1,)])
     for name, penalty in (("gradient_penalty", _one_center), ("r1_penalty", r1_penalty)):
         yield _penalty(f"host {name} 64x1x8x1 float32 forward+backward", penalty)
-    if backend.is_compiled(torch.empty(1)):
-        yield adam.update_case("host adam 1x1 float32 update", [(1, 1)])
 
 
 def _stack(x: Tensor, w: Tensor, b: Tensor, v: Tensor, c: Tensor) -> Tensor:

@@ -17,18 +17,6 @@ struct AdamGroup {
   AdamOptions options{};
 };
 
-// One tensor's part; memory is contiguous. step counts the updates, and is one less than the coming one's number.
-template <class T>
-struct AdamTensor {
-  int64_t n;
-  T* param;
-  const T* grad;
-  T* exp_avg;
-  T* exp_avg_sq;
-  T* max_exp_avg_sq;  // null but with amsgrad
-  float* step;
-};
-
 // What is the same for every element of a tensor, in the type of arithmetic.
 template <class C>
 struct AdamStep {

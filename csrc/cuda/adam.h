@@ -1,17 +1,10 @@
-// The CUDA kernel of Adam and AdamW over a list of tensors, one launch for up to 60 of them. T is float, double,
-// bfloat16 or float16.
+// The updates by Adam and AdamW that a step on CUDA makes: what each depends on. T is float or double.
 #pragma once
 
 #include "../core/adam.h"
 #include "platform.h"
 
 namespace fastgan::cuda {
-
-// Updates param and the moments of each tensor, and adds one to its step. The learning rate is *learning_rate_tensor
-// where that is not null.
-template <class T>
-void adam(const Context& context, const AdamTensor<T>* tensors, int count, const AdamOptions& options,
-          double learning_rate, const float* learning_rate_tensor);
 
 // What the coming update of a parameter depends on, as it lies in device memory for the whole step.
 struct AdamDue {
