@@ -23,6 +23,8 @@ from torch import Tensor
 from torch._C import _functorch
 from torch.autograd import forward_ad
 
+from fastgan import reference
+
 NAMES = ("auto", "reference", "cpu", "cuda")
 REBUILD = (
     "Rebuild it for this PyTorch with: pip install --no-build-isolation --force-reinstall --no-deps fastgan "
@@ -53,6 +55,8 @@ def _load() -> tuple[ModuleType | None, str]:
         spec.loader.exec_module(loaded)
     except (ImportError, OSError, RuntimeError) as error:
         return None, f"the compiled module does not load ({error})"
+    if not hasattr(loaded, "activations") or set(loaded.activations()) != set(reference.ACTIVATIONS):
+        return None, "the compiled module was built from other sources (its activations are not those of reference.py)"
     sys.modules["fastgan._C"] = loaded
     return loaded, ""
 

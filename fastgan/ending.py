@@ -74,7 +74,9 @@ class Ending:
     def generator_loss(self, fake: Tensor, kind: str) -> Tensor:
         """Of what `run` returned for fakes."""
         if self.is_probability:
-            return _cross_entropy(fake, 1.0) if kind == "non_saturating" else -_cross_entropy(fake, 0.0)
+            target, negated = {"non_saturating": (1.0, False), "minimax": (0.0, True)}[kind]
+            loss = _cross_entropy(fake, target)
+            return -loss if negated else loss
         return functional.generator_loss(fake, kind=kind)
 
     def score(self, output: Tensor) -> Tensor:

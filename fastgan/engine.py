@@ -40,6 +40,9 @@ _OPTIONS = (
     "precision",
     "engine",
 )
+# What the engine knows of the kinds of loss and precision; any other is composed.
+_IS_MINIMAX = {"non_saturating": False, "minimax": True}
+_IS_BF16 = {"fp32": False, "bf16": True}
 PHASES = (  # StepPhase of csrc/cpu/step.h
     "inputs",
     "generator forward",
@@ -97,9 +100,9 @@ class Plan:
             "reuse_fake": step.reuse_fake,
             "real_target": step.real_target,
             "fake_target": step.fake_target,
-            "minimax": step.loss == "minimax",
+            "minimax": _IS_MINIMAX[step.loss],
             "average_rate": 1.0 - step.ema_decay,
-            "bf16": step.precision == "bf16",
+            "bf16": _IS_BF16[step.precision],
             "least_batch": 2
             if any(layer.uses_batch_statistics() for network in self._layers for layer in network)
             else 1,
@@ -202,16 +205,16 @@ class Plan:
         groups = self._group_of()
         for network, found in enumerate(self._layers):
             for layer in found:
-                name, slope = layer.activation
-                engine.add_layer(
-                    network, layer.kind, layer.width_in, layer.width_out, plan_layers.ACTIVATIONS[name], slope
-                )
+                engine.add_layer(network, layer.kind, layer.width_in, layer.width_out, *layer.activation)
                 module: Any = layer.module
                 if layer.kind == plan_layers.BATCH_NORM:
                     buffers = module.running_mean, module.running_var, module.num_batches_tracked
                     engine.set_batch_norm(network, *buffers, layer.uses_batch_statistics(), module.momentum, module.eps)
-                if layer.kind == plan_layers.DROPOUT and module.training:
-                    engine.set_dropout(network, module.p)
+                elif layer.kind == plan_layers.DROPOUT:
+                    if module.training:
+                        engine.set_dropout(network, module.p)
+                elif layer.kind not in (plan_layers.LINEAR, plan_layers.IDENTITY):
+                    raise AssertionError(f"the engine is told nothing of what a {layer.kind} has")
                 for is_bias, parameter in layer.parameters():
                     index = -1  # that of no optimizer; -2 of one that finds it frozen
                     if id(parameter) in groups:
@@ -252,12 +255,16 @@ def _check_process(step: TrainStep) -> None:
     patched = layers.patched_function()
     if patched is not None:
         raise CannotPlan(f"{patched} is not torch's own")
+    if step.loss not in _IS_MINIMAX:
+        raise CannotPlan(f"the loss is {step.loss}")
+    if step.precision not in _IS_BF16:
+        raise CannotPlan(f"precision is {step.precision}")
     if step.r1_gamma > 0 and step.r1_every == 1:
         raise CannotPlan("every step has the R1 penalty (r1_gamma is over 0 and r1_every is 1)")
 
 
 def _check_precision(step: TrainStep, dtype: torch.dtype, device: torch.device) -> None:
-    if step.precision != "bf16":
+    if not _IS_BF16[step.precision]:
         return
     if dtype is not torch.float32:
         raise CannotPlan(f"precision is bf16 and the parameters are {str(dtype).removeprefix('torch.')}")

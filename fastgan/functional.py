@@ -16,8 +16,8 @@ from torch import Tensor
 from fastgan import backend, checks, reference
 
 _REDUCTION = {"none": 0, "mean": 1, "sum": 2}  # torch's own numbers (at::Reduction)
-# Their numbers in csrc/core/activation.h.
-ACTIVATION = {name: index for index, name in enumerate(reference.ACTIVATIONS)}
+# The numbers that the compiled ops take for them.
+ACTIVATION = {name: number for number, name in enumerate(backend.module.activations())} if backend.module else {}
 _SIGN = {"non_saturating": 1.0, "minimax": -1.0}
 
 __all__ = [
@@ -179,8 +179,8 @@ def linear_act(
         input: (..., in), floating.
         weight: (out, in), the dtype and device of input.
         bias: (out,) or None.
-        activation: `identity`, `relu`, `leaky_relu`, `elu`, `tanh`, `sigmoid`, `softplus`, `silu` or `gelu`, each with
-            the default parameters of its torch.nn module.
+        activation: such as `identity`, `relu`, `leaky_relu` or `tanh`: a name in `fastgan.reference.ACTIVATIONS`, each
+            with the default parameters of its torch.nn module.
         negative_slope: slope of leaky_relu below zero.
 
     Returns:

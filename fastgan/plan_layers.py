@@ -12,10 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fastgan import backend, layers, reference
+from fastgan import backend, layers
 
-LINEAR, BATCH_NORM, DROPOUT, IDENTITY = range(4)  # LayerKind of csrc/core/step.h
-ACTIVATIONS = {name: number for number, name in enumerate(reference.ACTIVATIONS)}
+LINEAR, BATCH_NORM, DROPOUT, IDENTITY = "linear", "batch_norm", "dropout", "identity"  # as the engine calls them
 _KINDS = {nn.Linear: LINEAR, nn.BatchNorm1d: BATCH_NORM, nn.Dropout: DROPOUT}
 _DTYPES = (torch.float32, torch.float64)
 
@@ -27,7 +26,7 @@ class CannotPlan(Exception):
 class Layer:
     """A layer and the activation after it."""
 
-    def __init__(self, kind: int, path: str, module: nn.Module | None) -> None:
+    def __init__(self, kind: str, path: str, module: nn.Module | None) -> None:
         self.kind, self.path, self.module = kind, path, module
         self.activation = ("identity", 0.0)
         self.width_in = self.width_out = 0
@@ -143,8 +142,11 @@ def _check(layer: Layer) -> None:
             raise CannotPlan(f"{layer.path} has a bias of shape {tuple(module.bias.shape)}, not ({layer.width_out},)")
     elif layer.kind == BATCH_NORM:
         _check_batch_norm(layer)
-    elif not _is_number(module.p) or not 0 <= module.p <= 1 or type(module.training) is not bool:
-        raise CannotPlan(f"{layer.path} has p={module.p!r}, training={module.training!r}")
+    elif layer.kind == DROPOUT:
+        if not _is_number(module.p) or not 0 <= module.p <= 1 or type(module.training) is not bool:
+            raise CannotPlan(f"{layer.path} has p={module.p!r}, training={module.training!r}")
+    else:
+        raise AssertionError(f"what a {layer.kind} must be like is not known")
 
 
 def _check_batch_norm(layer: Layer) -> None:

@@ -15,7 +15,8 @@ from fastgan.engine import CannotPlan, Plan
 from fastgan.nn import is_fully_fused
 from fastgan.statistics import StepStats
 
-PRECISIONS = ("fp32", "bf16")
+_AUTOCAST = {"fp32": None, "bf16": torch.bfloat16}  # the dtype of autocast, or None for none
+PRECISIONS = tuple(_AUTOCAST)
 # Steps between two attempts at a plan where there was none: a hook may have been removed, a module replaced.
 _PLAN_AGAIN = 100
 
@@ -284,7 +285,8 @@ class TrainStep:
 
     def _autocast(self, like: Tensor) -> torch.autocast:
         # Uncached: a cached 16-bit copy of a weight would outlive the weight's update within the step.
-        return torch.autocast(like.device.type, torch.bfloat16, enabled=self.precision == "bf16", cache_enabled=False)
+        dtype = _AUTOCAST[self.precision]
+        return torch.autocast(like.device.type, dtype or torch.bfloat16, enabled=dtype is not None, cache_enabled=False)
 
     def _update_discriminator(
         self, last: ending.Ending, real: Tensor, fake: Tensor, condition: Tensor | None, penalize: bool
@@ -368,7 +370,7 @@ class TrainStep:
                 f"the {network}'s first weight of shape {tuple(weight.shape)} must have {width + self.num_classes} "
                 f"columns, as wide as {name}{labels}"
             )
-        if self.precision == "fp32":
+        if _AUTOCAST[self.precision] is None:
             checks.same_dtype(name, value, f"the {network}'s parameters", weight)
 
     def _check_labels(self, labels: Tensor | None, real: Tensor) -> Tensor | None:

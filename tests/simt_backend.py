@@ -14,7 +14,7 @@ from types import ModuleType
 
 import torch
 
-from fastgan import backend
+from fastgan import backend, functional
 
 sys.path.insert(0, str(Path(__file__).parent / "simt"))
 import build
@@ -49,6 +49,7 @@ def use_simt() -> Iterator[None]:
     before = backend.module, backend.ops, backend._device_types, backend._name
     backend.module, backend.ops = compiled, torch.ops.fastgan_simt
     backend._device_types, backend._name = frozenset(compiled.device_types()), "cpu"
+    functional.ACTIVATION.update({name: number for number, name in enumerate(compiled.activations())})
     try:
         yield
     finally:

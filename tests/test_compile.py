@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 import fastgan
+from fastgan.functional import ACTIVATION
 
 DTYPES = (torch.float32, torch.bfloat16)
 
@@ -188,10 +189,10 @@ NEEDS = {"all": [1] * 5, "input": [1, 0, 0, 0, 0], "parameters": [0, 1, 1, 1, 1]
 
 
 @pytest.mark.parametrize("need", NEEDS.values(), ids=NEEDS)
-@pytest.mark.parametrize("activation", range(len(ACTIVATIONS)), ids=ACTIVATIONS.__getitem__)
-def test_opcheck_of_backward_ops(compiled: None, activation: int, need: list[int]) -> None:
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_opcheck_of_backward_ops(compiled: None, activation: str, need: list[int]) -> None:
     """First and second derivative: their schemas, and their Meta kernels with static and with dynamic shapes."""
-    ops, weights, call = torch.ops.fastgan, [W0, W1], ([activation, 4], [0.2, 0.0])
+    ops, weights, call = torch.ops.fastgan, [W0, W1], ([ACTIVATION[activation], ACTIVATION["tanh"]], [0.2, 0.0])
     outputs = ops.mlp_forward(X, weights, [B0, B1], *call)
     backward = (torch.randn(6, 2), X, weights, outputs, *call, need)
     opcheck(ops.mlp_backward, *backward, False)

@@ -28,7 +28,14 @@ inline Reduction reduction_of(int64_t number) {
 
 // The factor of each term in the reduced loss: 1 / n for the mean (so that the mean of nothing is NaN, as in torch).
 inline double reduction_scale(Reduction reduction, int64_t n) {
-  return reduction == Reduction::mean ? 1.0 / static_cast<double>(n) : 1.0;
+  switch (reduction) {
+    case Reduction::mean:
+      return 1.0 / static_cast<double>(n);
+    case Reduction::none:
+    case Reduction::sum:
+      return 1.0;
+  }
+  TORCH_CHECK(false, "no such reduction");
 }
 
 template <class T>

@@ -266,7 +266,7 @@ class LayerReader {
         if (bias != Py_None && THPVariable_Unpack(bias).sym_size(0) != width) return py::none();
         weights.push_back(w);
         biases.push_back(bias == Py_None ? std::nullopt : std::optional<Tensor>(THPVariable_Unpack(bias)));
-        activations.push_back(0);
+        activations.push_back(static_cast<int64_t>(Activation::identity));
         slopes.push_back(0);
         open = true;
         continue;

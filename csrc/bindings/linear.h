@@ -11,7 +11,7 @@
 namespace fastgan::bindings {
 
 struct LayerActivation : ActivationArguments {
-  bool saves_output() const { return fastgan::saves_output(activation, negative_slope); }
+  bool saves_output() const { return fastgan::saves_output(*this); }
   bool is_curved() const { return !is_piecewise_linear(activation); }
 };
 

@@ -15,26 +15,9 @@ namespace {
 using torch::autograd::AutogradContext;
 
 Tensor activation_composed(const Tensor& z, LayerActivation a) {
-  switch (a.activation) {
-    case Activation::relu:
-      return at::relu(z);
-    case Activation::leaky_relu:
-      return at::leaky_relu(z, a.negative_slope);
-    case Activation::elu:
-      return at::elu(z);
-    case Activation::tanh:
-      return at::tanh(z);
-    case Activation::sigmoid:
-      return at::sigmoid(z);
-    case Activation::softplus:
-      return at::softplus(z);
-    case Activation::silu:
-      return at::silu(z);
-    case Activation::gelu:
-      return at::gelu(z);
-    default:
-      return z;
-  }
+  Tensor y;
+  with_activation(a.activation, [&](auto act) { y = decltype(act)::composed(z, a.negative_slope); });
+  return y;
 }
 
 using FlagList = std::vector<int64_t>;  // zeros and ones
@@ -222,12 +205,18 @@ class MlpFunction : public torch::autograd::Function<MlpFunction> {
     saved.insert(saved.end(), weights.begin(), weights.end());
     saved.insert(saved.end(), outputs.begin(), outputs.end());
     // Where no derivative reads the last output, it is the caller's to change or to free, as in torch.
-    const LayerActivation last = Layers(call.activations, call.slopes)[call.count() - 1];
     Tensor& last_saved = saved[2 * call.count()];
-    if (last.activation == Activation::identity || !last.saves_output())
-      last_saved = Tensor();
-    else if (last.activation == Activation::leaky_relu)
-      last_saved = last_saved.clone();  // of which torch saves the argument: `out += skip` after a block is usual
+    switch (saved_by(Layers(call.activations, call.slopes)[call.count() - 1])) {
+      case Saved::nothing:
+      case Saved::argument:
+        last_saved = Tensor();
+        break;
+      case Saved::output:
+        break;
+      case Saved::output_copy:
+        last_saved = last_saved.clone();  // `out += skip` after a block is usual
+        break;
+    }
     ctx->save_for_backward(saved);
     // First-order backward does not read the biases, so changing one in place before it is no error, as in torch.
     ctx->saved_data["biases"] = c10::List<Tensor>(biases);

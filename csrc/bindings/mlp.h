@@ -19,8 +19,8 @@ struct Layers {
     TORCH_CHECK(activations.size() == slopes.size(),
                 "mlp: activations and slopes must have the same number of entries");
     for (size_t l = 0; l < activations.size(); ++l) {
-      TORCH_CHECK(activations[l] >= 0 && activations[l] < static_cast<int64_t>(Activation::count), "mlp: activations[",
-                  l, "] must be in [0, ", static_cast<int64_t>(Activation::count), "), not ", activations[l]);
+      TORCH_CHECK(activations[l] >= 0 && activations[l] < activation_count, "mlp: activations[", l, "] must be in [0, ",
+                  activation_count, "), not ", activations[l]);
       list.push_back({{static_cast<Activation>(activations[l]), slopes[l]}});
     }
   }

@@ -3,9 +3,11 @@
 #include <pybind11/stl.h>
 #include <torch/version.h>
 
+#include <iterator>
 #include <string>
 #include <vector>
 
+#include "../core/activation.h"
 #include "../cpu/simd.h"
 #include "direct_calls.h"
 #include "layer_path.h"
@@ -59,6 +61,11 @@ PYBIND11_MODULE(_C, m) {
         return types;
       },
       "The torch device types that the ops have compiled kernels for.");
+
+  m.def(
+      "activations",
+      [] { return std::vector<std::string>(fastgan::activation_names, std::end(fastgan::activation_names)); },
+      "The names of the activations; the ops are given their places in this list.");
 
   m.def("layer_path", fastgan::bindings::layer_path_name, "Which kernels run the layers.");
   m.def("set_layer_path", fastgan::bindings::set_layer_path, py::arg("name"),

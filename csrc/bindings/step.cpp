@@ -31,6 +31,14 @@ namespace {
 
 namespace py = pybind11;
 
+LayerKind layer_kind_named(const std::string& name) {
+  if (name == "linear") return LayerKind::linear;
+  if (name == "batch_norm") return LayerKind::batch_norm;
+  if (name == "dropout") return LayerKind::dropout;
+  if (name == "identity") return LayerKind::identity;
+  TORCH_CHECK(false, "the engine has no kind of layer called ", name);
+}
+
 // Autograd refuses the tensors of inference mode.
 bool is_trainable(const Tensor& t) { return is_plain(t) && !t.is_inference(); }
 
@@ -63,12 +71,14 @@ class StepEngine {
       : settings_(settings), watch_(std::move(watch)), device_mode_(std::move(device_mode)) {}
 
   // Network 0 is the generator, 1 the discriminator.
-  void add_layer(int64_t network, int64_t kind, int64_t in, int64_t out, int64_t activation, double negative_slope) {
-    TORCH_CHECK(activation >= 0 && activation < int64_t(Activation::count), "no such activation: ", activation);
+  void add_layer(int64_t network, const std::string& kind, int64_t in, int64_t out, const std::string& activation,
+                 double negative_slope) {
+    const std::optional<Activation> known = activation_named(activation);
+    TORCH_CHECK(known, "the engine has no activation called ", activation);
     Layer layer{};
-    layer.kind = static_cast<LayerKind>(kind);
+    layer.kind = layer_kind_named(kind);
     layer.in = in, layer.out = out;
-    layer.activation = {static_cast<Activation>(activation), negative_slope};
+    layer.activation = {*known, negative_slope};
     tensors_.networks[network].layers.push_back(std::move(layer));
   }
 
@@ -144,8 +154,10 @@ class StepEngine {
       const StepInputs inputs{real, noise, labels};
       if (real.scalar_type() == at::kDouble)
         run<double>(inputs, !has_noise, result);
-      else
+      else if (real.scalar_type() == at::kFloat)
         run<float>(inputs, !has_noise, result);
+      else
+        TORCH_CHECK(false, "the engine has no step of ", real.scalar_type());
       after_update();
     }
     py::tuple statistics(4);

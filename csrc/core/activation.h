@@ -1,30 +1,42 @@
-// Activations with first and second derivatives: the compiled twin of reference.ACTIVATIONS, in its order.
+// Activations with first and second derivatives: the compiled twin of reference.ACTIVATIONS.
 //
 // Each derivative is a function of one saved number: the output y where the output determines it, so that the
-// pre-activation z need not be kept, else z. d and dd are the first and second derivative by z.
+// pre-activation z need not be kept, else z. To add an activation, name it in FASTGAN_ACTIVATIONS, as reference.py
+// does, and write its Act, with
+//   value, d, dd           the value, the first and the second derivative by z
+//   saved                  what the derivatives are functions of
+//   is_piecewise_linear    whether the second derivative is zero almost everywhere
+//   composed               the same in torch's ops, which are found by the namespace of their argument: derivatives of
+//                          higher order are torch's own
+// All else follows: the tests and the checks of the kernels hold it against reference.py and against difference
+// quotients.
 #pragma once
 
+#include <optional>
+#include <string_view>
 #include <type_traits>
 
 #include "math.h"
 
+#define FASTGAN_ACTIVATIONS(X) X(identity) X(relu) X(leaky_relu) X(elu) X(tanh) X(sigmoid) X(softplus) X(silu) X(gelu)
+
 namespace fastgan {
 
-enum class Activation : int { identity, relu, leaky_relu, elu, tanh, sigmoid, softplus, silu, gelu, count };
+enum class Activation : int {
+#define FASTGAN_ENUMERATOR(name) name,
+  FASTGAN_ACTIVATIONS(FASTGAN_ENUMERATOR)
+#undef FASTGAN_ENUMERATOR
+};
 
-// Whether the saved number is y. A leaky_relu with a negative slope folds both signs of z onto one of y.
-FASTGAN_INLINE bool saves_output(Activation activation, double negative_slope) {
-  switch (activation) {
-    case Activation::leaky_relu:
-      return negative_slope >= 0;
-    case Activation::elu:
-    case Activation::softplus:
-    case Activation::silu:
-    case Activation::gelu:
-      return false;
-    default:
-      return true;
-  }
+#define FASTGAN_STRING(name) #name,
+constexpr const char* activation_names[] = {FASTGAN_ACTIVATIONS(FASTGAN_STRING)};
+#undef FASTGAN_STRING
+constexpr int activation_count = sizeof(activation_names) / sizeof(activation_names[0]);
+
+inline std::optional<Activation> activation_named(std::string_view name) {
+  for (int i = 0; i < activation_count; ++i)
+    if (name == activation_names[i]) return static_cast<Activation>(i);
+  return std::nullopt;
 }
 
 struct ActivationArguments {
@@ -32,12 +44,13 @@ struct ActivationArguments {
   double negative_slope;
 };
 
-FASTGAN_INLINE bool saves_output(ActivationArguments a) { return saves_output(a.activation, a.negative_slope); }
-
-// Whether the second derivative is zero almost everywhere.
-FASTGAN_INLINE bool is_piecewise_linear(Activation activation) {
-  return activation == Activation::identity || activation == Activation::relu || activation == Activation::leaky_relu;
-}
+// What the derivatives are functions of.
+enum class Saved {
+  nothing,  // they are constant
+  output,
+  output_copy,  // as well, but torch saves the argument: the caller may change the output in place
+  argument,
+};
 
 template <Activation A>
 struct Act;
@@ -56,6 +69,12 @@ struct Act<Activation::identity> {
   static FASTGAN_INLINE C dd(C, C) {
     return C(0);
   }
+  static constexpr Saved saved(double) { return Saved::nothing; }
+  static constexpr bool is_piecewise_linear = true;
+  template <class Tensor>
+  static Tensor composed(const Tensor& z, double) {
+    return z;
+  }
 };
 
 // The comparisons are torch's, so that NaN ends up where torch puts it.
@@ -73,6 +92,12 @@ struct Act<Activation::relu> {
   static FASTGAN_INLINE C dd(C, C) {
     return C(0);
   }
+  static constexpr Saved saved(double) { return Saved::output; }
+  static constexpr bool is_piecewise_linear = true;
+  template <class Tensor>
+  static Tensor composed(const Tensor& z, double) {
+    return relu(z);
+  }
 };
 
 template <>
@@ -88,6 +113,13 @@ struct Act<Activation::leaky_relu> {
   template <class C>
   static FASTGAN_INLINE C dd(C, C) {
     return C(0);
+  }
+  // A negative slope folds both signs of z onto one of y.
+  static constexpr Saved saved(double slope) { return slope >= 0 ? Saved::output_copy : Saved::argument; }
+  static constexpr bool is_piecewise_linear = true;
+  template <class Tensor>
+  static Tensor composed(const Tensor& z, double slope) {
+    return leaky_relu(z, slope);
   }
 };
 
@@ -105,6 +137,12 @@ struct Act<Activation::elu> {  // alpha = 1
   static FASTGAN_INLINE C dd(C z, C) {
     return select(z < C(0), exp_(select(z > C(0), C(0), z)), C(0));
   }
+  static constexpr Saved saved(double) { return Saved::argument; }
+  static constexpr bool is_piecewise_linear = false;
+  template <class Tensor>
+  static Tensor composed(const Tensor& z, double) {
+    return elu(z);
+  }
 };
 
 template <>
@@ -121,6 +159,12 @@ struct Act<Activation::tanh> {
   static FASTGAN_INLINE C dd(C y, C) {
     return C(-2) * y * (C(1) - y * y);
   }
+  static constexpr Saved saved(double) { return Saved::output; }
+  static constexpr bool is_piecewise_linear = false;
+  template <class Tensor>
+  static Tensor composed(const Tensor& z, double) {
+    return tanh(z);
+  }
 };
 
 template <>
@@ -136,6 +180,12 @@ struct Act<Activation::sigmoid> {
   template <class C>
   static FASTGAN_INLINE C dd(C y, C) {
     return y * (C(1) - y) * (C(1) - C(2) * y);
+  }
+  static constexpr Saved saved(double) { return Saved::output; }
+  static constexpr bool is_piecewise_linear = false;
+  template <class Tensor>
+  static Tensor composed(const Tensor& z, double) {
+    return sigmoid(z);
   }
 };
 
@@ -154,6 +204,12 @@ struct Act<Activation::softplus> {  // linear above 20, as torch.nn.Softplus by 
     const Sigmoids<C> s = sigmoids(z);
     return select(z > C(20), C(0), s.positive * s.negative);
   }
+  static constexpr Saved saved(double) { return Saved::argument; }
+  static constexpr bool is_piecewise_linear = false;
+  template <class Tensor>
+  static Tensor composed(const Tensor& z, double) {
+    return softplus(z);
+  }
 };
 
 template <>
@@ -171,6 +227,12 @@ struct Act<Activation::silu> {
   static FASTGAN_INLINE C dd(C z, C) {
     const Sigmoids<C> s = sigmoids(z);
     return s.positive * s.negative * (C(2) + z * (s.negative - s.positive));
+  }
+  static constexpr Saved saved(double) { return Saved::argument; }
+  static constexpr bool is_piecewise_linear = false;
+  template <class Tensor>
+  static Tensor composed(const Tensor& z, double) {
+    return silu(z);
   }
 };
 
@@ -196,6 +258,12 @@ struct Act<Activation::gelu> {  // exact: z Phi(z)
   static FASTGAN_INLINE C dd(C z, C) {
     return density(z) * (C(2) - z * z);
   }
+  static constexpr Saved saved(double) { return Saved::argument; }
+  static constexpr bool is_piecewise_linear = false;
+  template <class Tensor>
+  static Tensor composed(const Tensor& z, double) {
+    return gelu(z);
+  }
 };
 
 // The gradient by z of a gradient g by y. As in torch: relu selects, so that what does not pass is zero even where g is
@@ -215,27 +283,28 @@ FASTGAN_INLINE C gradient(C g, C saved, C slope) {
 template <class F>
 FASTGAN_INLINE void with_activation(Activation activation, F&& f) {
   switch (activation) {
-    case Activation::identity:
-      return f(Act<Activation::identity>{});
-    case Activation::relu:
-      return f(Act<Activation::relu>{});
-    case Activation::leaky_relu:
-      return f(Act<Activation::leaky_relu>{});
-    case Activation::elu:
-      return f(Act<Activation::elu>{});
-    case Activation::tanh:
-      return f(Act<Activation::tanh>{});
-    case Activation::sigmoid:
-      return f(Act<Activation::sigmoid>{});
-    case Activation::softplus:
-      return f(Act<Activation::softplus>{});
-    case Activation::silu:
-      return f(Act<Activation::silu>{});
-    case Activation::gelu:
-      return f(Act<Activation::gelu>{});
-    case Activation::count:
-      return;
+#define FASTGAN_CASE(name) \
+  case Activation::name:   \
+    return f(Act<Activation::name>{});
+    FASTGAN_ACTIVATIONS(FASTGAN_CASE)
+#undef FASTGAN_CASE
   }
+}
+
+inline Saved saved_by(ActivationArguments arguments) {
+  Saved saved = Saved::nothing;
+  with_activation(arguments.activation, [&](auto act) { saved = decltype(act)::saved(arguments.negative_slope); });
+  return saved;
+}
+
+// Whether the saved number is y.
+inline bool saves_output(ActivationArguments arguments) { return saved_by(arguments) != Saved::argument; }
+
+// Whether the second derivative is zero almost everywhere.
+inline bool is_piecewise_linear(Activation activation) {
+  bool is = false;
+  with_activation(activation, [&](auto act) { is = decltype(act)::is_piecewise_linear; });
+  return is;
 }
 
 }  // namespace fastgan

@@ -65,9 +65,10 @@ const char* isa_name() {
       return "avx512";
     case Isa::avx2:
       return "avx2";
-    default:
-      return "baseline";
+    case Isa::baseline:
+      break;
   }
+  return "baseline";
 }
 
 }  // namespace fastgan::cpu

@@ -128,9 +128,17 @@ void update_network(const Worker& worker, const StepNetwork<T>& network, const N
   for (int l = 0; l < network.count; ++l) {
     const StepLayer<T>& layer = network.layers[l];
     if (!layer.weight.is_updated() && !layer.bias.is_updated()) continue;
-    if (layer.kind == LayerKind::linear)
-      linear_update(worker, layer, buffers.layers[l], panels, average_rate);
-    else if (l % worker.team.threads == worker.thread)
-      batch_norm_update(layer, buffers.layers[l], int(panels / worker.team.panels), average_rate);
+    switch (layer.kind) {
+      case LayerKind::linear:
+        linear_update(worker, layer, buffers.layers[l], panels, average_rate);
+        break;
+      case LayerKind::batch_norm:
+        if (l % worker.team.threads == worker.thread)
+          batch_norm_update(layer, buffers.layers[l], int(panels / worker.team.panels), average_rate);
+        break;
+      case LayerKind::dropout:
+      case LayerKind::identity:
+        break;  // without parameters
+    }
   }
 }

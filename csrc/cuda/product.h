@@ -79,6 +79,7 @@ __device__ __forceinline__ void epilogue(const Product<T>& p, const Whole& tile)
                                        });
     });
   } else {
+    static_assert(pass == Pass::input_gradient);
     with_activation(p.activation.activation, [&](auto act) {
       using A = decltype(act);
       const C slope = C(p.activation.negative_slope);
@@ -177,10 +178,14 @@ template <Pass pass, Major a_major, Major b_major, class T>
 void run(const Context& context, const Product<T>& p, Rounding rounding) {
   constexpr int size = tile_size;
   if constexpr (std::is_same_v<T, float>) {
-    if (rounding == Rounding::tf32)
-      return run<Mma<T, size, size, a_major, b_major>, a_major, b_major, pass>(context, p);
-    if (rounding == Rounding::bf16)
-      return run<Mma<T, size, size, a_major, b_major, bfloat16>, a_major, b_major, pass>(context, p);
+    switch (rounding) {
+      case Rounding::none:
+        break;
+      case Rounding::tf32:
+        return run<Mma<T, size, size, a_major, b_major>, a_major, b_major, pass>(context, p);
+      case Rounding::bf16:
+        return run<Mma<T, size, size, a_major, b_major, bfloat16>, a_major, b_major, pass>(context, p);
+    }
   }
   if constexpr (sizeof(T) >= 4)
     run<Fma<T, size, size, a_major, b_major>, a_major, b_major, pass>(context, p);

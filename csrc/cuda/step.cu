@@ -102,18 +102,24 @@ class Passes {
       const StepLayer<T>& layer = network_.layers[l];
       const LayerBuffers<T>& own = buffers_.layers[l];
       T* const z = own.saved == own.y ? nullptr : own.saved;
-      if (layer.kind == LayerKind::linear)
-        linear(layer, x(l), z, own.y);
-      else if (layer.kind == LayerKind::batch_norm)
-        batch_norm_forward(context_, BatchNormForward<T>{.layer = layer,
-                                                         .batch = rows_.batch,
-                                                         .halves = rows_.halves,
-                                                         .x = x(l),
-                                                         .moments = own.moments,
-                                                         .z = z,
-                                                         .y = own.y});
-      else
-        dropout_forward(context_, dropout(layer), layer.activation, x(l), z, own.y);
+      switch (layer.kind) {
+        case LayerKind::linear:
+          linear(layer, x(l), z, own.y);
+          break;
+        case LayerKind::batch_norm:
+          batch_norm_forward(context_, BatchNormForward<T>{.layer = layer,
+                                                           .batch = rows_.batch,
+                                                           .halves = rows_.halves,
+                                                           .x = x(l),
+                                                           .moments = own.moments,
+                                                           .z = z,
+                                                           .y = own.y});
+          break;
+        case LayerKind::dropout:
+        case LayerKind::identity:
+          dropout_forward(context_, dropout(layer), layer.activation, x(l), z, own.y);
+          break;
+      }
     }
   }
 
@@ -139,27 +145,34 @@ class Passes {
       } else if (l > 0) {
         target = {};
       }
-      if (layer.kind == LayerKind::batch_norm)
-        batch_norm_backward(context_, BatchNormBackward<T>{.layer = layer,
-                                                           .batch = rows_.batch,
-                                                           .halves = rows_.halves,
-                                                           .x = x(l),
-                                                           .grad_z = own.grad_z,
-                                                           .moments = own.moments,
-                                                           .target_width = target.width,
-                                                           .saved = target.saved,
-                                                           .activation = target.activation,
-                                                           .grad = target.grad,
-                                                           .updates = updates,
-                                                           .average_rate = average_rate});
-      else if (target.grad != nullptr && layer.kind == LayerKind::linear)
-        input_gradient(layer, own.grad_z, target);
-      else if (target.grad != nullptr)
-        dropout_backward(context_, dropout(layer), target.activation, target.width, own.grad_z, target.saved,
-                         target.grad);
-      // After the gradient has passed through the weight as it was.
-      if (updates && layer.kind == LayerKind::linear && (layer.weight.is_updated() || layer.bias.is_updated()))
-        update(layer, own.grad_z, x(l), average_rate);
+      switch (layer.kind) {
+        case LayerKind::linear:
+          if (target.grad != nullptr) input_gradient(layer, own.grad_z, target);
+          // After the gradient has passed through the weight as it was.
+          if (updates && (layer.weight.is_updated() || layer.bias.is_updated()))
+            update(layer, own.grad_z, x(l), average_rate);
+          break;
+        case LayerKind::batch_norm:
+          batch_norm_backward(context_, BatchNormBackward<T>{.layer = layer,
+                                                             .batch = rows_.batch,
+                                                             .halves = rows_.halves,
+                                                             .x = x(l),
+                                                             .grad_z = own.grad_z,
+                                                             .moments = own.moments,
+                                                             .target_width = target.width,
+                                                             .saved = target.saved,
+                                                             .activation = target.activation,
+                                                             .grad = target.grad,
+                                                             .updates = updates,
+                                                             .average_rate = average_rate});
+          break;
+        case LayerKind::dropout:
+        case LayerKind::identity:
+          if (target.grad != nullptr)
+            dropout_backward(context_, dropout(layer), target.activation, target.width, own.grad_z, target.saved,
+                             target.grad);
+          break;
+      }
     }
   }
 

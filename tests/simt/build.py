@@ -24,7 +24,7 @@ FLAGS = {
     "thread": "-O1 -fsanitize=thread",
     "coverage": "-O0 --coverage -DFASTGAN_INLINE=inline",
 }
-COMMON = "-std=c++20 -g1 -pthread -DFASTGAN_SIMT -Wno-attributes"
+COMMON = "-std=c++20 -g1 -pthread -DFASTGAN_SIMT -Wno-attributes -Werror=switch"
 
 
 def kernel_sources() -> list[Path]:

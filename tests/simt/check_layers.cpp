@@ -166,7 +166,7 @@ void check_layers() {
     int activation = 0;
     for (const auto& [batch, in, out] :
          {std::array<int64_t, 3>{1, 1, 1}, {7, 33, 5}, {33, 7, 65}, {70, 129, 3}, {3, 264, 66}}) {
-      const ActivationArguments act{Activation(activation++ % int(Activation::count)), 0.2};
+      const ActivationArguments act{Activation(activation++ % fastgan::activation_count), 0.2};
       for (const Rounding rounding : {Rounding::none, Rounding::tf32, Rounding::bf16}) {
         if ((rounding != Rounding::none && !std::is_same_v<T, float>) || (few && in < 264)) continue;
         if (few && rounding == Rounding::bf16) continue;  // check_step has it
@@ -174,7 +174,7 @@ void check_layers() {
         check_products<T>(batch, in, out, act, rounding, 64, 1);  // many processors: k is shared out; and not aligned
       }
     }
-    for (int a = 0; a < int(Activation::count); ++a) {
+    for (int a = 0; a < fastgan::activation_count; ++a) {
       if (!few) check_products<T>(2, 3, 5, {Activation(a), 0.2}, a % 2 == 1 ? Rounding::tf32 : Rounding::none, 4, 0);
       if (few && a != 2) continue;
       check_activations<T>(3, 5, {Activation(a), 0.2});

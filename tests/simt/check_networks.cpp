@@ -111,7 +111,7 @@ void check_networks() {
     }
   });
   if (!few)
-    for (int a = 0; a < int(Activation::count); ++a)
+    for (int a = 0; a < fastgan::activation_count; ++a)
       check_network<float>(17, {3, 20, 5}, a % 2 == 1, 2, 0, a % 3 == 0, {Activation(a), 0.2});
   fastgan::cuda::NarrowNetwork<float> network = {};
   network.batch = 1;

@@ -2,15 +2,19 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <iterator>
 #include <string>
 #include <vector>
 
 #include "../../csrc/bindings/layer_path.h"
 #include "../../csrc/bindings/step.h"
+#include "../../csrc/core/activation.h"
 #include "simt.h"
 
 PYBIND11_MODULE(_simt, m) {
   m.def("device_types", [] { return std::vector<std::string>{"cpu"}; });
+  m.def("activations",
+        [] { return std::vector<std::string>(fastgan::activation_names, std::end(fastgan::activation_names)); });
   m.def("layer_path", fastgan::bindings::layer_path_name);
   m.def("set_layer_path", fastgan::bindings::set_layer_path);
   fastgan::bindings::register_step_engine(m);
