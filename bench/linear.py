@@ -36,7 +36,7 @@ def cases() -> Iterator[Case]:
             yield from pair(
                 f"linear_act {activation} {batch}x{width_in}x{width_out}",
                 functools.partial(linear_act, activation=activation, negative_slope=0.2),
-                lambda x, w, b, a=activation: ACTIVATIONS[a](F.linear(x, w, b), 0.2),
+                lambda x, w, b, a=activation: ACTIVATIONS[a].function(F.linear(x, w, b), 0.2),
                 [(batch, width_in), (width_out, width_in), (width_out,)],
                 dtype=dtype,
                 scales=[1.0, width_in**-0.5, 1.0],  # a larger weight would saturate tanh: gradients of zero

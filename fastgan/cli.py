@@ -81,7 +81,7 @@ def train(
     ] = None,
     g_activation: Annotated[
         str | None,
-        _option("Such as relu, leaky_relu, tanh, silu.", "relu; over 256 values a sample: leaky_relu"),
+        _option("Such as relu, leaky_relu, tanh.", "relu; over 256 values a sample: leaky_relu"),
     ] = None,
     d_activation: Annotated[str | None, _option("Likewise.", "leaky_relu")] = None,
     output_activation: Annotated[

@@ -8,14 +8,17 @@ The engine asks it once and then watches what was read (csrc/bindings/watch.h); 
 
 from __future__ import annotations
 
+import inspect
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from types import BuiltinFunctionType, FunctionType
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.modules.module as torch_module
 from torch import Tensor, nn
+
+from fastgan import reference
 
 # What calling a module runs; each may be set on an instance, on a class or on a base of it.
 CALL = (
@@ -35,19 +38,31 @@ HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_p
 # What walks over a tree of modules go through.
 WALKS = ("parameters", "named_parameters", "buffers", "named_buffers", "modules", "named_modules", "_named_members")
 
-# Activation modules by exact type (a subclass may compute anything): name and negative slope, or None where the
-# module's parameters are not the ones that the fused activation has.
-ACTIVATIONS: dict[type[nn.Module], Callable[[Any], tuple[str, float] | None]] = {
-    nn.Identity: lambda m: ("identity", 0.0),
-    nn.ReLU: lambda m: ("relu", 0.0),
-    nn.LeakyReLU: lambda m: ("leaky_relu", m.negative_slope) if type(m.negative_slope) in (float, int) else None,
-    nn.ELU: lambda m: ("elu", 0.0) if m.alpha == 1.0 else None,
-    nn.Tanh: lambda m: ("tanh", 0.0),
-    nn.Sigmoid: lambda m: ("sigmoid", 0.0),
-    nn.Softplus: lambda m: ("softplus", 0.0) if m.beta == 1.0 and m.threshold == 20.0 else None,
-    nn.SiLU: lambda m: ("silu", 0.0),
-    nn.GELU: lambda m: ("gelu", 0.0) if m.approximate == "none" else None,
-}
+
+def _options(kind: type[nn.Module]) -> dict[str, Any]:
+    """The options of an activation's module, which are its attributes too, with their defaults."""
+    parameters = inspect.signature(kind).parameters.values()
+    return {p.name: p.default for p in parameters if p.default is not inspect.Parameter.empty}
+
+
+class _Read(NamedTuple):
+    """How an activation's module is read."""
+
+    name: str
+    has_slope: bool
+    fixed: tuple[tuple[str, Any], ...]  # attributes that must have these values, the only ones that fused layers have
+
+
+def _read_as(name: str, options: dict[str, Any]) -> _Read:
+    return _Read(
+        name,
+        "negative_slope" in options,
+        tuple((option, value) for option, value in options.items() if option not in ("negative_slope", "inplace")),
+    )
+
+
+# Activation modules by exact type: a subclass may compute anything.
+ACTIVATIONS = {a.module: _read_as(name, _options(a.module)) for name, a in reference.ACTIVATIONS.items()}
 
 # The parameters and buffers that a class knows, None among them; an activation knows none.
 PARAMETERS: dict[type[nn.Module], tuple[str, ...]] = {
@@ -62,19 +77,14 @@ BUFFERS: dict[type[nn.Module], tuple[str, ...]] = {
 READ: dict[type[nn.Module], tuple[str, ...]] = {
     nn.BatchNorm1d: ("training", "momentum", "eps", "track_running_stats"),
     nn.Dropout: ("training", "p", "inplace"),
-    nn.ReLU: ("inplace",),
-    nn.LeakyReLU: ("negative_slope", "inplace"),
-    nn.ELU: ("alpha", "inplace"),
-    nn.SiLU: ("inplace",),
-    nn.Softplus: ("beta", "threshold"),
-    nn.GELU: ("approximate",),
+    **{kind: tuple(_options(kind)) for kind in ACTIVATIONS if _options(kind)},
 }
 # What a module keeps its parts in.
 PARTS = ("_parameters", "_buffers", "_modules")
 # The functions that the forwards call.
 FUNCTIONS = {
-    nn.functional: ("linear", "batch_norm", "dropout", "relu", "leaky_relu", "elu", "silu", "softplus", "gelu"),
-    torch: ("tanh", "sigmoid", "relu", "batch_norm"),
+    space: (*own, *(name for a in reference.ACTIVATIONS.values() for where, name in a.calls if where is space))
+    for space, own in ((nn.functional, ("linear", "batch_norm", "dropout")), (torch, ("batch_norm",)))
 }
 # (namespace, name, function), as they were when fastgan was imported.
 OWN_FUNCTIONS = [(vars(space), name, getattr(space, name)) for space, names in FUNCTIONS.items() for name in names]
@@ -239,8 +249,16 @@ def is_sequential(module: nn.Module) -> bool:
 
 def fused_activation(module: nn.Module) -> tuple[str, float] | None:
     """The activation (name, negative slope) that a module computes, or None where the fused layers have no such one."""
-    rule = ACTIVATIONS.get(type(module))
-    return None if rule is None or refusal(module) is not None else rule(module)
+    read = ACTIVATIONS.get(type(module))
+    if read is None or refusal(module) is not None:
+        return None
+    for option, value in read.fixed:
+        if getattr(module, option) != value:
+            return None
+    if not read.has_slope:
+        return read.name, 0.0
+    slope: Any = module.negative_slope
+    return (read.name, slope) if type(slope) in (float, int) else None
 
 
 def is_idle_dropout(module: nn.Module | None) -> bool:

@@ -92,8 +92,9 @@ _reader: Any = (backend.module if layers.PATCHED_EARLY is None else None) and ba
     nn.Linear,
     nn.LeakyReLU,
     {
-        kind: functional.ACTIVATION[kind.__name__.lower()]
-        for kind in (nn.Identity, nn.ReLU, nn.Tanh, nn.Sigmoid, nn.SiLU)
+        kind: functional.ACTIVATION[read.name]
+        for kind, read in layers.ACTIVATIONS.items()
+        if not read.has_slope and not read.fixed
     },
     functional.ACTIVATION["leaky_relu"],
     layers.is_unpatched,
@@ -275,13 +276,8 @@ class MLP(FusedSequential):
 
 def _activation_module(name: str, negative_slope: float) -> nn.Module:
     """The torch.nn module of an activation of the table."""
-    if name == "leaky_relu":
-        return nn.LeakyReLU(negative_slope)
-    for kind in layers.ACTIVATIONS:
-        module = kind()
-        if fused_activation(module) == (name, 0.0):
-            return module
-    raise AssertionError(f"the activation {name} has no module")
+    kind = reference.ACTIVATIONS[name].module
+    return kind(negative_slope) if layers.ACTIVATIONS[kind].has_slope else kind()
 
 
 @functools.cache

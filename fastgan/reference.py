@@ -7,22 +7,34 @@ compiled. It imports nothing of the rest of fastgan and checks no arguments (`fa
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from types import ModuleType
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
-# The one table of activations. Its order is the order of `enum Activation` in csrc/core/activation.h.
-ACTIVATIONS: dict[str, Callable[[Tensor, float], Tensor]] = {
-    "identity": lambda x, slope: x,
-    "relu": lambda x, slope: torch.relu(x),
-    "leaky_relu": lambda x, slope: F.leaky_relu(x, slope),
-    "elu": lambda x, slope: F.elu(x),
-    "tanh": lambda x, slope: torch.tanh(x),
-    "sigmoid": lambda x, slope: torch.sigmoid(x),
-    "softplus": lambda x, slope: F.softplus(x),
-    "silu": lambda x, slope: F.silu(x),
-    "gelu": lambda x, slope: F.gelu(x),
+
+class Activation(NamedTuple):
+    """An activation: what it computes, and how torch.nn spells it."""
+
+    function: Callable[[Tensor, float], Tensor]  # of the pre-activation and the negative slope, which only some heed
+    module: type[nn.Module]  # the same with its default parameters, its `negative_slope` being the slope
+    # (namespace, name) of the functions of torch that the module's forward calls, one through the other
+    calls: tuple[tuple[ModuleType, str], ...]
+
+
+# The one table of activations; its compiled twin is csrc/core/activation.h, which has the same names.
+ACTIVATIONS: dict[str, Activation] = {
+    "identity": Activation(lambda x, slope: x, nn.Identity, ()),
+    "relu": Activation(lambda x, slope: torch.relu(x), nn.ReLU, ((F, "relu"), (torch, "relu"))),
+    "leaky_relu": Activation(lambda x, slope: F.leaky_relu(x, slope), nn.LeakyReLU, ((F, "leaky_relu"),)),
+    "elu": Activation(lambda x, slope: F.elu(x), nn.ELU, ((F, "elu"),)),
+    "tanh": Activation(lambda x, slope: torch.tanh(x), nn.Tanh, ((torch, "tanh"),)),
+    "sigmoid": Activation(lambda x, slope: torch.sigmoid(x), nn.Sigmoid, ((torch, "sigmoid"),)),
+    "softplus": Activation(lambda x, slope: F.softplus(x), nn.Softplus, ((F, "softplus"),)),
+    "silu": Activation(lambda x, slope: F.silu(x), nn.SiLU, ((F, "silu"),)),
+    "gelu": Activation(lambda x, slope: F.gelu(x), nn.GELU, ((F, "gelu"),)),
 }
 
 
@@ -52,7 +64,7 @@ def discriminator_loss(
 
 def linear_act(input: Tensor, weight: Tensor, bias: Tensor | None, activation: str, negative_slope: float) -> Tensor:
     """activation(input @ weight.T + bias)."""
-    return ACTIVATIONS[activation](F.linear(input, weight, bias), negative_slope)
+    return ACTIVATIONS[activation].function(F.linear(input, weight, bias), negative_slope)
 
 
 def mlp(

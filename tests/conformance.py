@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import functools
+import inspect
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -10,19 +12,17 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
-ACTIVATIONS = ("identity", "relu", "leaky_relu", "elu", "tanh", "sigmoid", "softplus", "silu", "gelu")
-# Their modules.
-ACTIVATION_MODULES: dict[str, Callable[[], nn.Module]] = {
-    "identity": nn.Identity,
-    "relu": nn.ReLU,
-    "leaky_relu": lambda: nn.LeakyReLU(0.2),
-    "elu": nn.ELU,
-    "tanh": nn.Tanh,
-    "sigmoid": nn.Sigmoid,
-    "softplus": nn.Softplus,
-    "silu": nn.SiLU,
-    "gelu": nn.GELU,
-}
+from fastgan import reference
+
+ACTIVATIONS = tuple(reference.ACTIVATIONS)
+
+
+def _module(name: str) -> nn.Module:
+    kind = reference.ACTIVATIONS[name].module
+    return kind(negative_slope=0.2) if "negative_slope" in inspect.signature(kind).parameters else kind()
+
+
+ACTIVATION_MODULES: dict[str, Callable[[], nn.Module]] = {n: functools.partial(_module, n) for n in ACTIVATIONS}
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 REDUCTIONS = ("none", "mean", "sum")
 

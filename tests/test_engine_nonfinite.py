@@ -232,7 +232,7 @@ def test_the_gradient_through_an_activation(activation, dtype, whole, backend) -
         return linear_act(x, one, None, activation=activation, negative_slope=0.2)
 
     gradients = []
-    for function in (ours, lambda x: reference.ACTIVATIONS[activation](x, 0.2)):
+    for function in (ours, lambda x: reference.ACTIVATIONS[activation].function(x, 0.2)):
         at = x.clone().requires_grad_()
         (gradient,) = torch.autograd.grad(function(at), at, cotangent)
         gradients.append(gradient)
