@@ -90,9 +90,7 @@ void check_core() {
       const double h = 1e-5, saved = saves_output(act) ? apply(act, z) : z;
       expect_close(derivative(act, saved, 1), (apply(act, z + h) - apply(act, z - h)) / (2 * h), 1, 1e-6,
                    std::string("derivative of ") + fastgan::activation_names[a] + " at " + std::to_string(z));
-      const auto first = [&](double at) {
-        return derivative(act, saves_output(act) ? apply(act, at) : at, 1);
-      };
+      const auto first = [&](double at) { return derivative(act, saves_output(act) ? apply(act, at) : at, 1); };
       expect_close(derivative(act, saved, 2), (first(z + h) - first(z - h)) / (2 * h), 1, 1e-6,
                    std::string("second derivative of ") + fastgan::activation_names[a] + " at " + std::to_string(z));
     }
