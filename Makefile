@@ -63,7 +63,7 @@ coverage: $(VENV)/dev-tools
 
 # Plain `pip install torch` is the CUDA build; in an environment of its own, because the other is that of the CPU build.
 cuda-check: $(CUDA_VENV)/torch
-	PYTHON=$(CUDA_VENV)/bin/python bench/cuda_check.sh
+	PYTHON=$(CUDA_VENV)/bin/python tools/cuda_check.sh
 
 $(CUDA_VENV)/torch:
 	$(PYTHON) -m venv $(CUDA_VENV)

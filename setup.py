@@ -192,7 +192,7 @@ def extension(mode: str):
         define_macros=[("FASTGAN_WITH_CUDA", "1")],
         extra_compile_args={
             "cxx": cxx + host_gaps,
-            # In a file of their own, because bench/resources.py measures the kernels as compiled with the same.
+            # In a file of their own, because tools/resources.py measures the kernels as compiled with the same.
             "nvcc": [*(ROOT / "csrc" / "cuda" / "nvcc-flags.txt").read_text().split(), *device_gaps],
         },
         extra_link_args=link,

@@ -158,7 +158,7 @@ def read(parser: argparse.ArgumentParser, file: Path) -> Record:
 def main(arguments: Sequence[str], program: str) -> int:
     """Draw the plots of one record; returns the exit code."""
     parser = argparse.ArgumentParser(prog=program, description="Draw the plots of a record.")
-    parser.add_argument("record", type=Path, metavar="RECORD", help="a JSON file of python -m bench or bench/gpu.sh")
+    parser.add_argument("record", type=Path, metavar="RECORD", help="a JSON file of python -m bench or tools/gpu.sh")
     parser.add_argument("--out", type=Path, default=Path("."), metavar="DIR", help="where they go (default: here)")
     options = parser.parse_args(arguments)
     record = read(parser, options.record)

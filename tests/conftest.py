@@ -8,31 +8,14 @@ import os
 from collections.abc import Iterator
 from typing import Any
 
+import clean_environment  # by its name the first: what follows reads the environment
 import pytest
+import simt_backend
+import torch
+from hypothesis import HealthCheck, settings
 
-# What the suite takes from the environment; its report begins with it. Other settings of fastgan's, as a backend that
-# the caller's shell has chosen, would change what is tested, and those of colour what commands print: they are dropped,
-# before fastgan reads them.
-SETTINGS = (
-    "FASTGAN_REQUIRE_BACKENDS",  # cpu,simt: backends whose absence is a failure, not a skip
-    "FASTGAN_TEST_BACKENDS",  # cpu,auto: only tests of these backends
-    "FASTGAN_TEST_THREADS",  # torch.set_num_threads
-    "FASTGAN_TEST_FLUSH_DENORMAL",  # 1: torch.set_flush_denormal
-    "FASTGAN_FUZZ_EXAMPLES",  # of tests/fuzz
-    "FASTGAN_ISA",
-    "FASTGAN_SKIP_SIMT",
-)
-for name in [name for name in os.environ if name.startswith("FASTGAN_") and name not in SETTINGS]:
-    del os.environ[name]
-for name in ("FORCE_COLOR", "NO_COLOR", "CLICOLOR_FORCE", "PYTHONWARNINGS"):
-    os.environ.pop(name, None)
-
-import simt_backend  # noqa: E402
-import torch  # noqa: E402
-from hypothesis import HealthCheck, settings  # noqa: E402
-
-import fastgan  # noqa: E402
-from fastgan import backend as fastgan_backend  # noqa: E402
+import fastgan
+from fastgan import backend as fastgan_backend
 
 
 def listed(setting: str) -> tuple[str, ...]:
@@ -138,7 +121,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_report_header() -> str:
-    found = [name for name in os.environ if name in SETTINGS or name.startswith("OMP_")]
+    found = [name for name in os.environ if name in clean_environment.SETTINGS or name.startswith("OMP_")]
     build = fastgan.info()["build"]
     return (
         f"fastgan: {build['cpu_instructions'] if build else 'not compiled'}, {torch.get_num_threads()} threads"

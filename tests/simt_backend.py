@@ -7,17 +7,13 @@ import functools
 import importlib.util
 import os
 import shutil
-import sys
 from collections.abc import Iterator
-from pathlib import Path
 from types import ModuleType
 
 import torch
+from simt import build
 
 from fastgan import backend, functional
-
-sys.path.insert(0, str(Path(__file__).parent / "simt"))
-import build
 
 
 @functools.cache

@@ -13,17 +13,15 @@ from pathlib import Path
 import pytest
 import torch
 
+from bench import linear, record
+from bench.__main__ import main
+from bench.agreement import assert_agree
+from bench.configurations import CONFIGURATIONS
+from bench.pairs import pair
+from bench.table import HEADERS, print_plain
+from bench.timing import Case, Result, Timing, measure
+
 ROOT = Path(__file__).parent.parent
-sys.path.insert(0, str(ROOT))
-
-from bench import linear, record  # noqa: E402
-from bench.__main__ import main  # noqa: E402
-from bench.agreement import assert_agree  # noqa: E402
-from bench.configurations import CONFIGURATIONS  # noqa: E402
-from bench.pairs import pair  # noqa: E402
-from bench.table import HEADERS, print_plain  # noqa: E402
-from bench.timing import Case, Result, Timing, measure  # noqa: E402
-
 RING = next(c for c in CONFIGURATIONS if c.name == "ring")
 
 

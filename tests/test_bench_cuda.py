@@ -13,15 +13,14 @@ from typing import Any
 import pytest
 import torch
 
+from bench import cuda, record
+from bench.agreement import assert_agree
+from bench.pairs import SETS, pair
+from bench.table import cells
+from bench.timing import Case, Result, Timing
+from tools import benchmark_page
+
 ROOT = Path(__file__).parent.parent
-sys.path.insert(0, str(ROOT))
-
-from bench import cuda, readme_table, record  # noqa: E402
-from bench.agreement import assert_agree  # noqa: E402
-from bench.pairs import SETS, pair  # noqa: E402
-from bench.table import cells  # noqa: E402
-from bench.timing import Case, Result, Timing  # noqa: E402
-
 RECORD = ROOT / "bench" / "results" / "cpu-2026-11-23.json"
 
 
@@ -211,7 +210,7 @@ def test_a_graph_takes_every_input_set_alike() -> None:
 @pytest.mark.deep
 @pytest.mark.skipif(not RECORD.exists(), reason="the records are not part of the source distribution")
 def test_the_tables_of_the_readme_are_those_of_the_record() -> None:
-    result = _run("bench.readme_table", str(RECORD))
+    result = _run("tools.benchmark_page", str(RECORD))
     assert result.returncode == 0, result.stderr
     readme = (ROOT / "README.md").read_text()
     rows = [line for line in result.stdout.splitlines() if line.startswith("|")]
@@ -233,7 +232,7 @@ def test_the_tables_of_a_gpu_record() -> None:
     }
     measured["ceilings"] = {"GB/s": 3000.0, "GFLOP/s float32": 5e4, "GFLOP/s tf32": 4e5, "GFLOP/s bfloat16": 8e5}
     measured["rows"] = [row for row in measured["rows"] if row["case"].startswith("bce 64x1 float32")]
-    text = readme_table.markdown(measured, "gpu.json")
+    text = benchmark_page.markdown(measured, "gpu.json")
     assert text.startswith("Measured on an NVIDIA H100 (driver 580.1, CUDA 13.0, float32 products strict), PyTorch")
     assert "| `binary_cross_entropy_with_logits` | 1.10 | | | | |" in text
     assert "generator_loss" not in text
@@ -254,7 +253,7 @@ def test_the_tables_of_a_gpu_record() -> None:
 def test_what_is_no_record_is_refused(tmp_path: Path, text: str, message: str) -> None:
     file = tmp_path / "record.json"
     file.write_text(text)
-    result = _run("bench.readme_table", str(file))
+    result = _run("tools.benchmark_page", str(file))
     assert result.returncode == 2
     assert message in result.stderr
 

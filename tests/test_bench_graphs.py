@@ -3,21 +3,16 @@
 from __future__ import annotations
 
 import contextlib
-import sys
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-ROOT = Path(__file__).parent.parent
-sys.path.insert(0, str(ROOT))
-
-from bench import step  # noqa: E402
-from bench.configurations import Configuration  # noqa: E402
-from bench.cuda_training import graphed  # noqa: E402
-from bench.peers import contenders  # noqa: E402
-from bench.training import Training  # noqa: E402
+from bench import step
+from bench.configurations import Configuration
+from bench.cuda_training import graphed
+from bench.peers import contenders
+from bench.training import Training
 
 
 def test_a_graph_of_each_input_set_after_warm_up_steps_that_are_undone(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-ROOT = Path(__file__).parent.parent
-sys.path.insert(0, str(ROOT))
+from bench import plots
+from bench.__main__ import main
+from tools import benchmark_page
 
-from bench import plots, readme_table  # noqa: E402
-from bench.__main__ import main  # noqa: E402
+ROOT = Path(__file__).parent.parent
 
 
 def row(case: str, contender: str, times: float, **more: Any) -> dict[str, Any]:
@@ -114,7 +113,7 @@ def test_a_record_without_steps_is_refused(
 
 
 def test_the_readme_has_what_was_measured_beside_what_was_aimed_for(made_up: dict[str, Any]) -> None:
-    text = readme_table.markdown(made_up, "cpu.json")
+    text = benchmark_page.markdown(made_up, "cpu.json")
     for line in (
         "| a training step; in brackets what was aimed for | ring | digits | mnist | wide |",
         "| FLOP/s of a `TrainStep`, of the best single product's | 0.61 (0.75) | | 0.61 (0.8) | |",
@@ -139,7 +138,7 @@ def test_the_tables_are_written_between_the_marks(made_up: dict[str, Any], tmp_p
     file.write_text(json.dumps(made_up))
     readme.write_text("before\n<!-- benchmark: cpu -->\nold\n<!-- end of benchmark: cpu -->\nafter\n")
     for _ in range(2):
-        assert readme_table.main([str(file), "--write", str(readme)]) == 0
+        assert benchmark_page.main([str(file), "--write", str(readme)]) == 0
     text = readme.read_text()
     assert text.startswith("before\n<!-- benchmark: cpu -->\n\nMeasured on 2 threads of a CPU (avx512)")
     assert text.endswith("\n\n<!-- end of benchmark: cpu -->\nafter\n")
@@ -154,10 +153,10 @@ def test_a_readme_without_marks_is_refused(
     file.write_text(json.dumps(made_up))
     readme.write_text("nothing\n")
     with pytest.raises(SystemExit, match="2"):
-        readme_table.main([str(file), "--write", str(readme)])
+        benchmark_page.main([str(file), "--write", str(readme)])
     assert "there must be one line <!-- benchmark: cpu --> and after it one" in capsys.readouterr().err
     assert readme.read_text() == "nothing\n"
 
 
 def test_the_readme_has_the_marks() -> None:
-    assert "tables" in readme_table.rewritten((ROOT / "README.md").read_text(), "tables", "cpu")
+    assert "tables" in benchmark_page.rewritten((ROOT / "README.md").read_text(), "tables", "cpu")

@@ -16,16 +16,14 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
+from bench import compiled, jax_training, memory, peers, phases, record, step, training
+from bench.__main__ import main
+from bench.configurations import Configuration, batch_sweep, width_sweep
+from bench.timing import Case, Result, Timing, measure
+from fastgan import TrainStep
+from fastgan.cli import app
+
 ROOT = Path(__file__).parent.parent
-sys.path.insert(0, str(ROOT))
-
-from bench import compiled, jax_training, memory, peers, phases, record, step, training  # noqa: E402
-from bench.__main__ import main  # noqa: E402
-from bench.configurations import Configuration, batch_sweep, width_sweep  # noqa: E402
-from bench.timing import Case, Result, Timing, measure  # noqa: E402
-from fastgan import TrainStep  # noqa: E402
-from fastgan.cli import app  # noqa: E402
-
 TINY = Configuration("tiny", (3, 8, 4), "relu", "tanh", (4, 8, 1), 6)
 EAGER = {"torch foreach", "torch one batch"}
 

@@ -9,10 +9,9 @@ from pathlib import Path
 import pytest
 import torch
 
-ROOT = Path(__file__).parent.parent
-sys.path.insert(0, str(ROOT))
+from tools import crossover
 
-from bench import crossover  # noqa: E402
+ROOT = Path(__file__).parent.parent
 
 
 @pytest.mark.parametrize(
@@ -37,6 +36,6 @@ def test_the_header_is_written_as_it_stands_in_the_sources() -> None:
 @pytest.mark.deep
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU to measure on")
 def test_without_a_gpu_a_sentence() -> None:
-    done = subprocess.run([sys.executable, "-m", "bench.crossover"], cwd=ROOT, capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-m", "tools.crossover"], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 2
     assert done.stderr.startswith("the crossover is measured on a GPU: ")

@@ -38,7 +38,7 @@ from fastgan.cli import app
 ROOT = Path(__file__).resolve().parent.parent
 DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 SHELLS = ("", "sh", "bash", "console", "shell")
-COMMAND = re.compile(r"fastgan [a-z-]|python -m bench|python \S+\.py|make [a-z]|pip install |bench/\S+\.sh")
+COMMAND = re.compile(r"fastgan [a-z-]|python -m (bench|tools)|python \S+\.py|make [a-z]|pip install |tools/\S+\.sh")
 FENCE = re.compile(r"^( *)```(\w*)[^\n]*\n(.*?)^\1```", re.MULTILINE | re.DOTALL)
 
 
@@ -76,9 +76,7 @@ def commands(document: Path) -> Iterator[Example]:
         shown = [line] if line.startswith("    ") or not line.startswith((" ", "|")) else []
         for command in (*shown, *re.findall(r"`([^`\n]+)`", line)):
             command = re.sub(r"^\$ |^(?:[A-Z_]+=\S* )+", "", command.strip())
-            if re.match(
-                r"(fastgan [a-z-]|python -m bench|python \S+\.py|make [a-z]|pip install |bench/\S+\.sh)", command
-            ):
+            if COMMAND.match(command):
                 for part in command.split(" && "):
                     yield Example(document, number, part)
 
@@ -295,7 +293,7 @@ def test_what_does_not_exist_is_noticed(workplace: Path, monkeypatch: pytest.Mon
         with pytest.raises(BaseException) as caught, monkeypatch.context() as patch:  # noqa: PT011
             test_fastgan_commands(example(command), workplace, patch)
         assert not isinstance(caught.value, Parsed)
-    for command in ("make nonsense", "pip install '.[nonsense]'", "python -m bench --bogus", "bench/gpu.sh --bogus"):
+    for command in ("make nonsense", "pip install '.[nonsense]'", "python -m bench --bogus", "tools/gpu.sh --bogus"):
         with pytest.raises(AssertionError), monkeypatch.context() as patch:
             test_other_commands_are_parsed(example(command), patch)
     for span in ("fastgan.nonsense", 'fastgan.Trainer("digits", "too", "many")', "fastgan.data.load(bogus=1)"):

@@ -1,6 +1,6 @@
 """What only a GPU can show: streams, graphs, no waiting for the device, sizes over 2^31, one launch a call.
 
-The functions named `sanitize` call every kernel once at small sizes: what bench/gpu.sh runs under compute-sanitizer.
+The functions named `sanitize` call every kernel once at small sizes: what tools/gpu.sh runs under compute-sanitizer.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""bench/gpu.sh without a GPU: its options, and with stand-ins for nvidia-smi and Python, that no part hides another."""
+"""tools/gpu.sh without a GPU: its options, and with stand-ins for nvidia-smi and Python, that no part hides another."""
 
 from __future__ import annotations
 
@@ -12,11 +12,9 @@ from pathlib import Path
 
 import pytest
 
+from tools import gpu_record
+
 ROOT = Path(__file__).parent.parent
-sys.path.insert(0, str(ROOT))
-
-from bench import gpu_record  # noqa: E402
-
 PARTS = ["facts", "build", "kernels", "step", "profile", "step-tf32"]
 PARTS += ["memcheck", "racecheck", "synccheck", "initcheck", "tests", "step-compiled", "bench"]
 
@@ -45,7 +43,7 @@ esac
 
 def run(*arguments: str, cwd: Path = ROOT, **environment: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        ["bash", str(cwd / "bench" / "gpu.sh"), *arguments],
+        ["bash", str(cwd / "tools" / "gpu.sh"), *arguments],
         cwd=cwd,
         env={**os.environ, **environment},
         capture_output=True,
@@ -106,7 +104,7 @@ def test_without_a_gpu_one_sentence(tmp_path: Path) -> None:
     path = f"{Path(no_gpu).parent}:{os.environ['PATH']}"
     result = run("--out", str(tmp_path / "out"), PATH=path)
     assert result.returncode == 2
-    assert result.stderr == "bench/gpu.sh: there is no NVIDIA GPU here: nvidia-smi is missing or finds none\n"
+    assert result.stderr == "tools/gpu.sh: there is no NVIDIA GPU here: nvidia-smi is missing or finds none\n"
     program(tmp_path / "bin", "nvidia-smi", "#!/bin/sh\n")
     no_cuda = program(tmp_path / "bin", "python-without-cuda", "#!/bin/sh\nexit 1\n")
     result = run("--out", str(tmp_path / "out"), PATH=path, PYTHON=no_cuda)
@@ -117,7 +115,7 @@ def test_without_a_gpu_one_sentence(tmp_path: Path) -> None:
 
 def test_a_part_that_fails_or_hangs_does_not_hide_the_rest(tmp_path: Path) -> None:
     checkout = tmp_path / "no repository"
-    shutil.copytree(ROOT / "bench", checkout / "bench", ignore=shutil.ignore_patterns("__pycache__", "results"))
+    shutil.copytree(ROOT / "tools", checkout / "tools", ignore=shutil.ignore_patterns("__pycache__"))
     (checkout / "tests").mkdir()
     (checkout / "tests" / "test_gpu.py").touch()
     fakes = tmp_path / "bin"

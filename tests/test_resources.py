@@ -1,4 +1,4 @@
-"""bench/resources.py: the parser on a stored report of ptxas, and nvcc itself where it is found."""
+"""tools/resources.py and tools/ptxas.py: the parser on a stored report of ptxas, and nvcc itself where it is found."""
 
 from __future__ import annotations
 
@@ -10,11 +10,10 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parent.parent
-sys.path.insert(0, str(ROOT))
+from tools import ptxas, resources
+from tools.ptxas import Usage
 
-from bench import resources  # noqa: E402
-from bench.resources import Usage  # noqa: E402
+ROOT = Path(__file__).parent.parent
 
 # Of CUDA 13.0, with -maxrregcount 24: a kernel in shared memory, one with a function that was not inlined, one that
 # spills.
@@ -59,16 +58,16 @@ needs_nvcc = pytest.mark.skipif(shutil.which("nvcc") is None, reason="nvcc is no
 
 
 def row(kernel: str, registers: str = "12") -> tuple[str, ...]:
-    return ("a.cu", kernel, "128", "0", "0", *[registers] * len(resources.ARCHITECTURES))
+    return ("a.cu", kernel, "128", "0", "0", *[registers] * len(ptxas.ARCHITECTURES))
 
 
 def test_a_report_is_read_kernel_by_kernel() -> None:
-    assert resources.parse(REPORT) == {
+    assert ptxas.parse(REPORT) == {
         "_ZN7fastgan4cuda1kIfLi4EEEvPf": Usage(12, 128, 0, 0, 0),
         "_ZN7fastgan4cuda5callsEPf": Usage(18, 0, 32, 8, 4),
         "_ZN7fastgan4cuda8spillingEPKfPfi": Usage(24, 0, 304, 608, 640),
     }
-    assert resources.parse("nvcc warning : something else\n") == {}
+    assert ptxas.parse("nvcc warning : something else\n") == {}
 
 
 @pytest.mark.parametrize(
@@ -86,18 +85,18 @@ def test_a_report_is_read_kernel_by_kernel() -> None:
     ],
 )
 def test_names_are_short(name: str, short: str) -> None:
-    assert resources.shorten(name) == short
+    assert ptxas.shorten(name) == short
 
 
 @pytest.mark.skipif(shutil.which("c++filt") is None, reason="c++filt is not on PATH")
 def test_names_are_demangled_and_stay_different() -> None:
     kernels = {"_ZN7fastgan4cuda1kIfLi4EEEvPf": Usage(1), "_Z1kPf": Usage(2), "_ZN7fastgan4cuda1kEPd": Usage(3)}
-    assert resources.readable(kernels) == {
+    assert ptxas.readable(kernels) == {
         "k<float, 4>": Usage(1),
         "k(float*)": Usage(2),
         "fastgan::cuda::k(double*)": Usage(3),
     }
-    assert resources.readable({}) == {}
+    assert ptxas.readable({}) == {}
 
 
 def test_a_spill_is_a_sentence() -> None:
@@ -138,8 +137,8 @@ def test_the_committed_table_is_readable_and_has_every_kernel_file() -> None:
     version, rows = resources.read_table(resources.TABLE)
     assert version
     assert rows == sorted(rows)
-    assert {file for file, *_ in rows} <= {source.name for source in resources.FOLDER.glob("*.cu")}
-    with_kernels = {s.name for s in resources.FOLDER.glob("*.cu") if re.search(r"__global__", s.read_text())}
+    assert {file for file, *_ in rows} <= {source.name for source in ptxas.KERNELS.glob("*.cu")}
+    with_kernels = {s.name for s in ptxas.KERNELS.glob("*.cu") if re.search(r"__global__", s.read_text())}
     assert with_kernels <= {file for file, *_ in rows}
 
 
@@ -148,7 +147,7 @@ def test_kernels_include_no_torch_header() -> None:
 
 
 def test_it_needs_no_torch() -> None:
-    code = "import sys; sys.modules['torch'] = None; import bench.resources"
+    code = "import sys; sys.modules['torch'] = None; import tools.resources"
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
 
 
@@ -176,16 +175,16 @@ def test_without_nvcc_a_sentence(monkeypatch: pytest.MonkeyPatch, capsys: pytest
 def test_a_spilling_kernel_is_found_by_nvcc(tmp_path: Path) -> None:
     source = tmp_path / "spilling.cu"
     source.write_text(SPILLING)
-    compiled = resources.measure(source, "sm_80", ["-maxrregcount", "16"])
-    (sentence,) = resources.spill_sentences(source.name, {"sm_80": resources.readable(compiled.kernels)})
+    compiled = ptxas.measure(source, "sm_80", ["-maxrregcount", "16"])
+    (sentence,) = resources.spill_sentences(source.name, {"sm_80": ptxas.readable(compiled.kernels)})
     assert sentence.startswith("spilling.cu: spilling spills on sm_80")
-    roomy = resources.measure(source, "sm_80")
-    assert resources.spill_sentences(source.name, {"sm_80": resources.readable(roomy.kernels)}) == []
+    roomy = ptxas.measure(source, "sm_80")
+    assert resources.spill_sentences(source.name, {"sm_80": ptxas.readable(roomy.kernels)}) == []
 
 
 @needs_nvcc
 def test_what_nvcc_says_reaches_the_user(tmp_path: Path) -> None:
     source = tmp_path / "wrong.cu"
     source.write_text("__global__ void k() { undefined_name(); }\n")
-    with pytest.raises(resources.NvccError, match=r"(?s)wrong\.cu does not compile for sm_80:.*undefined_name"):
-        resources.measure(source, "sm_80")
+    with pytest.raises(ptxas.NvccError, match=r"(?s)wrong\.cu does not compile for sm_80:.*undefined_name"):
+        ptxas.measure(source, "sm_80")

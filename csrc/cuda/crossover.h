@@ -1,5 +1,5 @@
 // Up to which size this project's product kernels run, and above which the library's: largest m n k of a
-// product. Written by `python -m bench.crossover --write`: measured on NVIDIA H100 80GB HBM3, 2026-11-26.
+// product. Written by `python -m tools.crossover --write`: measured on NVIDIA H100 80GB HBM3, 2026-11-26.
 #pragma once
 
 namespace fastgan::cuda::crossover {

@@ -9,22 +9,18 @@ import warnings
 from collections.abc import Sequence
 from typing import Any, TextIO
 
-import process as process_module
 import simt_backend
-import surgery_hooks
-import surgery_modules
-import surgery_optimizers
-import surgery_parameters
-import surgery_step
 import torch
-import training
-import worlds as worlds_module
-from networks import LATENT
-from statements import PROCESS, STEPS, WORLD, NotHere, generator_of
 from torch import Tensor
-from worlds import RELATIVE, World, difference, gradients, outcome, picture, rounding
 
 import fastgan
+
+from . import process as process_module
+from . import surgery_hooks, surgery_modules, surgery_optimizers, surgery_parameters, surgery_step, training
+from . import worlds as worlds_module
+from .networks import LATENT
+from .statements import PROCESS, STEPS, WORLD, NotHere, generator_of
+from .worlds import RELATIVE, World, difference, gradients, outcome, picture, rounding
 
 TABLES = (surgery_hooks, surgery_modules, surgery_optimizers, surgery_parameters, surgery_step, training)
 NAMES = (*STEPS, *WORLD, *PROCESS)

@@ -6,12 +6,13 @@ import json
 from collections.abc import Callable, Sequence
 from typing import Any, TextIO
 
-from example import REFUSALS, Example, Fault
 from hypothesis import HealthCheck, Phase, seed, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule, run_state_machine_as_test
-from networks import ACTIVATIONS, KINDS, LINEARS, NORMS, OTHERS
-from statements import PROCESS, STEPS, WORLD
+
+from .example import REFUSALS, Example, Fault
+from .networks import ACTIVATIONS, KINDS, LINEARS, NORMS, OTHERS
+from .statements import PROCESS, STEPS, WORLD
 
 # How often which: most layers are such as the engine takes, or it would seldom run.
 _TOKENS = st.one_of(

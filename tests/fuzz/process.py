@@ -9,12 +9,13 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 import torch.optim.optimizer as torch_optimizer
-from statements import PROCESS, NotHere, statement
 from torch import nn
 from torch.nn.modules import module as torch_module
 
 import fastgan
 from fastgan import backend
+
+from .statements import PROCESS, NotHere, statement
 
 
 class Process:

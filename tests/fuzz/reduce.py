@@ -14,7 +14,7 @@ import traceback
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from example import REFUSALS, Example, Fault
+from .example import REFUSALS, Example, Fault
 
 Statements = list[tuple[str, int]]
 

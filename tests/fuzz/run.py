@@ -1,7 +1,7 @@
 """Runs the differential fuzzer, for a number of examples or for minutes; says each fault in a line that repeats it.
 
-python tests/fuzz/run.py --minutes 60 --seed 1
-python tests/fuzz/run.py --replay '{"description": {}, "statements": [["step", 0]], "backend": "auto"}'
+PYTHONPATH=tests python -m fuzz.run --minutes 60 --seed 1
+PYTHONPATH=tests python -m fuzz.run --replay '{"description": {}, "statements": [["step", 0]], "backend": "auto"}'
 """
 
 from __future__ import annotations
@@ -15,13 +15,12 @@ import time
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
-import machine
-import reduce
 import simt_backend
-from example import BACKENDS, NAMES
 
 import fastgan
+
+from . import machine, reduce
+from .example import BACKENDS, NAMES
 
 _SILENCE = 120.0  # seconds without a statement after which a worker hangs
 

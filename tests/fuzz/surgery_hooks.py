@@ -5,9 +5,10 @@ from __future__ import annotations
 import random
 from typing import Any
 
-from statements import WORLD, pick, statement
 from torch import Tensor
-from worlds import World
+
+from .statements import WORLD, pick, statement
+from .worlds import World
 
 
 def keep(world: World, handle: Any) -> None:

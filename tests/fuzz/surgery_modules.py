@@ -7,12 +7,13 @@ import random
 from typing import Any
 
 import torch
-from networks import Backwards, Calls, Iterates, Named, Wrapped, fill, layer
-from statements import WORLD, NotHere, pick, statement
 from torch import Tensor, nn
-from worlds import World
 
 from fastgan.nn import fuse, unfuse
+
+from .networks import Backwards, Calls, Iterates, Named, Wrapped, fill, layer
+from .statements import WORLD, NotHere, pick, statement
+from .worlds import World
 
 
 class SameLinear(nn.Linear):

@@ -9,11 +9,12 @@ from typing import Any
 
 import numpy
 import torch
-from networks import OwnAdam, optimizer
-from statements import WORLD, NotHere, pick, statement, values_like
 from torch import Tensor, nn
 from torch.optim import SGD, Adam, AdamW, lr_scheduler
-from worlds import World
+
+from .networks import OwnAdam, optimizer
+from .statements import WORLD, NotHere, pick, statement, values_like
+from .worlds import World
 
 NUMBERS: list[tuple[str, list[Any]]] = [
     ("lr", [0.0, 0.02, 0.005, 0, 1, numpy.float32(0.01), numpy.float64(0.01), True, -0.01, float("nan"), None]),

@@ -6,11 +6,12 @@ import random
 from typing import Any
 
 import torch
-from statements import WORLD, NotHere, pick, statement, values, values_like
 from torch import Tensor, nn
 from torch.nn.utils import parameters_to_vector, parametrize, prune, vector_to_parameters
 from torch.nn.utils.parametrizations import spectral_norm, weight_norm
-from worlds import World
+
+from .statements import WORLD, NotHere, pick, statement, values, values_like
+from .worlds import World
 
 
 class OwnParameter(nn.Parameter):

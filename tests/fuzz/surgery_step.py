@@ -9,13 +9,14 @@ from typing import Any
 
 import numpy
 import torch
-from networks import build, optimizer
-from statements import WORLD, NotHere, pick, statement, values, values_like
 from torch import nn
-from worlds import World
 
 from fastgan.nn import unfuse
 from fastgan.step import average_of
+
+from .networks import build, optimizer
+from .statements import WORLD, NotHere, pick, statement, values, values_like
+from .worlds import World
 
 OPTIONS: list[tuple[str, list[Any]]] = [
     ("real_target", [0.9, 1.0, 0.5, 0, 1]),

@@ -17,7 +17,6 @@ import pytest
 import torch
 import torch.nn.functional as F
 from conformance import assert_close_in_float64
-from fuse_trees import COPIES, SURGERY, Outcome, input_of, tree
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, rule
@@ -25,6 +24,8 @@ from torch import Tensor, nn
 
 import fastgan
 from fastgan.nn import fuse, unfuse
+
+from .fuse_trees import COPIES, SURGERY, Outcome, input_of, tree
 
 BACKENDS = ("auto", "cpu", "reference")
 SEEDS = st.integers(0, 2**32 - 1)

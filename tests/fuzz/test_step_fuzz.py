@@ -1,6 +1,6 @@
 """TrainStep's engine against the composed step and plain PyTorch: a few random examples at each run of the tests.
 
-FASTGAN_FUZZ_EXAMPLES says how many; tests/fuzz/run.py runs for longer, and repeats what fails here.
+FASTGAN_FUZZ_EXAMPLES says how many; run.py runs for longer, and repeats what fails here.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 from conftest import REQUIRED, unavailable_reason
 
+TESTS = Path(__file__).parents[1]
 EXAMPLES = int(os.environ.get("FASTGAN_FUZZ_EXAMPLES", "20"))
 
 
@@ -23,7 +24,8 @@ def test_step_fuzz(backend: str, share: int) -> None:
     name = "cpu" if backend == "auto" else backend
     if (reason := unavailable_reason(name)) and name not in REQUIRED:
         pytest.skip(reason)
-    command = [sys.executable, str(Path(__file__).with_name("run.py")), "--same", "--backends", backend]
+    command = [sys.executable, "-m", "fuzz.run", "--same", "--backends", backend]
     command += ["--examples", str(max(1, EXAMPLES // share)), "--reduce", "20"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=1800)
+    environment = {**os.environ, "PYTHONPATH": str(TESTS)}
+    done = subprocess.run(command, cwd=TESTS.parent, env=environment, capture_output=True, text=True, timeout=1800)
     assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"

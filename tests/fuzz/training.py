@@ -9,14 +9,15 @@ from numbers import Real
 from typing import Any
 
 import torch
-from networks import DATA, LATENT
-from statements import STEPS, NotHere, pick, statement, values
 from torch import Tensor, nn
 from torch._subclasses import FakeTensorMode
 from torch.masked import masked_tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
-from worlds import World
+
+from .networks import DATA, LATENT
+from .statements import STEPS, NotHere, pick, statement, values
+from .worlds import World
 
 Given = dict[str, Any]  # real, labels, noise
 

@@ -9,14 +9,15 @@ from typing import Any
 
 import numpy
 import torch
-from networks import build, optimizer
 from plain_step import Plain
-from statements import NotHere
 from torch import Tensor, nn
 
 import fastgan
 from fastgan.nn import unfuse
 from fastgan.step import average_of
+
+from .networks import build, optimizer
+from .statements import NotHere
 
 RELATIVE, ABSOLUTE = 1e-9, 1e-12  # of values in float64, whose rounding is 1e-16 a sum
 

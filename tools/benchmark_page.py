@@ -1,4 +1,4 @@
-"""The README's tables in Markdown, from a record: `python -m bench.readme_table bench/results/cpu-2026-11-23.json`.
+"""The README's tables in Markdown, from a record: `python -m tools.benchmark_page bench/results/cpu-2026-11-23.json`.
 
 `--write README.md` puts them there, between the lines `<!-- benchmark: cpu -->` (of a GPU's record, `gpu`) and
 `<!-- end of benchmark: cpu -->`.
@@ -13,8 +13,9 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from .plots import read
-from .readme_step import CONFIGURATIONS, case_rows, lost_to_others, step_rows
+from bench.plots import read
+
+from .step_tables import CONFIGURATIONS, case_rows, lost_to_others, step_rows
 
 # Row titles to the first word of the cases, and columns to what follows it there.
 LOSSES = {
@@ -41,7 +42,7 @@ def markdown(record: dict[str, Any], file: str) -> str:
     """What the README says of a measurement: a sentence on where, tables, the ceilings, and every loss.
 
     Args:
-        record: as `python -m bench --json` and bench/gpu.sh write it.
+        record: as `python -m bench --json` and tools/gpu.sh write it.
         file: its name, for the sentence.
     """
     ratios = {(row["case"], row["contender"]): row["times_as_fast"] for row in record["rows"]}
@@ -151,8 +152,8 @@ def rewritten(text: str, tables: str, kind: str) -> str:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Print the tables of one record, or write them; returns the exit code."""
-    parser = argparse.ArgumentParser(prog="python -m bench.readme_table", description=__doc__.splitlines()[0])
-    parser.add_argument("record", type=Path, metavar="RECORD", help="a JSON file of python -m bench or bench/gpu.sh")
+    parser = argparse.ArgumentParser(prog="python -m tools.benchmark_page", description=__doc__.splitlines()[0])
+    parser.add_argument("record", type=Path, metavar="RECORD", help="a JSON file of python -m bench or tools/gpu.sh")
     parser.add_argument("--write", type=Path, metavar="README", help="put them into this file, between its marks")
     options = parser.parse_args(arguments)
     record = read(parser, options.record)

@@ -1,4 +1,4 @@
-"""Checks an installed CUDA build of fastgan, with or without a GPU; run by bench/cuda_check.sh from another folder."""
+"""Checks an installed CUDA build of fastgan, with or without a GPU; tools/cuda_check.sh runs it from another folder."""
 
 from __future__ import annotations
 

@@ -8,7 +8,7 @@ set -euo pipefail
 
 usage() {
   cat <<'TEXT'
-usage: bench/gpu.sh [--dry-run] [--part NAME]... [--limit SECONDS] [--clock SECONDS] [--commit ID] [--out DIR] [--help]
+usage: tools/gpu.sh [--dry-run] [--part NAME]... [--limit SECONDS] [--clock SECONDS] [--commit ID] [--out DIR] [--help]
 
   --dry-run        list the parts, their time limits and commands, and do nothing
   --part NAME      that part alone, and what else is named so; its record is gpu-<date>-NAME.json
@@ -29,7 +29,7 @@ part() {
 }
 
 # The first import of torch on a machine may take minutes: its libraries are read from disk.
-part facts 180 '"$PYTHON" -m bench.gpu_record facts "$WORK/facts.json"'
+part facts 180 '"$PYTHON" -m tools.gpu_record facts "$WORK/facts.json"'
 
 part build 150 'export TORCH_CUDA_ARCH_LIST="${TORCH_CUDA_ARCH_LIST:-$("$PYTHON" -c "
 import torch
@@ -57,7 +57,7 @@ part kernels 130 "$tests"'
 
 part step 90 '"$PYTHON" -m bench --device cuda --only step --rounds 7 --seconds 0.02 --budget 5 --json "$WORK/step.json"'
 
-part profile 40 '"$PYTHON" -m bench.kernels --json "$WORK/profile.json"'
+part profile 40 '"$PYTHON" -m tools.kernel_profile --json "$WORK/profile.json"'
 
 part step-tf32 60 '"$PYTHON" -m bench --device cuda --tf32 --only step --rounds 7 --seconds 0.02 --budget 5 \
   --peers CUDA-graph-of-torch jax --json "$WORK/step-tf32.json"'
@@ -91,7 +91,7 @@ part bench 80 '"$PYTHON" -m bench --device cuda --only bce logits_loss linear ml
   --seconds 0.01 --json "$WORK/bench.json"'
 
 refuse() {
-  echo "bench/gpu.sh: $1" >&2
+  echo "tools/gpu.sh: $1" >&2
   exit 2
 }
 
@@ -163,7 +163,7 @@ if command -v git >/dev/null && described="$(git describe --always --dirty 2>/de
   FASTGAN_COMMIT="$described"
 fi
 export FASTGAN_COMMIT="${FASTGAN_COMMIT:-unknown}"
-export CUDA_HOME="${CUDA_HOME:-$(bench/cuda_home.sh || echo /usr/local/cuda)}"
+export CUDA_HOME="${CUDA_HOME:-$(tools/cuda_home.sh || echo /usr/local/cuda)}"
 # JAX would take three quarters of the GPU's memory at once.
 export XLA_PYTHON_CLIENT_PREALLOCATE=false
 child=""
@@ -184,7 +184,7 @@ for i in "${!names[@]}"; do
   left=$((end - SECONDS - 5))
   if [ "$left" -lt 1 ]; then
     printf '%s\tleft out\t0\t0\t0\n' "${names[i]}" >>"$WORK/parts.tsv"
-    timeout -k 5 20 "$PYTHON" -m bench.gpu_record assemble "$WORK" "$out/$name.json" || true
+    timeout -k 5 20 "$PYTHON" -m tools.gpu_record assemble "$WORK" "$out/$name.json" || true
     worst=1
     continue
   fi
@@ -208,7 +208,7 @@ for i in "${!names[@]}"; do
   tail -n 14 "$WORK/output"
   seconds="$(awk "BEGIN { printf \"%.1f\", $(date +%s.%N) - $start }")"
   printf '%s\t%s\t%s\t%s\t%s\n' "${names[i]}" "$word" "$status" "$seconds" "${limits[i]}" >>"$WORK/parts.tsv"
-  timeout -k 5 20 "$PYTHON" -m bench.gpu_record assemble "$WORK" "$out/$name.json" || worst=1
+  timeout -k 5 20 "$PYTHON" -m tools.gpu_record assemble "$WORK" "$out/$name.json" || worst=1
 done
 
 {

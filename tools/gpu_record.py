@@ -1,7 +1,7 @@
-"""The record of bench/gpu.sh: facts of the machine, and what its parts left behind, in one JSON file.
+"""The record of tools/gpu.sh: facts of the machine, and what its parts left behind, in one JSON file.
 
-    python -m bench.gpu_record facts FILE
-    python -m bench.gpu_record assemble FOLDER FILE
+    python -m tools.gpu_record facts FILE
+    python -m tools.gpu_record assemble FOLDER FILE
 
 A part that failed or hung leaves nothing or half a file: what is missing or unreadable is left out.
 """
@@ -109,7 +109,7 @@ def main(arguments: Sequence[str]) -> int:
         case ["assemble", folder, file]:
             value = assemble(Path(folder))
         case _:
-            print(f"bench.gpu_record takes `facts FILE` or `assemble FOLDER FILE`, not {arguments}", file=sys.stderr)
+            print(f"tools.gpu_record takes `facts FILE` or `assemble FOLDER FILE`, not {arguments}", file=sys.stderr)
             return 2
     Path(file).write_text(json.dumps(value, indent=1) + "\n")
     return 0

@@ -1,7 +1,8 @@
-"""`python -m bench.kernels`: where the GPU's time of a `TrainStep` goes, kernel by kernel, as torch.profiler sees it.
+"""`python -m tools.kernel_profile`: where the time of a `TrainStep` goes on a GPU, kernel by kernel.
 
-For each configuration: the time of a step in a loop of calls, the span of one step on the GPU from the first kernel's
-begin to the last one's end, the time within kernels, the gaps between them, and the kernels in their order.
+As torch.profiler sees it, for each configuration: the time of a step in a loop of calls, the span of one step on the
+GPU from the first kernel's begin to the last one's end, the time within kernels, the gaps between them, and the kernels
+in their order.
 """
 
 from __future__ import annotations
@@ -18,12 +19,11 @@ from typing import Any
 
 import torch
 
+from bench import cuda
+from bench.configurations import CONFIGURATIONS, Configuration
+from bench.step import inputs
+from bench.training import engine
 from fastgan import backend
-
-from . import cuda
-from .configurations import CONFIGURATIONS, Configuration
-from .step import inputs
-from .training import engine
 
 _CALLS = 20
 
@@ -90,7 +90,7 @@ def lines(measured: dict[str, Any]) -> list[str]:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Profile and print; returns the exit code."""
-    parser = argparse.ArgumentParser(prog="python -m bench.kernels", description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(prog="python -m tools.kernel_profile", description=__doc__.split("\n")[0])
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the profiles there too")
     parser.add_argument(
         "--path", default="automatic", help="kernels of the layers: automatic, narrow, tiled or library"
@@ -98,7 +98,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--tf32", action="store_true", help="float32 products rounded to tf32")
     options = parser.parse_args(arguments)
     if reason := cuda.missing():
-        print(f"bench.kernels: {reason}", file=sys.stderr)
+        print(f"tools.kernel_profile: {reason}", file=sys.stderr)
         return 2
     backend.module.set_layer_path(options.path)
     if options.tf32:

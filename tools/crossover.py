@@ -1,4 +1,4 @@
-"""`python -m bench.crossover`: measures on a GPU up to which size fastgan's product kernels beat the library's.
+"""`python -m tools.crossover`: measures on a GPU up to which size fastgan's product kernels beat the library's.
 
 For each precision it times a training layer (forward and backward, bias and leaky ReLU) tiled and by the library, in
 alternation, over growing sizes, and takes as crossover the largest m n k up to which tiled was never slower by over
@@ -18,11 +18,10 @@ from pathlib import Path
 
 import torch
 
+from bench import cuda
+from bench.timing import Case, Contender
 from fastgan import backend
 from fastgan.functional import mlp
-
-from . import cuda
-from .timing import Case, Contender
 
 HEADER = Path(__file__).parent.parent / "csrc" / "cuda" / "crossover.h"
 # (batch, in, out) in order of their product
@@ -68,7 +67,7 @@ def header(values: dict[str, float], about: str) -> str:
     lines.append(f"constexpr int narrow_batch = {batch};  // largest batch for the narrow network kernels")
     return (
         "// Up to which size this project's product kernels run, and above which the library's: largest m n k of a\n"
-        f"// product. Written by `python -m bench.crossover --write`: {about}.\n"
+        f"// product. Written by `python -m tools.crossover --write`: {about}.\n"
         "#pragma once\n\nnamespace fastgan::cuda::crossover {\n\n"
         + "\n".join(lines)
         + "\n\n}  // namespace fastgan::cuda::crossover\n"
@@ -104,7 +103,7 @@ def ratio(paths: tuple[str, str], call: Callable[[], object], seconds: float) ->
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Measure, print the ratios, and with --write rewrite the header."""
-    parser = argparse.ArgumentParser(prog="python -m bench.crossover", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(prog="python -m tools.crossover", description=__doc__.splitlines()[0])
     parser.add_argument("--write", action="store_true", help=f"rewrite {HEADER.relative_to(HEADER.parents[2])}")
     parser.add_argument("--seconds", type=float, default=0.02, help="length of a turn (default: 0.02)")
     options = parser.parse_args(arguments)

@@ -12,7 +12,7 @@ limit="${CUDA_CHECK_LIMIT:-}"
 case "$limit" in
   *[!0-9]* | 0*) echo "CUDA_CHECK_LIMIT must be whole seconds, at least 1, not '$limit'" >&2; exit 2 ;;
 esac
-export CUDA_HOME="${CUDA_HOME:-$(bench/cuda_home.sh)}"
+export CUDA_HOME="${CUDA_HOME:-$(tools/cuda_home.sh)}"
 
 work="$(mktemp -d)"
 trap 'rm -rf "$work"' EXIT
@@ -29,8 +29,8 @@ start="$(date +%s)"
 seconds=$(($(date +%s) - start))
 echo "built and installed with CUDA in $seconds s"
 
-check="$PWD/bench/cuda_check.py"
-# A script's own folder is first on sys.path: bench/ holds no fastgan.
+check="$PWD/tools/cuda_check.py"
+# A script's own folder is first on sys.path: tools/ holds no fastgan.
 (cd "$work/elsewhere" && "$python" "$check")
 if [ -n "$limit" ] && [ "$seconds" -gt "$limit" ]; then
   echo "the CUDA build took $seconds s, more than CUDA_CHECK_LIMIT=$limit" >&2

@@ -1,6 +1,6 @@
 """What a plan's check costs: the share of a step that goes into asking whether the plan is still right.
 
-    python -m bench.check_cost --calls 2000
+    python -m tools.plan_check_cost --calls 2000
 
 Each call times one step and, right after it, the check alone, so that both meet the same machine and the check finds
 its objects where a step leaves them: mostly out of the caches.
@@ -13,9 +13,9 @@ import statistics
 import time
 from typing import Any
 
-from .configurations import CONFIGURATIONS, by_name
-from .step import inputs
-from .training import engine
+from bench.configurations import CONFIGURATIONS, by_name
+from bench.step import inputs
+from bench.training import engine
 
 
 def cost(name: str, calls: int) -> dict[str, Any]:

@@ -1,0 +1,24 @@
+"""What the suite takes from the environment; the rest of what would change its tests is dropped at import.
+
+Other settings of fastgan's, as a backend that the caller's shell has chosen, would change what is tested, and those of
+colour what commands print: conftest.py imports this before fastgan, which reads them.
+"""
+
+from __future__ import annotations
+
+import os
+
+# The report begins with those that are set.
+SETTINGS = (
+    "FASTGAN_REQUIRE_BACKENDS",  # cpu,simt: backends whose absence is a failure, not a skip
+    "FASTGAN_TEST_BACKENDS",  # cpu,auto: only tests of these backends
+    "FASTGAN_TEST_THREADS",  # torch.set_num_threads
+    "FASTGAN_TEST_FLUSH_DENORMAL",  # 1: torch.set_flush_denormal
+    "FASTGAN_FUZZ_EXAMPLES",  # of tests/fuzz
+    "FASTGAN_ISA",
+    "FASTGAN_SKIP_SIMT",
+)
+for name in [name for name in os.environ if name.startswith("FASTGAN_") and name not in SETTINGS]:
+    del os.environ[name]
+for name in ("FORCE_COLOR", "NO_COLOR", "CLICOLOR_FORCE", "PYTHONWARNINGS"):
+    os.environ.pop(name, None)

@@ -1,0 +1,1 @@
+"""The host model of CUDA and what builds it; README.md says more."""

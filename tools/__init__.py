@@ -1,0 +1,1 @@
+"""What contributors run: resource tables, crossovers, the GPU's run, the benchmark's page. Not installed."""
