@@ -1,8 +1,7 @@
-"""The benchmark's CUDA part under a clock that only work moves, and the README's tables from a record."""
+"""The benchmark's CUDA part under a clock that only work moves."""
 
 from __future__ import annotations
 
-import copy
 import json
 import os
 import subprocess
@@ -18,10 +17,8 @@ from bench.agreement import assert_agree
 from bench.pairs import SETS, pair
 from bench.table import cells
 from bench.timing import Case, Result, Timing
-from tools import benchmark_page
 
 ROOT = Path(__file__).parent.parent
-RECORD = ROOT / "bench" / "results" / "cpu-2026-11-23.json"
 
 
 class Gpu:
@@ -172,7 +169,7 @@ def test_the_commit_is_taken_from_the_environment_where_git_cannot_tell(monkeypa
     ],
 )
 def test_bad_options(arguments: list[str], message: str) -> None:
-    result = _run("bench", *arguments)
+    result = _run(*arguments)
     assert result.returncode == 2
     assert message in result.stderr
 
@@ -180,7 +177,7 @@ def test_bad_options(arguments: list[str], message: str) -> None:
 @pytest.mark.deep
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_without_a_gpu_a_sentence() -> None:
-    result = _run("bench", "--device", "cuda")
+    result = _run("--device", "cuda")
     assert result.returncode == 2
     assert f"--device cuda cannot be had: {cuda.missing()}" in result.stderr
 
@@ -189,7 +186,7 @@ def test_without_a_gpu_a_sentence() -> None:
 def test_on_a_gpu_calls_are_captured_and_compared(tmp_path: Path) -> None:
     file = tmp_path / "record.json"
     options = ("--quick", "--device", "cuda", "--match", "64x1", "--json", str(file))
-    result = _run("bench", *options, "--only", "logits_loss")
+    result = _run(*options, "--only", "logits_loss")
     assert result.returncode == 0, result.stderr
     written = json.loads(file.read_text())
     assert {row["timing"] for row in written["rows"]} == {cuda.GRAPHS}
@@ -207,58 +204,7 @@ def test_a_graph_takes_every_input_set_alike() -> None:
     assert len(turns) == 2 * SETS + calls
 
 
-@pytest.mark.deep
-@pytest.mark.skipif(not RECORD.exists(), reason="the records are not part of the source distribution")
-def test_the_tables_of_the_readme_are_those_of_the_record() -> None:
-    result = _run("tools.benchmark_page", str(RECORD))
-    assert result.returncode == 0, result.stderr
-    readme = (ROOT / "README.md").read_text()
-    rows = [line for line in result.stdout.splitlines() if line.startswith("|")]
-    assert len(rows) == 2 + 6 + 2 + 7 + 2 + 3 + 2 + 3
-    if f"bench/results/{RECORD.name}" in readme:
-        assert [row for row in rows if row not in readme] == []
-    assert "Slower than PyTorch: linear_act identity 64x256x1 float32 forward (0.42)" in " ".join(result.stdout.split())
-    assert all(len(line) <= 120 for line in result.stdout.splitlines() if line not in rows)
-
-
-@pytest.mark.skipif(not RECORD.exists(), reason="the records are not part of the source distribution")
-def test_the_tables_of_a_gpu_record() -> None:
-    measured = copy.deepcopy(json.loads(RECORD.read_text()))
-    measured["environment"]["gpu"] = {
-        "name": "NVIDIA H100",
-        "driver": "580.1",
-        "cuda": "13.0",
-        "float32_products": "strict",
-    }
-    measured["ceilings"] = {"GB/s": 3000.0, "GFLOP/s float32": 5e4, "GFLOP/s tf32": 4e5, "GFLOP/s bfloat16": 8e5}
-    measured["rows"] = [row for row in measured["rows"] if row["case"].startswith("bce 64x1 float32")]
-    text = benchmark_page.markdown(measured, "gpu.json")
-    assert text.startswith("Measured on an NVIDIA H100 (driver 580.1, CUDA 13.0, float32 products strict), PyTorch")
-    assert "| `binary_cross_entropy_with_logits` | 1.10 | | | | |" in text
-    assert "generator_loss" not in text
-    assert "training step" not in text
-    assert "moved 3000 GB/s (read and written)" in text
-    assert "400.0 TFLOP/s in tf32" in " ".join(text.split())
-    assert "No case is slower than PyTorch." in text
-
-
-@pytest.mark.deep
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        ("{", "RECORD cannot be read"),
-        ('{"parts": []}', "has no environment, ceilings, rows: its benchmark did not get so far"),
-    ],
-)
-def test_what_is_no_record_is_refused(tmp_path: Path, text: str, message: str) -> None:
-    file = tmp_path / "record.json"
-    file.write_text(text)
-    result = _run("tools.benchmark_page", str(file))
-    assert result.returncode == 2
-    assert message in result.stderr
-
-
-def _run(module: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+def _run(*arguments: str) -> subprocess.CompletedProcess[str]:
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "COLUMNS": "200"}
-    command = [sys.executable, "-m", module, *arguments]
+    command = [sys.executable, "-m", "bench", *arguments]
     return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=200)

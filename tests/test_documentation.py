@@ -196,6 +196,7 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.filterwarnings("ignore:.*found in sys.modules:RuntimeWarning")
 @pytest.mark.parametrize("command", FASTGAN, ids=lambda example: f"{example}-{example.text.split('  ')[0]}")
 def test_fastgan_commands(command: Example, workplace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """First as it stands against the command line's own parser, then run with few steps."""

@@ -14,7 +14,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 
 pytestmark = pytest.mark.deep
-PARTS = ("csrc", "fastgan", "tests", "bench", "examples")
+PARTS = ("csrc", "fastgan", "tests", "bench", "tools", "examples")
 FILES = ("pyproject.toml", "setup.py", "README.md", "MANIFEST.in", "Makefile", "constraints.txt")
 
 
@@ -73,7 +73,10 @@ def test_install_without_compiled_module(checkout: Path, tmp_path: Path) -> None
     result = run(["-m", "fastgan", "bench", "--help"], tmp_path, PYTHONPATH=str(target), FASTGAN_BACKEND="reference")
     assert result.returncode == 0, result.stderr
     assert "usage: fastgan bench" in result.stdout
-    assert not [path for path in (target / "fastgan" / "bench").rglob("*") if path.suffix in (".sh", ".json")]
+    # The benchmark is installed, with none of its records; what contributors run is not.
+    assert {path.name for path in target.iterdir() if path.suffix != ".dist-info"} <= {"fastgan", "bin"}
+    installed = {path.name for path in (target / "fastgan" / "bench").iterdir() if path.name != "__pycache__"}
+    assert installed == {path.name for path in (ROOT / "bench").glob("*.py")}
 
 
 def test_sdist_holds_what_a_build_needs(checkout: Path) -> None:
@@ -84,6 +87,7 @@ def test_sdist_holds_what_a_build_needs(checkout: Path) -> None:
         names = {Path(*Path(name).parts[1:]).as_posix() for name in tar.getnames()}
     wanted = {p.relative_to(checkout).as_posix() for p in (checkout / "csrc").rglob("*") if p.is_file()}
     wanted |= {p.relative_to(checkout).as_posix() for p in (checkout / "fastgan").rglob("*.py")}
+    wanted |= {p.relative_to(checkout).as_posix() for p in (checkout / "tools").iterdir()}
     assert wanted | {"setup.py", "pyproject.toml", "README.md", "Makefile", "constraints.txt"} <= names
     assert not [name for name in names if name.endswith((".so", ".pyc"))]
 

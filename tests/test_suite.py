@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +14,7 @@ from conftest import BACKENDS
 
 HERE = Path(__file__).parent
 SAMPLE = HERE / "test_engine_adam.py"  # each of its tests is there for every backend, and none is deep
+ROOT = HERE.parent
 
 
 def is_zero(node: ast.expr | None) -> bool:
@@ -40,6 +42,17 @@ def test_no_comparison_has_a_tolerance_of_its_own(file: Path) -> None:
         ):
             found += [call.lineno for call in calls(node, "allclose", "isclose")]
     assert not found, f"{file.name}, lines {found}: compare by assert_within_bound, in float64 or exactly"
+
+
+def test_no_file_changes_the_path_of_imports() -> None:
+    """What is imported does not hang on who imported first: pytest, `python -m` and PYTHONPATH set the path."""
+    rooms = [ROOT / room for room in ("fastgan", "bench", "tools", "tests", "examples", "csrc")]
+    files = [*ROOT.glob("*.py"), *(file for room in rooms for file in room.rglob("*.py"))]
+    assert len(files) > 100
+    surgery = re.compile(r"sys\.path\.(insert|append|extend)|sys\.path\[|noqa: *E402")
+    found = [file.relative_to(ROOT).as_posix() for file in files if surgery.search(file.read_text(encoding="utf-8"))]
+    left = ["fastgan/cli.py"]  # `fastgan bench` where fastgan is not installed
+    assert found == left
 
 
 def collect(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:

@@ -1,6 +1,6 @@
-"""The README's tables in Markdown, from a record: `python -m tools.benchmark_page bench/results/cpu-2026-11-23.json`.
+"""The figures of docs/benchmark.md, from a record: `python -m tools.benchmark_page bench/results/cpu-2026-11-23.json`.
 
-`--write README.md` puts them there, between the lines `<!-- benchmark: cpu -->` (of a GPU's record, `gpu`) and
+`--write docs/benchmark.md` puts them there, between the lines `<!-- benchmark: cpu -->` (of a GPU's record, `gpu`) and
 `<!-- end of benchmark: cpu -->`.
 """
 
@@ -15,7 +15,8 @@ from typing import Any
 
 from bench.plots import read
 
-from .step_tables import CONFIGURATIONS, case_rows, lost_to_others, step_rows
+from . import step_tables
+from .step_tables import CONFIGURATIONS, Row, Table, loss, named, number
 
 # Row titles to the first word of the cases, and columns to what follows it there.
 LOSSES = {
@@ -30,43 +31,40 @@ SIZES = {
     "4096x1024": "4096x1024 float32",
     "1024x256 bfloat16": "1024x256 bfloat16",
 }
-# Row titles to case, with the configuration's name open, and contender.
+# Row titles to the case, with the configuration's name open.
 NETWORKS = {
-    "`MLP` discriminator, forward and backward": ("mlp {} D float32 forward+backward", "fastgan"),
-    "WGAN-GP critic step": ("penalties WGAN-GP {} D float32 step", "fastgan"),
-    "R1": ("penalties R1 {} D float32 step", "fastgan"),
+    "`MLP` generator, forward and backward": "mlp {} G float32 forward+backward",
+    "`MLP` discriminator, forward and backward": "mlp {} D float32 forward+backward",
+    "WGAN-GP critic step": "penalties WGAN-GP {} D float32 step",
+    "D step with R1": "penalties R1 {} D float32 step",
 }
+PASSES = {"forward": " forward", "forward and backward": " forward+backward"}
 
 
 def markdown(record: dict[str, Any], file: str) -> str:
-    """What the README says of a measurement: a sentence on where, tables, the ceilings, and every loss.
+    """What the page says of a measurement: a sentence on where, tables, the ceilings, and every loss.
 
     Args:
         record: as `python -m bench --json` and tools/gpu.sh write it.
         file: its name, for the sentence.
     """
-    ratios = {(row["case"], row["contender"]): row["times_as_fast"] for row in record["rows"]}
-    losses = [
-        [title, *(_ratio(ratios, f"{case} {size} forward+backward", "fastgan") for size in SIZES.values())]
-        for title, case in LOSSES.items()
+    rows = record["rows"]
+    parts = [
+        _where(record, file),
+        *_table(step_tables.ratios(rows)),
+        *_table(step_tables.absolute(record)),
+        *(text for axis in step_tables.SWEEPS for text in _table(step_tables.sweep(rows, axis))),
+        *_table(_losses(rows)),
+        *_table(_networks(rows)),
+        *_table(_by_pass(rows, "linear_act ", "`linear_act`, batch x in x out")),
+        *_table(_by_pass(rows, "host ", "one call on 64 samples of one value: the cost on the host")),
+        _ceilings(record["ceilings"]),
+        *_slower(rows),
     ]
-    networks = [
-        [title, *(_ratio(ratios, case.format(name), contender) for name in CONFIGURATIONS)]
-        for title, (case, contender) in NETWORKS.items()
-    ]
-    parts = [_sentence(record, file)]
-    steps = _table(["a training step; in brackets what was aimed for", *CONFIGURATIONS], step_rows(record["rows"]))
-    if steps:
-        parts += steps + _table(["", "measured", "aimed for"], case_rows(record))
-    parts += _table(["loss, forward and backward", *SIZES], losses)
-    parts += _table(["", *CONFIGURATIONS], networks)
-    parts += [_ceilings(record["ceilings"]), _slower(record["rows"])]
-    if others := lost_to_others(record["rows"]):
-        parts.append(_filled(f"Slower than others: {', '.join(others)}."))
     return "\n\n".join(parts) + "\n"
 
 
-def _sentence(record: dict[str, Any], file: str) -> str:
+def _where(record: dict[str, Any], file: str) -> str:
     facts = record["environment"]
     if gpu := facts.get("gpu"):
         where = f"an {gpu['name']}" if gpu["name"].startswith("NVIDIA") else f"a {gpu['name']}"
@@ -76,29 +74,64 @@ def _sentence(record: dict[str, Any], file: str) -> str:
         where = f"{facts['threads']} threads of {facts['cpu']} ({build.get('cpu_instructions', 'not compiled')})"
     rounds = max((row["rounds"] for row in record["rows"]), default=0)
     return _filled(
-        f"Measured on {where}, PyTorch {facts['torch']}, commit {facts['commit']} (`{file}`; medians of {rounds} "
-        "rounds; how many times faster than plain PyTorch):"
+        f"Measured on {facts['date']} on {where}, with PyTorch {facts['torch']}, at commit {facts['commit']}; the "
+        f"record is `{file}`. A figure is how many times as fast as PyTorch fastgan is, unless the table says "
+        f"otherwise: the median over {rounds} rounds. Under 1 it is slower."
     )
 
 
-def _table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
+def _losses(rows: Iterable[Row]) -> Table:
+    ratios = _ratios(rows)
+    return [
+        ["loss, forward and backward", *SIZES],
+        *(
+            [title, *(number(ratios.get(f"{case} {size} forward+backward")) for size in SIZES.values())]
+            for title, case in LOSSES.items()
+        ),
+    ]
+
+
+def _networks(rows: Iterable[Row]) -> Table:
+    ratios = _ratios(rows)
+    return [
+        ["networks", *CONFIGURATIONS],
+        *(
+            [title, *(number(ratios.get(case.format(name))) for name in CONFIGURATIONS)]
+            for title, case in NETWORKS.items()
+        ),
+    ]
+
+
+def _by_pass(rows: Iterable[Row], start: str, title: str) -> Table:
+    """Both passes of each case whose name begins so."""
+    ratios = _ratios(rows)
+    ends = tuple(PASSES.values())
+    cases = dict.fromkeys(case.rpartition(" ")[0] for case in ratios if case.startswith(start) and case.endswith(ends))
+    return [
+        [title, *PASSES],
+        *(
+            [case.removeprefix(start), *(number(ratios.get(f"{case}{end}")) for end in PASSES.values())]
+            for case in cases
+        ),
+    ]
+
+
+def _ratios(rows: Iterable[Row]) -> dict[str, float]:
+    """How many times as fast fastgan is, by case."""
+    return {row["case"]: row["times_as_fast"] for row in rows if row["contender"] == "fastgan"}
+
+
+def _table(lines: Table) -> list[str]:
     """The table of the rows that have a figure; nothing without any."""
+    header, *rows = lines
     filled = [row for row in rows if any(row[1:])]
     if not filled:
         return []
-    lines = [header, ["---"] * len(header), *filled]
-    return ["\n".join(_line(cells) for cells in lines)]
+    return ["\n".join([_line(header), "|" + "---|" * len(header), *map(_line, filled)])]
 
 
 def _line(cells: Sequence[str]) -> str:
-    if set(cells) == {"---"}:
-        return "|" + "|".join(cells) + "|"
     return "|" + "|".join(f" {cell} " if cell else " " for cell in cells) + "|"
-
-
-def _ratio(ratios: dict[tuple[str, str], float], case: str, contender: str) -> str:
-    value = ratios.get((case, contender))
-    return "" if value is None else f"{value:.2f}"
 
 
 def _ceilings(limits: dict[str, float]) -> str:
@@ -113,30 +146,39 @@ def _ceilings(limits: dict[str, float]) -> str:
     )
 
 
-def _slower(rows: Iterable[dict[str, Any]]) -> str:
-    """Every loss by name: a table of the good cases alone would be half the truth."""
-    slower = [row for row in rows if row["contender"].startswith("fastgan") and row["verdict"] == "slower"]
-    if not slower:
-        return "No case is slower than PyTorch."
-    named = ", ".join(
-        row["case"]
-        + row["contender"].removeprefix("fastgan").replace(" ", " by ", 1)
-        + f" ({row['times_as_fast']:.2f})"
-        for row in slower
-    )
-    return _filled(f"Slower than PyTorch: {named}.")
+def _slower(rows: Sequence[Row]) -> list[str]:
+    """Every loss by name: tables of the good cases alone would be half the truth."""
+    ours = [row for row in rows if row["contender"].startswith("fastgan")]
+    lost = [row for row in ours if row["times_as_fast"] < 1]
+    beaten = list(step_tables.lost_to_peers(rows))
+    parts = [f"No case of {len(ours)} is slower than PyTorch eager."]
+    if lost:
+        doubt = {"slower?": ", within what the rounds vary"}
+        parts = [f"Slower than PyTorch eager: {len(lost)} cases of {len(ours)}."]
+        parts += _table(
+            [
+                ["case", "times as fast"],
+                *([named(row), loss(row["times_as_fast"]) + doubt.get(row["verdict"], "")] for row in lost),
+            ]
+        )
+    if beaten:
+        parts.append("Steps that another peer runs faster:")
+        parts += _table(
+            [["case", "peer", "times as fast"], *([case, f"`{peer}`", loss(ratio)] for case, peer, ratio in beaten)]
+        )
+    return parts
 
 
 def _filled(text: str) -> str:
     return textwrap.fill(text, 120, break_long_words=False, break_on_hyphens=False)
 
 
-def rewritten(text: str, tables: str, kind: str) -> str:
-    """A README with the tables between its marks.
+def rewritten(text: str, figures: str, kind: str) -> str:
+    """A page with the figures between its marks.
 
     Args:
-        text: the README's.
-        tables: what goes there.
+        text: the page's.
+        figures: what goes there.
         kind: `cpu` or `gpu`.
 
     Raises:
@@ -147,25 +189,25 @@ def rewritten(text: str, tables: str, kind: str) -> str:
     _, closed, after = rest.partition(end)
     if not found or not closed or start in rest or end in after:
         raise ValueError(f"there must be one line {start.strip()} and after it one {end.strip()}")
-    return f"{before}{start}\n{tables}\n{end}{after}"
+    return f"{before}{start}\n{figures}\n{end}{after}"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Print the tables of one record, or write them; returns the exit code."""
+    """Print the figures of one record, or write them; returns the exit code."""
     parser = argparse.ArgumentParser(prog="python -m tools.benchmark_page", description=__doc__.splitlines()[0])
     parser.add_argument("record", type=Path, metavar="RECORD", help="a JSON file of python -m bench or tools/gpu.sh")
-    parser.add_argument("--write", type=Path, metavar="README", help="put them into this file, between its marks")
+    parser.add_argument("--write", type=Path, metavar="PAGE", help="put them into this file, between its marks")
     options = parser.parse_args(arguments)
     record = read(parser, options.record)
     root = Path(__file__).resolve().parent.parent
     file = options.record.resolve()
     name = file.relative_to(root).as_posix() if file.is_relative_to(root) else options.record.name
-    tables = markdown(record, name)
+    figures = markdown(record, name)
     if options.write is None:
-        print(tables, end="")
+        print(figures, end="")
         return 0
     try:
-        text = rewritten(options.write.read_text(), tables, "gpu" if "gpu" in record["environment"] else "cpu")
+        text = rewritten(options.write.read_text(), figures, "gpu" if "gpu" in record["environment"] else "cpu")
     except (OSError, ValueError) as error:
         parser.error(f"--write {options.write}: {error}")
     options.write.write_text(text)
