@@ -89,7 +89,7 @@ def main(arguments: Sequence[str] | None = None, program: str = "python -m bench
         print(f"no case has {options.match!r} in its name", file=sys.stderr)
         return 2
     _write(options, written)
-    _print_losses(table)
+    _print_slower(table)
     for text in written["failures"]:
         print(f"failed: {text}", file=sys.stderr)
     return 1 if written["failures"] else 0
@@ -153,8 +153,8 @@ def _show_progress(name: str) -> None:
         print(f"\r\x1b[K{name}", end="", file=sys.stderr, flush=True)
 
 
-def _print_losses(table: Sequence[dict[str, Any]]) -> None:
-    """Name every loss again, against whichever peer: a reader of a long table would miss them."""
+def _print_slower(table: Sequence[dict[str, Any]]) -> None:
+    """Name every case that is slower again, against whichever peer: a reader of a long table would miss them."""
     ours = [row for row in table if row["contender"].startswith("fastgan")]
     if not ours:
         return

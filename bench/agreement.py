@@ -21,41 +21,43 @@ KINKS = 5e-3
 TF32 = 2e-2
 
 
-def assert_agree(ours: Tensor | Sequence[Tensor], torchs: Tensor | Sequence[Tensor], *, at_least: float = 0.0) -> None:
+def assert_agree(
+    actual: Tensor | Sequence[Tensor], expected: Tensor | Sequence[Tensor], *, at_least: float = 0.0
+) -> None:
     """Raise AssertionError unless two results are the same to rounding.
 
     Args:
-        ours: a tensor or a sequence of tensors, of any shapes.
-        torchs: as many of the same shapes and dtypes, by PyTorch alone.
+        actual: a tensor or a sequence of tensors, of any shapes.
+        expected: as many of the same shapes and dtypes, by PyTorch alone.
         at_least: the tolerance where that of the dtype is less; KINKS for a whole network.
 
     Raises:
         AssertionError: naming the result that differs and by how much.
     """
-    ours, torchs = ([value] if isinstance(value, Tensor) else list(value) for value in (ours, torchs))
-    if len(ours) != len(torchs):
-        raise AssertionError(f"{len(ours)} results against {len(torchs)}")
-    for i, (mine, theirs) in enumerate(zip(ours, torchs, strict=True)):
-        if mine.shape != theirs.shape or mine.dtype != theirs.dtype:
+    actual, expected = ([value] if isinstance(value, Tensor) else list(value) for value in (actual, expected))
+    if len(actual) != len(expected):
+        raise AssertionError(f"{len(actual)} results against {len(expected)}")
+    for i, (a, b) in enumerate(zip(actual, expected, strict=True)):
+        if a.shape != b.shape or a.dtype != b.dtype:
             raise AssertionError(
-                f"result {i} is {tuple(mine.shape)} of {mine.dtype}, PyTorch's {tuple(theirs.shape)} of {theirs.dtype}"
+                f"result {i} is {tuple(a.shape)} of {a.dtype}, PyTorch's {tuple(b.shape)} of {b.dtype}"
             )
-        difference, tolerance = relative_difference(mine, theirs), max(TOLERANCE[mine.dtype], at_least)
-        if mine.is_cuda and mine.dtype is torch.float32 and torch.get_float32_matmul_precision() == "high":
+        difference, tolerance = relative_difference(a, b), max(TOLERANCE[a.dtype], at_least)
+        if a.is_cuda and a.dtype is torch.float32 and torch.get_float32_matmul_precision() == "high":
             tolerance = max(tolerance, TF32)
         if not difference <= tolerance:
             raise AssertionError(
-                f"result {i} of shape {tuple(mine.shape)} differs by {difference:.1e} of its largest value, "
+                f"result {i} of shape {tuple(a.shape)} differs by {difference:.1e} of its largest value, "
                 f"more than {tolerance:.0e}"
             )
 
 
-def relative_difference(ours: Tensor, torchs: Tensor) -> float:
+def relative_difference(actual: Tensor, expected: Tensor) -> float:
     """The largest difference over the largest value; NaN where either is not finite, 0 for empty tensors."""
-    if not ours.numel():
+    if not actual.numel():
         return 0.0
-    ours, torchs = ours.detach().double(), torchs.detach().double()
-    scale = torchs.abs().max()
+    actual, expected = actual.detach().double(), expected.detach().double()
+    scale = expected.abs().max()
     if scale == 0:
         raise AssertionError("PyTorch's result is zero everywhere, so that agreeing with it shows nothing")
-    return float((ours - torchs).abs().max() / scale)
+    return float((actual - expected).abs().max() / scale)

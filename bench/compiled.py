@@ -23,27 +23,27 @@ from .training import BETA1, BETA2, EPS, LEARNING_RATE, Training, adam, plain_ne
 def whole(configuration: Configuration, mode: str | None = None) -> Training:
     """The whole step as one compiled graph, Adam written out."""
     generator, discriminator = plain_networks(configuration)
-    of_g, of_d = ({k: p.detach() for k, p in m.named_parameters()} for m in (generator, discriminator))
-    g_state, d_state = _state(of_g), _state(of_d)
+    g_params, d_params = ({k: p.detach() for k, p in m.named_parameters()} for m in (generator, discriminator))
+    g_state, d_state = _state(g_params), _state(d_params)
     latent = generator[0].in_features
 
     def step(real: Tensor, noise: Tensor | None) -> tuple[Tensor, Tensor]:
         if noise is None:
             noise = torch.randn(len(real), latent, device=real.device)
-        fake, pull = vjp(lambda p: functional_call(generator, p, (noise,)), of_g)
+        fake, vjp_of_g = vjp(lambda p: functional_call(generator, p, (noise,)), g_params)
 
         def d_loss_of(parameters: dict[str, Tensor]) -> Tensor:
             logits = functional_call(discriminator, parameters, (torch.cat([real, fake]),))
             return torch_discriminator_loss(*logits.split(len(real)))
 
-        d_grads, d_loss = grad_and_value(d_loss_of)(of_d)
-        _update(of_d, d_grads, d_state)
-        g_loss, pull_fake = vjp(lambda x: torch_generator_loss(functional_call(discriminator, of_d, (x,))), fake)
-        (g_grads,) = pull(*pull_fake(torch.ones_like(g_loss)))
-        _update(of_g, g_grads, g_state)
+        d_grads, d_loss = grad_and_value(d_loss_of)(d_params)
+        _update(d_params, d_grads, d_state)
+        g_loss, vjp_of_fake = vjp(lambda x: torch_generator_loss(functional_call(discriminator, d_params, (x,))), fake)
+        (g_grads,) = vjp_of_g(*vjp_of_fake(torch.ones_like(g_loss)))
+        _update(g_params, g_grads, g_state)
         return d_loss, g_loss
 
-    parameters = [*of_g.values(), *of_d.values()]
+    parameters = [*g_params.values(), *d_params.values()]
     state = [*_tensors(g_state), *_tensors(d_state)]
     for tensor in (*parameters, *state):
         torch._dynamo.mark_static_address(tensor)  # lets reduce-overhead capture the updates in place
@@ -66,8 +66,8 @@ def reduce_overhead(configuration: Configuration) -> Training:
 def halves(configuration: Configuration, mode: str | None = None) -> Training:
     """Three compiled functions (G, D's loss, G's loss) under autograd, and torch.optim's fused Adam."""
     generator, discriminator = plain_networks(configuration)
-    of_g, of_d = list(generator.parameters()), list(discriminator.parameters())
-    g_optimizer, d_optimizer = (adam(fused=True)(p) for p in (of_g, of_d))
+    g_params, d_params = list(generator.parameters()), list(discriminator.parameters())
+    g_optimizer, d_optimizer = (adam(fused=True)(p) for p in (g_params, d_params))
 
     def d_criterion(real: Tensor, fake: Tensor) -> Tensor:
         return torch_discriminator_loss(*discriminator(torch.cat([real, fake])).split(len(real)))
@@ -97,7 +97,7 @@ def halves(configuration: Configuration, mode: str | None = None) -> Training:
         g_optimizer.step()
         return d_loss.detach(), g_loss.detach()
 
-    return Training(step, lambda: of_g + of_d)
+    return Training(step, lambda: g_params + d_params)
 
 
 def _own_code(function: Callable[..., Any], name: str) -> Callable[..., Any]:
@@ -107,8 +107,8 @@ def _own_code(function: Callable[..., Any], name: str) -> Callable[..., Any]:
 
 
 def _state(parameters: dict[str, Tensor]) -> tuple[list[Tensor], list[Tensor], Tensor]:
-    first, second = ([torch.zeros_like(p) for p in parameters.values()] for _ in range(2))
-    return first, second, torch.zeros(())
+    exp_avgs, exp_avg_sqs = ([torch.zeros_like(p) for p in parameters.values()] for _ in range(2))
+    return exp_avgs, exp_avg_sqs, torch.zeros(())
 
 
 def _tensors(state: tuple[list[Tensor], list[Tensor], Tensor]) -> list[Tensor]:
@@ -119,11 +119,11 @@ def _update(
     parameters: dict[str, Tensor], gradients: dict[str, Tensor], state: tuple[list[Tensor], list[Tensor], Tensor]
 ) -> None:
     """Adam (Kingma & Ba 2015, algorithm 1), in place; Inductor makes one loop a tensor of it."""
-    first, second, count = state
+    exp_avgs, exp_avg_sqs, count = state
     count.add_(1)
     step_size = LEARNING_RATE / (1 - BETA1**count)
     correction = (1 - BETA2**count).sqrt()
-    for name, m, v in zip(parameters, first, second, strict=True):
+    for name, m, v in zip(parameters, exp_avgs, exp_avg_sqs, strict=True):
         gradient = gradients[name]
         m.lerp_(gradient, 1 - BETA1)
         v.mul_(BETA2).addcmul_(gradient, gradient, value=1 - BETA2)

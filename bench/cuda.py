@@ -16,15 +16,15 @@ from typing import Any
 
 import torch
 
-from .pairs import SETS
-from .timing import Case, Contender, Result, Timing, alone, check, measure
+from .pairs import INPUT_SETS
+from .timing import Case, Contender, Result, Timing, check, measure, single
 
 GRAPHS = "events around replays of a CUDA graph"
 LOOP = "events around a loop of calls"
 
 # A replay costs the host a few microseconds, which must stay hidden behind the work of one.
 _GRAPH_SECONDS = 1e-3
-_MOST_CALLS = 20 * SETS
+_MOST_CALLS = 20 * INPUT_SETS
 
 
 class EventClock:
@@ -50,7 +50,7 @@ class EventClock:
         return event
 
 
-def missing() -> str | None:
+def unavailable_reason() -> str | None:
     """Why nothing can be timed on a GPU here, in a sentence; None where it can."""
     if torch.version.cuda is None:
         return f"PyTorch {torch.__version__} is a build without CUDA"
@@ -90,23 +90,23 @@ def measure_on_gpu(case: Case, *, rounds: int, seconds: float, budget: float = m
     """
     check(case)
     for contender in case.contenders.values():
-        for _ in range(SETS):  # one that captures a graph for each set of inputs does so now
+        for _ in range(INPUT_SETS):  # one that captures a graph for each set of inputs does so now
             contender()
     clock = EventClock()
     captured = _capture_all(case, clock) if graphs and case.capturable else None
     if captured is None:
         captured = {label: (contender, 1) for label, contender in case.contenders.items()}
-        how = LOOP
+        timed_by = LOOP
     else:
-        how = GRAPHS
+        timed_by = GRAPHS
     works = {label: work for label, (work, _) in captured.items()}
-    stand_in = Case(case.name, works, lambda: None, finish=case.finish)
+    stand_in = Case(case.name, works, lambda: None, synchronize=case.synchronize)
     result = measure(stand_in, rounds=rounds, seconds=seconds, budget=budget, clock=clock)
     timings = {
         label: Timing(tuple(value / captured[label][1] for value in timing.rounds))
         for label, timing in result.timings.items()
     }
-    return Result(case, timings, how)
+    return Result(case, timings, timed_by)
 
 
 def ceilings(rounds: int, seconds: float) -> tuple[dict[str, float], dict[str, float]]:
@@ -162,13 +162,13 @@ def _capture(contender: Contender, clock: EventClock) -> tuple[Contender, int]:
     graph, stream = torch.cuda.CUDAGraph(), torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
-        for _ in range(SETS):
+        for _ in range(INPUT_SETS):
             contender()  # what is set up at a first call must not be captured
         start = clock()
-        for _ in range(SETS):
+        for _ in range(INPUT_SETS):
             contender()
-        usual = (clock() - start) / SETS
-        calls = SETS * max(1, math.ceil(_GRAPH_SECONDS / max(usual, 1e-7) / SETS))
+        usual = (clock() - start) / INPUT_SETS
+        calls = INPUT_SETS * max(1, math.ceil(_GRAPH_SECONDS / max(usual, 1e-7) / INPUT_SETS))
         calls = min(calls, _MOST_CALLS)
         torch.cuda.synchronize()
         # As torch.cuda.graph does, but without emptying the cache of memory: that would be minutes over all cases. No
@@ -191,7 +191,7 @@ def _capture(contender: Contender, clock: EventClock) -> tuple[Contender, int]:
 
 
 def _fastest(work: Contender, rounds: int, seconds: float) -> float:
-    result = measure(alone("ceiling", work), rounds=rounds, seconds=seconds, clock=EventClock())
+    result = measure(single("ceiling", work), rounds=rounds, seconds=seconds, clock=EventClock())
     return min(result.timings["run"].rounds)
 
 

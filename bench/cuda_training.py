@@ -23,7 +23,7 @@ def graph_of_compiled(configuration: Configuration) -> Training:
     return graphed(compiled.whole(configuration))
 
 
-def apex_missing() -> str | None:
+def apex_unavailable_reason() -> str | None:
     """Why apex cannot be measured, in a sentence."""
     if importlib.util.find_spec("apex") is None or importlib.util.find_spec("amp_C") is None:
         return "apex with its CUDA extensions is not installed"
@@ -34,10 +34,10 @@ def apex(configuration: Configuration) -> Training:
     """The eager step with apex's FusedAdam."""
     from apex.optimizers import FusedAdam
 
-    def make(parameters: Sequence[Tensor]) -> torch.optim.Optimizer:
+    def make_optimizer(parameters: Sequence[Tensor]) -> torch.optim.Optimizer:
         return FusedAdam(parameters, lr=LEARNING_RATE, betas=(BETA1, BETA2), eps=EPS, adam_w_mode=False)
 
-    return eager(configuration, make)
+    return eager(configuration, make_optimizer)
 
 
 def graphed(training: Training) -> Training:

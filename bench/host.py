@@ -21,7 +21,7 @@ from fastgan.functional import (
 
 from .agreement import assert_agree
 from .logits_loss import torch_discriminator_loss, torch_generator_loss
-from .mlp import twins
+from .mlp import fused_and_plain
 from .pairs import pair
 from .timing import Case
 
@@ -61,7 +61,7 @@ def _one_center(critic: nn.Module, real: Tensor) -> Tensor:
 
 def _penalty(name: str, penalty: Callable[[nn.Module, Tensor], Tensor]) -> Case:
     """Second derivatives: the gradients of a penalty, through a fused critic and through the equal nn.Sequential."""
-    ours, torchs = twins((1, 8, 1))
+    fused, plain = fused_and_plain((1, 8, 1))
     real = torch.randn(SAMPLES, 1)
 
     def gradients(critic: nn.Module) -> tuple[Tensor, ...]:
@@ -72,10 +72,10 @@ def _penalty(name: str, penalty: Callable[[nn.Module, Tensor], Tensor]) -> Case:
 
     def check() -> None:
         results = []
-        for critic in (ours, torchs):
+        for critic in (fused, plain):
             torch.manual_seed(1)  # the same interpolates
             results.append(gradients(critic))
         assert_agree(*results)
 
-    contenders = {"fastgan": lambda: gradients(ours), "torch": lambda: gradients(torchs)}
+    contenders = {"fastgan": lambda: gradients(fused), "torch": lambda: gradients(plain)}
     return Case(name, contenders, check, capturable=False)

@@ -12,7 +12,7 @@ from .configurations import Configuration
 from .training import BETA1, BETA2, EPS, LEARNING_RATE, Training, networks
 
 
-def missing(device: str) -> str | None:
+def unavailable_reason(device: str) -> str | None:
     """Why JAX cannot be measured here on `cpu` or `cuda`, in a sentence; None where it can."""
     try:
         import jax
@@ -65,14 +65,14 @@ def train(configuration: Configuration) -> Training:
         return moved, (first, second)
 
     def step(state: Any, real: Any, noise: Any) -> Any:
-        of_g, of_d, g_moments, d_moments, count = state
+        g_layers, d_layers, g_moments, d_moments, count = state
         count = count + 1
-        fake, pull = jax.vjp(lambda layers: generate(layers, noise), of_g)
-        d_loss, d_gradients = jax.value_and_grad(d_loss_of)(of_d, real, fake)
-        of_d, d_moments = update(of_d, d_gradients, d_moments, count)
-        g_loss, fake_gradient = jax.value_and_grad(g_loss_of, argnums=1)(of_d, fake)
-        of_g, g_moments = update(of_g, *pull(fake_gradient), g_moments, count)
-        return (of_g, of_d, g_moments, d_moments, count), (d_loss, g_loss)
+        fake, vjp_of_g = jax.vjp(lambda layers: generate(layers, noise), g_layers)
+        d_loss, d_gradients = jax.value_and_grad(d_loss_of)(d_layers, real, fake)
+        d_layers, d_moments = update(d_layers, d_gradients, d_moments, count)
+        g_loss, fake_gradient = jax.value_and_grad(g_loss_of, argnums=1)(d_layers, fake)
+        g_layers, g_moments = update(g_layers, *vjp_of_g(fake_gradient), g_moments, count)
+        return (g_layers, d_layers, g_moments, d_moments, count), (d_loss, g_loss)
 
     def load(tensor: Tensor) -> Any:
         return jax.device_put(tensor.detach().cpu().numpy().copy(), place)
@@ -85,8 +85,8 @@ def train(configuration: Configuration) -> Training:
         return jax.tree.map(jnp.zeros_like, layers), jax.tree.map(jnp.zeros_like, layers)
 
     compiled = jax.jit(step, donate_argnums=0)
-    of_g, of_d = map(layers_of, networks(configuration))
-    state = (of_g, of_d, zeros(of_g), zeros(of_d), jax.device_put(np.float32(0), place))
+    g_layers, d_layers = map(layers_of, networks(configuration))
+    state = (g_layers, d_layers, zeros(g_layers), zeros(d_layers), jax.device_put(np.float32(0), place))
 
     # On a GPU its own choice for float32 products is tf32.
     precision = "tensorfloat32" if torch.get_float32_matmul_precision() == "high" else "float32"
@@ -101,7 +101,7 @@ def train(configuration: Configuration) -> Training:
         arrays = [a for layers in state[:2] for weight, bias in layers for a in (weight.T, bias)]
         return [torch.tensor(np.asarray(a)) for a in arrays]
 
-    return Training(run, parameters, load=load, finish=lambda: jax.block_until_ready(state))
+    return Training(run, parameters, load=load, synchronize=lambda: jax.block_until_ready(state))
 
 
 def _cores() -> int:

@@ -13,7 +13,7 @@ from fastgan.nn import MLP, unfuse
 
 from .agreement import KINKS, assert_agree
 from .configurations import CONFIGURATIONS
-from .pairs import SETS
+from .pairs import INPUT_SETS
 from .timing import Case
 
 
@@ -26,7 +26,7 @@ def cases() -> Iterator[Case]:
             yield from _network("mlp mnist D", c.discriminator, "leaky_relu", None, c.batch, torch.bfloat16)
 
 
-def twins(
+def fused_and_plain(
     sizes: tuple[int, ...],
     activation: str = "leaky_relu",
     output_activation: str | None = None,
@@ -46,9 +46,9 @@ def _network(
     batch: int,
     dtype: torch.dtype = torch.float32,
 ) -> Iterator[Case]:
-    modules = dict(zip(("fastgan", "torch"), twins(sizes, activation, output_activation, dtype), strict=True))
-    inputs = [torch.randn(batch, sizes[0]).to(dtype) for _ in range(SETS)]
-    seed = torch.randn(batch, sizes[-1]).to(dtype)
+    modules = dict(zip(("fastgan", "torch"), fused_and_plain(sizes, activation, output_activation, dtype), strict=True))
+    inputs = [torch.randn(batch, sizes[0]).to(dtype) for _ in range(INPUT_SETS)]
+    grad_output = torch.randn(batch, sizes[-1]).to(dtype)
     flops = 2.0 * batch * sum(a * b for a, b in pairwise(sizes))
     first = 2.0 * batch * sizes[0] * sizes[1]  # the input gradient of the first layer is not asked for
 
@@ -56,10 +56,13 @@ def _network(
         with torch.no_grad():
             return module(x)
 
-    def both(module: nn.Module, x: Tensor) -> tuple[Tensor, ...]:
-        return torch.autograd.grad(module(x), list(module.parameters()), seed)
+    def forward_backward(module: nn.Module, x: Tensor) -> tuple[Tensor, ...]:
+        return torch.autograd.grad(module(x), list(module.parameters()), grad_output)
 
-    for passes, work, operations in (("forward", forward, flops), ("forward+backward", both, 3 * flops - first)):
+    for passes, work, operations in (
+        ("forward", forward, flops),
+        ("forward+backward", forward_backward, 3 * flops - first),
+    ):
         contenders = {}
         for label, module in modules.items():
             turns = cycle(inputs)

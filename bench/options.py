@@ -13,7 +13,7 @@ from .step import SWEEPS
 OPS = ("bce", "logits_loss", "linear", "mlp", "host", "penalties", "step")
 ON_CUDA = ("tiny_cuda_nn", "trainkernel")
 EPILOG = """\
-`%(prog)s plots RECORD --out DIR` draws the plots of a JSON record. A full record with its sweeps, for the README:
+`%(prog)s plots RECORD --out DIR` draws the plots of a JSON record. All of it, as the record of a machine:
 %(prog)s --full --budget 120 --json FILE.json --csv FILE.csv"""
 
 
@@ -94,7 +94,7 @@ def _check(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None
             parser.error(f"--{option} must be over 0, not {getattr(options, option)}")
     if options.device not in ("cpu", "cuda"):
         parser.error(f"--device must be cpu or cuda, not {options.device!r}")
-    if options.device == "cuda" and (reason := cuda.missing()):
+    if options.device == "cuda" and (reason := cuda.unavailable_reason()):
         parser.error(f"--device cuda cannot be had: {reason}")
     for name in ("eager", "tf32"):
         if getattr(options, name) and options.device != "cuda":

@@ -14,13 +14,13 @@ from .timing import Case
 Function = Callable[..., Tensor]
 
 # Input sets taken in turn, so that a cache does not hold what a real loop would have to fetch.
-SETS = 3
+INPUT_SETS = 3
 
 
 def pair(
     name: str,
     ours: Function,
-    torchs: Function,
+    baseline: Function,
     shapes: Sequence[Sequence[int]],
     *,
     dtype: torch.dtype = torch.float32,
@@ -34,7 +34,7 @@ def pair(
     Args:
         name: of the op and its size.
         ours: fastgan's function of tensors of the given shapes, to a tensor.
-        torchs: the same in plain PyTorch.
+        baseline: the same in plain PyTorch.
         shapes: of the inputs.
         dtype: of the inputs.
         constants: how many of the last inputs need no gradient; these are uniform in [0, 1), the others normal.
@@ -43,16 +43,16 @@ def pair(
         flops: floating-point operations likewise.
     """
     generator = torch.Generator(torch.get_default_device()).manual_seed(0)
-    learned = len(shapes) - constants
-    scales = scales or [1.0] * learned
+    differentiable = len(shapes) - constants
+    scales = scales or [1.0] * differentiable
     sets = []
-    for _ in range(SETS):
-        values = [torch.randn(s, generator=generator) * k for s, k in zip(shapes[:learned], scales, strict=True)]
-        values += [torch.rand(s, generator=generator) for s in shapes[learned:]]
+    for _ in range(INPUT_SETS):
+        values = [torch.randn(s, generator=generator) * k for s, k in zip(shapes[:differentiable], scales, strict=True)]
+        values += [torch.rand(s, generator=generator) for s in shapes[differentiable:]]
         sets.append([value.to(dtype) for value in values])
-    leaves = [[t.clone().requires_grad_(i < learned) for i, t in enumerate(s)] for s in sets]
+    leaves = [[t.clone().requires_grad_(i < differentiable) for i, t in enumerate(s)] for s in sets]
     # What reaches the result of a layer from above: of varying sign and size, as in training.
-    seeds: dict[torch.Size, Tensor] = {}
+    grad_outputs: dict[torch.Size, Tensor] = {}
 
     def forward(function: Function) -> Callable[[], Tensor]:
         turns = cycle(sets)
@@ -63,26 +63,27 @@ def pair(
 
         return run
 
-    def both(function: Function) -> Callable[[], tuple[Tensor, ...]]:
+    def forward_backward(function: Function) -> Callable[[], tuple[Tensor, ...]]:
         turns = cycle(leaves)
 
         def run() -> tuple[Tensor, ...]:
             inputs = next(turns)
             value = function(*inputs)
-            seed = None
+            grad_output = None
             if value.dim():
-                if value.shape not in seeds:
-                    seeds[value.shape] = torch.randn(value.shape, generator=generator, device=value.device).to(dtype)
-                seed = seeds[value.shape]
-            return torch.autograd.grad(value, inputs[:learned], seed)
+                shape, device = value.shape, value.device
+                if shape not in grad_outputs:
+                    grad_outputs[shape] = torch.randn(shape, generator=generator, device=device).to(dtype)
+                grad_output = grad_outputs[shape]
+            return torch.autograd.grad(value, inputs[:differentiable], grad_output)
 
         return run
 
     suffix = f"{name} {str(dtype).removeprefix('torch.')}"
-    for i, (passes, wrap) in enumerate((("forward", forward), ("forward+backward", both))):
-        contenders = {"fastgan": wrap(ours), "torch": wrap(torchs)}
-        yield Case(f"{suffix} {passes}", contenders, _check(wrap(ours), wrap(torchs)), bytes[i], flops[i], dtype)
+    for i, (passes, wrap) in enumerate((("forward", forward), ("forward+backward", forward_backward))):
+        contenders = {"fastgan": wrap(ours), "torch": wrap(baseline)}
+        yield Case(f"{suffix} {passes}", contenders, _check(wrap(ours), wrap(baseline)), bytes[i], flops[i], dtype)
 
 
-def _check(ours: Callable[[], object], torchs: Callable[[], object]) -> Callable[[], None]:
-    return lambda: assert_agree(ours(), torchs())
+def _check(ours: Callable[[], object], baseline: Callable[[], object]) -> Callable[[], None]:
+    return lambda: assert_agree(ours(), baseline())

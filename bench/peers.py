@@ -46,22 +46,22 @@ def chosen(names: Sequence[str], device: str) -> tuple[list[str], list[str]]:
     wanted = list(PEERS)
     if "all" not in names:
         wanted = [p for p in PEERS if slug(p) in names or ("default" in names and p in DEFAULT)]
-    reasons = {label: missing(label, device) for label in wanted}
+    reasons = {label: unavailable_reason(label, device) for label in wanted}
     named = [label for label in wanted if slug(label) in names or not _belongs_elsewhere(label, device)]
     notes = [f"without {label}: {reasons[label]}" for label in named if reasons[label]]
     return [label for label in wanted if not reasons[label]], notes
 
 
-def missing(label: str, device: str) -> str | None:
+def unavailable_reason(label: str, device: str) -> str | None:
     """Why a peer cannot be measured on `cpu` or `cuda`, in a sentence; None where it can."""
     if _belongs_elsewhere(label, device):
         return "it needs --device cuda"
     if label.startswith("torch.compile") and not (os.environ.get("CXX") or shutil.which("g++")):
         return "torch.compile needs a C++ compiler (g++, or CXX)"
     if label == "apex":
-        return cuda_training.apex_missing()
+        return cuda_training.apex_unavailable_reason()
     if label == "jax":
-        return jax_training.missing(device)
+        return jax_training.unavailable_reason(device)
     return None
 
 

@@ -15,7 +15,7 @@ from fastgan.functional import gradient_penalty, r1_penalty
 
 from .agreement import KINKS, assert_agree
 from .configurations import CONFIGURATIONS
-from .mlp import twins
+from .mlp import fused_and_plain
 from .timing import Case
 
 Loss = Callable[[nn.Module, Tensor, Tensor], Tensor]
@@ -32,19 +32,19 @@ def cases() -> Iterator[Case]:
 
 
 def _case(name: str, loss: Loss, sizes: tuple[int, ...], real: Tensor, fake: Tensor) -> Case:
-    ours, torchs = twins(sizes)
+    fused, plain = fused_and_plain(sizes)
 
     def gradients(critic: nn.Module) -> tuple[Tensor, ...]:
         return torch.autograd.grad(loss(critic, real, fake), list(critic.parameters()))
 
     def check() -> None:
         results = []
-        for critic in (ours, torchs):
+        for critic in (fused, plain):
             torch.manual_seed(1)  # the same interpolates
             results.append(gradients(critic)[:-1])  # the last bias cancels out of WGAN-GP: its gradient is 0
         assert_agree(*results, at_least=KINKS)
 
-    contenders = {"fastgan": lambda: gradients(ours), "torch": lambda: gradients(torchs)}
+    contenders = {"fastgan": lambda: gradients(fused), "torch": lambda: gradients(plain)}
     return Case(name, contenders, check, capturable=False)
 
 

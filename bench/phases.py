@@ -7,7 +7,7 @@ from typing import Any
 
 from .configurations import CONFIGURATIONS, Configuration
 from .step import inputs
-from .training import engine
+from .training import new_train_step
 
 
 def profiles(calls: int = 7) -> dict[str, dict[str, Any]]:
@@ -22,7 +22,7 @@ def profile(configuration: Configuration, calls: int) -> dict[str, Any]:
         configuration: of the networks and the batch.
         calls: how many profiled steps; a long step is profiled once.
     """
-    step = engine(configuration)
+    step = new_train_step(configuration)
     reals, noises = inputs(configuration)
     step.step(reals[0], noise=noises[0][None])
     taken = []

@@ -18,7 +18,7 @@ from torch import Tensor
 
 import fastgan
 
-from .timing import Result, alone, measure
+from .timing import Result, measure, single
 
 
 def environment() -> dict[str, Any]:
@@ -81,7 +81,7 @@ def ceilings(rounds: int, seconds: float) -> tuple[dict[str, float], dict[str, f
     """
     source = torch.rand(1 << 26)
     target = torch.empty_like(source)
-    copy = measure(alone("copy", lambda: target.copy_(source)), rounds=rounds, seconds=seconds)
+    copy = measure(single("copy", lambda: target.copy_(source)), rounds=rounds, seconds=seconds)
     limits = {"GB/s": 2 * 4 * source.numel() / min(copy.timings["run"].rounds) / 1e9}
     products = {}
     for dtype in (torch.float32, torch.bfloat16):
@@ -90,7 +90,7 @@ def ceilings(rounds: int, seconds: float) -> tuple[dict[str, float], dict[str, f
             x, weight = torch.rand(m, k).to(dtype), torch.rand(n, k).to(dtype)
             for library, product in _libraries(dtype).items():
                 # A third of the usual rounds and time: the ceiling is the best of many.
-                work = alone("product", lambda product=product, x=x, weight=weight: product(x, weight))
+                work = single("product", lambda product=product, x=x, weight=weight: product(x, weight))
                 result = measure(work, rounds=max(2, rounds // 3), seconds=seconds / 2)
                 rate = 2 * m * k * n / min(result.timings["run"].rounds) / 1e9
                 products[f"{kind} {library} {m}x{k}x{n}"] = rate
@@ -125,8 +125,8 @@ def rows(result: Result, limits: dict[str, float]) -> list[dict[str, Any]]:
         }
         if len(result.timings) > 2:
             row["against"] = {peer: result.ratio(label, peer) for peer in result.timings if peer != label}
-        if result.how:
-            row["timing"] = result.how
+        if result.timed_by:
+            row["timing"] = result.timed_by
         dtype = result.case.dtypes.get(label, result.case.dtype)
         product = _product_ceiling(dtype)
         if "GFLOP/s tf32" in limits and dtype is torch.float32 and _uses_tf32():

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from .agreement import assert_agree
 from .configurations import CONFIGURATIONS, Configuration, batch_sweep, width_sweep
-from .pairs import SETS
+from .pairs import INPUT_SETS
 from .peers import BASELINE, contenders
 from .timing import Case
 from .training import Training
@@ -84,7 +84,7 @@ def case(
         flops=configuration.step_flops,
         capturable=False,  # it steps optimizers; what can be captured whole is a contender of its own
         dtypes={label: training.dtype for label, training in trainings.items()},
-        finish={label: training.finish for label, training in trainings.items() if training.finish},
+        synchronize={label: training.synchronize for label, training in trainings.items() if training.synchronize},
         facts={
             "configuration": configuration.name,
             "batch": configuration.batch,
@@ -98,8 +98,8 @@ def case(
 def inputs(configuration: Configuration) -> tuple[list[Tensor], list[Tensor]]:
     """Sets of real data and of noise, the same for every contender."""
     torch.manual_seed(1)
-    reals = [torch.randn(configuration.batch, configuration.generator[-1]) for _ in range(SETS)]
-    return reals, [torch.randn(configuration.batch, configuration.generator[0]) for _ in range(SETS)]
+    reals = [torch.randn(configuration.batch, configuration.generator[-1]) for _ in range(INPUT_SETS)]
+    return reals, [torch.randn(configuration.batch, configuration.generator[0]) for _ in range(INPUT_SETS)]
 
 
 def check(trainings: Mapping[str, Training], configuration: Configuration, real: Tensor, noise: Tensor) -> None:

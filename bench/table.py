@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any, TextIO
 
 HEADERS = ("case", "contender", "median", "min .. max", "IQR", "vs torch", "", "rate", "of ceiling")
-_LEFT = ("case", "contender", "")  # the others are figures, set to the right
+_LEFT_ALIGNED = ("case", "contender", "")  # the others are figures, set to the right
 # Wide enough for every row, where output goes to a file and has no width of its own.
 _FILE_WIDTH = 200
 
@@ -46,7 +46,7 @@ def print_table(rows: Sequence[dict[str, Any]], file: TextIO = sys.stdout) -> No
     console = Console(file=file) if file.isatty() else Console(file=file, width=_FILE_WIDTH)
     table = Table(box=box.SIMPLE_HEAD)
     for header in HEADERS:
-        table.add_column(header, justify="left" if header in _LEFT else "right", no_wrap=header != "case")
+        table.add_column(header, justify="left" if header in _LEFT_ALIGNED else "right", no_wrap=header != "case")
     style = {"faster": "green", "slower": "bold red"}
     for row in rows:
         table.add_row(*cells(row), style=style.get(row["verdict"]))
@@ -59,7 +59,7 @@ def print_plain(rows: Sequence[dict[str, Any]], file: TextIO) -> None:
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     for line in lines:
         aligned = [
-            text.ljust(width) if header in _LEFT else text.rjust(width)
+            text.ljust(width) if header in _LEFT_ALIGNED else text.rjust(width)
             for header, text, width in zip(HEADERS, line, widths, strict=True)
         ]
         print("  ".join(aligned).rstrip(), file=file)

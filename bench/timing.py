@@ -45,8 +45,8 @@ class Case:
         flops: floating-point operations of a call, where arithmetic does.
         dtype: of the products, whose ceiling depends on it.
         dtypes: by label, of a contender whose products are of another dtype.
-        finish: by label, what waits for the calls of a contender that returns before its work is done; called once a
-            turn, as a loop of training steps waits for its end alone.
+        synchronize: by label, what waits for the calls of a contender that returns before its work is done; called
+            once a turn, as a loop of training steps waits for its end alone.
         facts: of the case, for the record, such as its batch.
         capturable: whether a CUDA graph may stand for the calls; not where they draw random numbers or step an
             optimizer, of which a failed capture would leave the state undefined.
@@ -60,17 +60,17 @@ class Case:
     dtype: torch.dtype = torch.float32
     capturable: bool = True
     dtypes: Mapping[str, torch.dtype] = field(default_factory=dict)
-    finish: Mapping[str, Contender] = field(default_factory=dict)
+    synchronize: Mapping[str, Contender] = field(default_factory=dict)
     facts: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass
 class Result:
-    """What was measured of a case; `how`, where there is more than one way."""
+    """What was measured of a case; `timed_by`, where there is more than one way to time."""
 
     case: Case
     timings: dict[str, Timing] = field(default_factory=dict)
-    how: str = ""
+    timed_by: str = ""
 
     def ratio(self, label: str, peer: str | None = None) -> float:
         """How many times faster than a peer (the last contender): the median over rounds of that round's ratio."""
@@ -93,7 +93,7 @@ class Result:
         return [theirs / ours for theirs, ours in pairs]
 
 
-def alone(name: str, work: Contender) -> Case:
+def single(name: str, work: Contender) -> Case:
     """A case of one contender, `run`, which nothing is compared with."""
     return Case(name, {"run": work}, lambda: None)
 
@@ -130,8 +130,8 @@ def measure(
     calls: dict[str, int] = {}
     one_round = 0.0
     for label, contender in case.contenders.items():
-        finish = case.finish.get(label, _nothing)
-        calls[label], turn = _calls_in(lambda work=contender, end=finish: (work(), end()), seconds, clock)
+        synchronize = case.synchronize.get(label, _nothing)
+        calls[label], turn = _calls_in(lambda work=contender, end=synchronize: (work(), end()), seconds, clock)
         one_round += turn
     if rounds * one_round > budget:
         rounds = max(1, int(budget / one_round))
@@ -141,7 +141,7 @@ def measure(
             start = clock()
             for _ in range(calls[label]):
                 case.contenders[label]()
-            case.finish.get(label, _nothing)()
+            case.synchronize.get(label, _nothing)()
             times[label].append((clock() - start) / calls[label])
     return Result(case, {label: Timing(tuple(values)) for label, values in times.items()})
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from fastgan.nn import MLP, unfuse
 
 from .agreement import KINKS, assert_agree
-from .pairs import SETS
+from .pairs import INPUT_SETS
 from .timing import Case
 
 WIDTHS, BATCHES = (64, 128), (256, 1024, 4096)  # its widths are at most 128, its batches multiples of 256
@@ -50,11 +50,11 @@ def _case(width: int, batch: int) -> Case:
         weights = [p.float() for p in fused.parameters()]
         weights[-1] = F.pad(weights[-1], (0, 0, 0, PADDED_OUTPUTS - 1))
         theirs.params.copy_(torch.cat([w.flatten() for w in weights]))
-    inputs = [torch.randn(batch, INPUTS, dtype=torch.float16) for _ in range(SETS)]
-    seed = torch.randn(batch, 1, dtype=torch.float16)
+    inputs = [torch.randn(batch, INPUTS, dtype=torch.float16) for _ in range(INPUT_SETS)]
+    grad_output = torch.randn(batch, 1, dtype=torch.float16)
 
     def gradients(module: nn.Module, x: Tensor) -> tuple[Tensor, ...]:
-        return torch.autograd.grad(module(x), list(module.parameters()), seed)
+        return torch.autograd.grad(module(x), list(module.parameters()), grad_output)
 
     def check() -> None:
         expected = torch.cat([g.float().flatten() for g in gradients(plain, inputs[0])])

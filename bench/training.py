@@ -23,7 +23,7 @@ from .logits_loss import torch_discriminator_loss, torch_generator_loss
 
 LEARNING_RATE, BETA1, BETA2, EPS = 2e-4, 0.5, 0.999, 1e-8
 
-Adams = Callable[[Iterable[Tensor]], Optimizer]
+OptimizerFactory = Callable[[Iterable[Tensor]], Optimizer]
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class Training:
             and of G.
         parameters: all of G's and then all of D's, weights (out, in).
         load: a tensor of data or noise as the step takes it.
-        finish: waits for the steps under way; None where a step returns when it is done, or is queued on the GPU.
+        synchronize: waits for the steps under way; None where a step returns when it is done, or is queued on the GPU.
         reset: puts the parameters and the optimizers' state back to the start, in place.
         dtype: of the matrix products.
     """
@@ -43,7 +43,7 @@ class Training:
     step: Callable[[Any, Any], Sequence[Any]]
     parameters: Callable[[], list[Tensor]]
     load: Callable[[Tensor], Any] = lambda tensor: tensor
-    finish: Callable[[], None] | None = None
+    synchronize: Callable[[], None] | None = None
     reset: Callable[[], None] | None = None
     dtype: torch.dtype = torch.float32
 
@@ -64,14 +64,14 @@ def plain_networks(configuration: Configuration) -> tuple[nn.Module, nn.Module]:
     return unfuse(generator), unfuse(discriminator)
 
 
-def adam(**options: Any) -> Adams:
+def adam(**options: Any) -> OptimizerFactory:
     """torch.optim.Adam with the configurations' hyperparameters; `options` choose its implementation."""
     return lambda parameters: Adam(parameters, lr=LEARNING_RATE, betas=(BETA1, BETA2), eps=EPS, **options)
 
 
 def train_step(configuration: Configuration, precision: str = "fp32") -> Training:
     """`fastgan.TrainStep`."""
-    step = engine(configuration, precision)
+    step = new_train_step(configuration, precision)
 
     def run(real: Tensor, noise: Tensor | None) -> tuple[Tensor, Tensor]:
         stats = step.step(real, noise=None if noise is None else noise[None])
@@ -81,11 +81,11 @@ def train_step(configuration: Configuration, precision: str = "fp32") -> Trainin
     return Training(run, lambda: parameters, dtype=torch.bfloat16 if precision == "bf16" else torch.float32)
 
 
-def engine(configuration: Configuration, precision: str = "fp32") -> fastgan.TrainStep:
+def new_train_step(configuration: Configuration, precision: str = "fp32") -> fastgan.TrainStep:
     """A TrainStep over fresh networks."""
     generator, discriminator = networks(configuration)
-    make = adam(fused=True)
-    optimizers = make(generator.parameters()), make(discriminator.parameters())
+    make_optimizer = adam(fused=True)
+    optimizers = make_optimizer(generator.parameters()), make_optimizer(discriminator.parameters())
     return fastgan.TrainStep(generator, discriminator, *optimizers, reuse_fake=True, precision=precision)
 
 
@@ -94,25 +94,27 @@ def modules(configuration: Configuration) -> Training:
     return _loop(networks(configuration), adam(fused=True), discriminator_loss, generator_loss)
 
 
-def eager(configuration: Configuration, make: Adams | None = None, *, one_batch: bool = False) -> Training:
+def eager(
+    configuration: Configuration, make_optimizer: OptimizerFactory | None = None, *, one_batch: bool = False
+) -> Training:
     """Plain PyTorch; `one_batch` takes real and fake through D at once."""
-    make = make or adam(fused=True)
+    make_optimizer = make_optimizer or adam(fused=True)
     criteria = torch_discriminator_loss, torch_generator_loss
-    return _loop(plain_networks(configuration), make, *criteria, one_batch=one_batch)
+    return _loop(plain_networks(configuration), make_optimizer, *criteria, one_batch=one_batch)
 
 
 def _loop(
     modules: tuple[nn.Module, nn.Module],
-    make: Adams,
+    make_optimizer: OptimizerFactory,
     d_criterion: Callable[[Tensor, Tensor], Tensor],
     g_criterion: Callable[[Tensor], Tensor],
     *,
     one_batch: bool = False,
 ) -> Training:
     generator, discriminator = modules
-    of_g, of_d = list(generator.parameters()), list(discriminator.parameters())
+    g_params, d_params = list(generator.parameters()), list(discriminator.parameters())
     latent = generator[0].in_features
-    g_optimizer, d_optimizer = make(of_g), make(of_d)
+    g_optimizer, d_optimizer = make_optimizer(g_params), make_optimizer(d_params)
 
     def step(real: Tensor, noise: Tensor | None) -> tuple[Tensor, Tensor]:
         if noise is None:
@@ -128,11 +130,11 @@ def _loop(
         d_optimizer.step()
         g_loss = g_criterion(discriminator(fake))
         g_optimizer.zero_grad(set_to_none=True)
-        g_loss.backward(inputs=of_g)
+        g_loss.backward(inputs=g_params)
         g_optimizer.step()
         return d_loss.detach(), g_loss.detach()
 
-    parameters = of_g + of_d
+    parameters = g_params + d_params
     start = [p.detach().clone() for p in parameters]
 
     def reset() -> None:

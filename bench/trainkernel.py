@@ -18,7 +18,7 @@ from fastgan.nn import MLP, unfuse
 
 from .agreement import KINKS, assert_agree
 from .cuda_training import graphed
-from .pairs import SETS
+from .pairs import INPUT_SETS
 from .timing import Case
 from .training import Training, restore
 
@@ -55,7 +55,7 @@ def step(weights: Weights, x: Tensor, target: Tensor) -> tuple[Tensor, Weights, 
 
 
 def _case(sizes: tuple[int, ...]) -> Case:
-    sets = [(torch.randn(BATCH, sizes[0]), torch.randn(BATCH, sizes[-1])) for _ in range(SETS)]
+    sets = [(torch.randn(BATCH, sizes[0]), torch.randn(BATCH, sizes[-1])) for _ in range(INPUT_SETS)]
     plain = unfuse(_network(sizes))
     trainings = {
         "fastgan": graphed(_training(_network(sizes))),

@@ -14,7 +14,7 @@ import torch
 
 from bench import cuda, record
 from bench.agreement import assert_agree
-from bench.pairs import SETS, pair
+from bench.pairs import INPUT_SETS, pair
 from bench.table import cells
 from bench.timing import Case, Result, Timing
 
@@ -75,7 +75,7 @@ def test_a_replay_counts_for_all_its_calls(gpu: Gpu, monkeypatch: pytest.MonkeyP
 
     monkeypatch.setattr(cuda, "_capture", capture)
     result = cuda.measure_on_gpu(a_case(gpu), rounds=4, seconds=30.0)
-    assert result.how == cuda.GRAPHS
+    assert result.timed_by == cuda.GRAPHS
     assert result.timings["fastgan"].rounds == (1.0,) * 4
     assert result.timings["torch"].rounds == (3.0,) * 4
     assert list(result.case.contenders) == ["fastgan", "torch"]
@@ -94,7 +94,7 @@ def test_where_one_contender_cannot_be_captured_both_are_looped(
 
     monkeypatch.setattr(cuda, "_capture", capture)
     result = cuda.measure_on_gpu(a_case(gpu), rounds=2, seconds=6.0)
-    assert result.how == cuda.LOOP
+    assert result.timed_by == cuda.LOOP
     assert result.ratio("fastgan") == 3.0
     assert "a case: torch cannot be captured, so loops are timed: operation not permitted\n" in capsys.readouterr().out
 
@@ -103,7 +103,7 @@ def test_where_one_contender_cannot_be_captured_both_are_looped(
 def test_nothing_is_captured_that_must_not_be(gpu: Gpu, capturable: bool, graphs: bool) -> None:
     # torch.cuda.CUDAGraph is absent here, and would fail.
     result = cuda.measure_on_gpu(a_case(gpu, capturable=capturable), rounds=2, seconds=6.0, graphs=graphs)
-    assert result.how == cuda.LOOP
+    assert result.timed_by == cuda.LOOP
     assert result.timings["torch"].rounds == (3.0,) * 2
 
 
@@ -179,7 +179,7 @@ def test_bad_options(arguments: list[str], message: str) -> None:
 def test_without_a_gpu_a_sentence() -> None:
     result = _run("--device", "cuda")
     assert result.returncode == 2
-    assert f"--device cuda cannot be had: {cuda.missing()}" in result.stderr
+    assert f"--device cuda cannot be had: {cuda.unavailable_reason()}" in result.stderr
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
@@ -200,8 +200,8 @@ def test_a_graph_takes_every_input_set_alike() -> None:
     forward, _ = cuda.on_gpu(pair("x", lambda x: x.square().mean(), lambda x: x.square().mean(), [(64, 64)]))
     counted = {label: lambda run=run: (turns.append(1), run()) for label, run in forward.contenders.items()}
     _, calls = cuda._capture(counted["torch"], cuda.EventClock())
-    assert calls % SETS == 0
-    assert len(turns) == 2 * SETS + calls
+    assert calls % INPUT_SETS == 0
+    assert len(turns) == 2 * INPUT_SETS + calls
 
 
 def _run(*arguments: str) -> subprocess.CompletedProcess[str]:

@@ -103,7 +103,7 @@ def test_what_returns_early_is_waited_for_once_a_turn() -> None:
         now += 1.0
         order.append("wait")
 
-    case = Case("a case", {"jax": run}, lambda: None, finish={"jax": wait})
+    case = Case("a case", {"jax": run}, lambda: None, synchronize={"jax": wait})
     result = measure(case, rounds=2, seconds=4.0, clock=lambda: now)
     calls = order[-5:].count("call")
     assert order[-calls - 1 :] == ["call"] * calls + ["wait"]
@@ -118,7 +118,7 @@ def test_the_sweeps_are_those_of_the_issue() -> None:
 
 
 def test_peers_that_cannot_run_are_named_only_where_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(jax_training, "missing", lambda device: "jax is not installed")
+    monkeypatch.setattr(jax_training, "unavailable_reason", lambda device: "jax is not installed")
     assert peers.chosen(["default"], "cpu") == (
         ["torch foreach", "torch one batch"],
         ["without jax: jax is not installed"],

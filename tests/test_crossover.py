@@ -18,8 +18,8 @@ ROOT = Path(__file__).parent.parent
     ("ratios", "size"),
     [([1.5, 1.2, 0.9, 1.1], 2.0), ([0.5, 2.0, 2.0, 2.0], 0.0), ([1.0, 0.99, 1.0, 1.0], 4.0), ([], 0)],
 )
-def test_the_last_size_before_a_loss(ratios: list[float], size: float) -> None:
-    assert crossover.largest_before_a_loss([1.0, 2.0, 3.0, 4.0][: len(ratios)], ratios) == size
+def test_the_last_size_before_one_that_is_slower(ratios: list[float], size: float) -> None:
+    assert crossover.largest_faster_size([1.0, 2.0, 3.0, 4.0][: len(ratios)], ratios) == size
 
 
 def test_the_header_is_written_as_it_stands_in_the_sources() -> None:

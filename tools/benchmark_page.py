@@ -16,7 +16,7 @@ from typing import Any
 from bench.plots import read
 
 from . import step_tables
-from .step_tables import CONFIGURATIONS, Row, Table, loss, named, number
+from .step_tables import CONFIGURATIONS, Row, Table, named, number, under_one
 
 # Row titles to the first word of the cases, and columns to what follows it there.
 LOSSES = {
@@ -42,7 +42,7 @@ PASSES = {"forward": " forward", "forward and backward": " forward+backward"}
 
 
 def markdown(record: dict[str, Any], file: str) -> str:
-    """What the page says of a measurement: a sentence on where, tables, the ceilings, and every loss.
+    """What the page says of a measurement: a sentence on where, tables, the ceilings, and all that is slower.
 
     Args:
         record: as `python -m bench --json` and tools/gpu.sh write it.
@@ -147,10 +147,10 @@ def _ceilings(limits: dict[str, float]) -> str:
 
 
 def _slower(rows: Sequence[Row]) -> list[str]:
-    """Every loss by name: tables of the good cases alone would be half the truth."""
+    """Every case that is slower, by name: tables of the good ones alone would be half the truth."""
     ours = [row for row in rows if row["contender"].startswith("fastgan")]
     lost = [row for row in ours if row["times_as_fast"] < 1]
-    beaten = list(step_tables.lost_to_peers(rows))
+    beaten = list(step_tables.slower_than_peers(rows))
     parts = [f"No case of {len(ours)} is slower than PyTorch eager."]
     if lost:
         doubt = {"slower?": ", within what the rounds vary"}
@@ -158,14 +158,12 @@ def _slower(rows: Sequence[Row]) -> list[str]:
         parts += _table(
             [
                 ["case", "times as fast"],
-                *([named(row), loss(row["times_as_fast"]) + doubt.get(row["verdict"], "")] for row in lost),
+                *([named(row), under_one(row["times_as_fast"]) + doubt.get(row["verdict"], "")] for row in lost),
             ]
         )
     if beaten:
-        parts.append("Steps that another peer runs faster:")
-        parts += _table(
-            [["case", "peer", "times as fast"], *([case, f"`{peer}`", loss(ratio)] for case, peer, ratio in beaten)]
-        )
+        cells = [[case, f"`{peer}`", under_one(ratio)] for case, peer, ratio in beaten]
+        parts += ["Steps that another peer runs faster:", *_table([["case", "peer", "times as fast"], *cells])]
     return parts
 
 

@@ -47,7 +47,7 @@ PRECISIONS = {
 BATCHES = (64, 128, 256, 512, 1024, 2048, 4096)
 
 
-def largest_before_a_loss(sizes: Sequence[float], ratios: Sequence[float]) -> float:
+def largest_faster_size(sizes: Sequence[float], ratios: Sequence[float]) -> float:
     """The last size before the first whose ratio (how many times faster) is under 0.98; 0 if there is none."""
     largest = 0.0
     for size, ratio in zip(sizes, ratios, strict=True):
@@ -90,8 +90,8 @@ def training(sizes: Sequence[int], batch: int, dtype: torch.dtype) -> Callable[[
     biases = [torch.randn(o, dtype=dtype) for o in sizes[1:]]
     leaves = [t.requires_grad_() for t in (torch.randn(batch, sizes[0], dtype=dtype), *weights, *biases)]
     names = ["leaky_relu"] * len(weights)
-    seed = torch.randn(batch, sizes[-1], dtype=dtype)
-    return lambda: torch.autograd.grad(mlp(leaves[0], weights, biases, names), leaves, seed)
+    grad_output = torch.randn(batch, sizes[-1], dtype=dtype)
+    return lambda: torch.autograd.grad(mlp(leaves[0], weights, biases, names), leaves, grad_output)
 
 
 def ratio(paths: tuple[str, str], call: Callable[[], object], seconds: float) -> float:
@@ -107,7 +107,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--write", action="store_true", help=f"rewrite {HEADER.relative_to(HEADER.parents[2])}")
     parser.add_argument("--seconds", type=float, default=0.02, help="length of a turn (default: 0.02)")
     options = parser.parse_args(arguments)
-    if reason := cuda.missing() or backend.unavailable_reason("cuda"):
+    if reason := cuda.unavailable_reason() or backend.unavailable_reason("cuda"):
         print(f"the crossover is measured on a GPU: {reason}", file=sys.stderr)
         return 2
     values: dict[str, float] = {}
@@ -119,13 +119,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 call = training((width_in, width_out), batch, dtype)
                 ratios.append(ratio(("tiled", "library"), call, options.seconds))
                 print(f"{name} {batch}x{width_in}x{width_out}: tiled {ratios[-1]:.2f} times the library's speed")
-            values[name] = largest_before_a_loss([float(a * b * c) for a, b, c in SHAPES], ratios)
+            values[name] = largest_faster_size([float(a * b * c) for a, b, c in SHAPES], ratios)
         torch.set_float32_matmul_precision("highest")
         networks = [functools.partial(training, (64, 128, 128, 64), batch, torch.float32) for batch in BATCHES]
         ratios = [ratio(("narrow", "tiled"), network(), options.seconds) for network in networks]
         for batch, value in zip(BATCHES, ratios, strict=True):
             print(f"64-128-128-64 on {batch}: narrow {value:.2f} times the tiled kernels' speed")
-        values["narrow_batch"] = largest_before_a_loss(BATCHES, ratios)
+        values["narrow_batch"] = largest_faster_size(BATCHES, ratios)
     backend.module.set_layer_path("automatic")
     text = header(values, f"measured on {torch.cuda.get_device_name()}, {date.today()}")
     print(text)

@@ -22,7 +22,7 @@ import torch
 from bench import cuda
 from bench.configurations import CONFIGURATIONS, Configuration
 from bench.step import inputs
-from bench.training import engine
+from bench.training import new_train_step
 from fastgan import backend
 
 _CALLS = 20
@@ -31,7 +31,7 @@ _CALLS = 20
 def profile(configuration: Configuration, precision: str = "fp32") -> dict[str, Any]:
     """Microseconds of a step of one configuration, and of each of its launches (the median over several steps)."""
     with torch.device("cuda"):
-        step = engine(configuration, precision)
+        step = new_train_step(configuration, precision)
         reals, noises = inputs(configuration)
     for _ in range(5):
         step.step(reals[0], noise=noises[0][None])
@@ -97,7 +97,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--tf32", action="store_true", help="float32 products rounded to tf32")
     options = parser.parse_args(arguments)
-    if reason := cuda.missing():
+    if reason := cuda.unavailable_reason():
         print(f"tools.kernel_profile: {reason}", file=sys.stderr)
         return 2
     backend.module.set_layer_path(options.path)

@@ -15,13 +15,13 @@ from typing import Any
 
 from bench.configurations import CONFIGURATIONS, by_name
 from bench.step import inputs
-from bench.training import engine
+from bench.training import new_train_step
 
 
 def cost(name: str, calls: int) -> dict[str, Any]:
     """Median seconds of a step and of its check, and the check's share."""
     configuration = by_name(name)
-    step = engine(configuration)
+    step = new_train_step(configuration)
     reals, noises = inputs(configuration)
     noise = noises[0][None]
     for _ in range(20):

@@ -69,7 +69,7 @@ def sweep(rows: Iterable[Row], axis: str) -> Table:
     ]
 
 
-def lost_to_peers(rows: Iterable[Row]) -> Iterator[tuple[str, str, float]]:
+def slower_than_peers(rows: Iterable[Row]) -> Iterator[tuple[str, str, float]]:
     """Case with contender, peer and ratio of each step that a peer other than plain eager PyTorch runs faster."""
     for row in rows:
         if row["contender"].startswith("fastgan"):
@@ -87,7 +87,7 @@ def number(value: float | None) -> str:
     return "" if value is None else f"{value:.2f}"
 
 
-def loss(value: float) -> str:
+def under_one(value: float) -> str:
     """A ratio under 1, with as many digits as show that it is."""
     digits = 2
     while round(value, digits) >= 1:
