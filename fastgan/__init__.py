@@ -33,7 +33,7 @@ def __getattr__(name: str) -> Any:
     import importlib
 
     if name == "Trainer":
-        return importlib.import_module("fastgan.trainer").Trainer
+        return importlib.import_module("fastgan.training.trainer").Trainer
     if name in ("data", "metrics"):
         return importlib.import_module(f"fastgan.{name}")
     raise AttributeError(f"module 'fastgan' has no attribute {name!r}")

@@ -122,7 +122,7 @@ def train(
     """Train on DATA; everything goes to a new folder such as runs/00003-digits/."""
     options = {name: value for name, value in locals().items() if name != "data"}
     with _one_line_errors(TypeError, ValueError):
-        from fastgan.trainer import Trainer
+        from fastgan.training.trainer import Trainer
 
         for name in ("g_hidden", "d_hidden"):
             options[name] = _widths(name, options[name])
@@ -142,7 +142,7 @@ def resume(
 ) -> None:
     """Go on with RUN from its newest checkpoint, exactly as if it had not been interrupted."""
     with _one_line_errors(TypeError, ValueError):
-        from fastgan.trainer import Trainer
+        from fastgan.training.trainer import Trainer
 
         trainer = Trainer.resume(run, steps=steps, runs=runs)
     with _one_line_errors():
@@ -165,7 +165,7 @@ def sample(
 ) -> None:
     """Draw samples from RUN's newest checkpoint; the run stays as it is."""
     with _one_line_errors(TypeError, ValueError):
-        from fastgan.sampling import check_out, sample_run, write_samples
+        from fastgan.training.sampling import check_out, sample_run, write_samples
 
         check_out(out)
         samples, facts = sample_run(run, count, label=label, seed=seed, runs=runs)
@@ -224,8 +224,8 @@ def _widths(name: str, text: str | None) -> tuple[int, ...] | None:
 def _one_line_errors(*refusals: type[Exception]) -> Iterator[None]:
     """Answer the errors that a user can cause, and `refusals` too, with their one sentence, and exit."""
     try:
-        from fastgan.checkpoint import CheckpointError
-        from fastgan.finite import NonFiniteError
+        from fastgan.training.checkpoint import CheckpointError
+        from fastgan.training.finite import NonFiniteError
     except ModuleNotFoundError as error:
         _missing(error)
     try:

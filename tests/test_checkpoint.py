@@ -11,8 +11,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from fastgan import checkpoint
-from fastgan.checkpoint import (
+from fastgan.training import checkpoint
+from fastgan.training.checkpoint import (
     CheckpointError,
     complete_checkpoints,
     flatten,

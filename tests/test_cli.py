@@ -21,10 +21,10 @@ from safetensors.numpy import load_file, save_file
 from typer.testing import CliRunner
 
 from fastgan.__main__ import main
-from fastgan.checkpoint import complete_checkpoints
 from fastgan.cli import app
-from fastgan.config import TrainConfig
 from fastgan.data import load
+from fastgan.training.checkpoint import complete_checkpoints
+from fastgan.training.config import TrainConfig
 
 ROOT = Path(__file__).resolve().parent.parent
 SMALL = ["--g-hidden", "16", "--d-hidden", "16", "--log-every", "5"]

@@ -6,8 +6,8 @@ import pytest
 import tomlkit
 import torch
 
-from fastgan.config import TrainConfig, pick_device
 from fastgan.data import Dataset, load
+from fastgan.training.config import TrainConfig, pick_device
 
 
 def test_defaults_suit_the_data() -> None:

@@ -24,12 +24,12 @@ from PIL import Image
 from typer.testing import CliRunner
 
 import fastgan
-from fastgan import pictures, trainer
-from fastgan.checkpoint import CheckpointError, complete_checkpoints
 from fastgan.cli import app
 from fastgan.nn import MLP
-from fastgan.run_folder import RunFolder
-from fastgan.sampling import sample_run
+from fastgan.training import pictures, trainer
+from fastgan.training.checkpoint import CheckpointError, complete_checkpoints
+from fastgan.training.run_folder import RunFolder
+from fastgan.training.sampling import sample_run
 
 ROOT = Path(__file__).resolve().parent.parent
 SMALL: dict[str, Any] = {"g_hidden": (8,), "d_hidden": (8,), "latent_size": 4, "batch_size": 16}

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from fastgan import checks, reference
-from fastgan.dataset import Dataset
+from fastgan.data.dataset import Dataset
 from fastgan.step import PRECISIONS
 
 

@@ -14,7 +14,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.text import Text
 
 from fastgan.output import is_terminal, printable, say
-from fastgan.run_folder import RunFolder
+from fastgan.training.run_folder import RunFolder
 
 
 class Reporter:

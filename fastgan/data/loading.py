@@ -8,13 +8,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 from fastgan import checks
-from fastgan.data_idx import find_idx, load_idx
-from fastgan.data_images import find_images, load_images
-from fastgan.data_tables import load_csv, load_npy, load_npz
-from fastgan.data_toys import digits, grid25, ring8
-from fastgan.dataset import DataError, Dataset, from_array
-
-__all__ = ["BUILT_IN", "DataError", "Dataset", "digits", "from_array", "grid25", "load", "ring8"]
+from fastgan.data.dataset import DataError, Dataset
+from fastgan.data.idx import find_idx, load_idx
+from fastgan.data.images import find_images, load_images
+from fastgan.data.tables import load_csv, load_npy, load_npz
+from fastgan.data.toys import digits, grid25, ring8
 
 BUILT_IN: dict[str, Callable[[int], Dataset]] = {
     "digits": lambda seed: digits(),

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fastgan.units import Levels, scale_array, unscale
+from fastgan.data.units import Levels, scale_array, unscale
 
 
 class DataError(ValueError):

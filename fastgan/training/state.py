@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 from torch.optim import Optimizer
 
-from fastgan.checkpoint import CheckpointError, Tensors, flatten, load_checkpoint, unflatten
-from fastgan.run_folder import RunFolder
+from fastgan.training.checkpoint import CheckpointError, Tensors, flatten, load_checkpoint, unflatten
+from fastgan.training.run_folder import RunFolder
 
 if TYPE_CHECKING:
-    from fastgan.trainer import Trainer
+    from fastgan.training.trainer import Trainer
 
 
 def take(trainer: Trainer) -> tuple[dict[str, Tensors], dict[str, Any]]:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from fastgan.dataset import DataError, Dataset, from_array
+from fastgan.data.dataset import DataError, Dataset, from_array
 
 if TYPE_CHECKING:
     from PIL.Image import Image

@@ -2,7 +2,7 @@
 
 config.toml     every option of the run          samples/     real.png and fakes_step_N.png, always of the
 same noise dataset.json    shape and scaling of the data    loss.png     both losses and both scores over the
-steps log.txt         what was printed                 checkpoints/ see fastgan.checkpoint
+steps log.txt         what was printed                 checkpoints/ see fastgan.training.checkpoint
 metrics.jsonl   one line a log interval
 """
 
@@ -22,8 +22,8 @@ from typing import Any
 import tomlkit
 from tomlkit.exceptions import TOMLKitError
 
-from fastgan.checkpoint import CheckpointError, complete_checkpoints
-from fastgan.config import TrainConfig
+from fastgan.training.checkpoint import CheckpointError, complete_checkpoints
+from fastgan.training.config import TrainConfig
 
 _NAME = re.compile(r"(\d+)-.+")
 

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
-from fastgan.dataset import DataError, Dataset, from_array
+from fastgan.data.dataset import DataError, Dataset, from_array
 
 _SAMPLES = ("samples", "images", "data", "x_train", "X", "x")
 _LABELS = ("labels", "y_train", "y")

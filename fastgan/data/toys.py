@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from fastgan.dataset import DataError, Dataset
+from fastgan.data.dataset import DataError, Dataset
 
 # Samples a mixture: enough that an epoch at batch 256 is about a hundred steps.
 POINTS = 25_000

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from fastgan.dataset import Dataset
+from fastgan.data.dataset import Dataset
 
 
 class Batches:

@@ -14,12 +14,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fastgan import checks, pictures
-from fastgan.checkpoint import load_checkpoint
-from fastgan.config import TrainConfig
+from fastgan import checks
+from fastgan.data.units import unscale
 from fastgan.nn import MLP
-from fastgan.run_folder import RunFolder
-from fastgan.units import unscale
+from fastgan.training import pictures
+from fastgan.training.checkpoint import load_checkpoint
+from fastgan.training.config import TrainConfig
+from fastgan.training.run_folder import RunFolder
 
 # Of a grid, and of a scatter plot, which needs more to show a density.
 PICTURE_IMAGES, PICTURE_POINTS = 100, 2000

@@ -14,17 +14,17 @@ from torch import Tensor, nn
 from torch.optim import Adam, Optimizer
 
 from fastgan import data as data_module
-from fastgan import pictures, sampling
-from fastgan.batches import Batches
-from fastgan.checkpoint import prune_checkpoints, save_checkpoint
-from fastgan.config import TrainConfig, pick_device
-from fastgan.dataset import DataError, Dataset
-from fastgan.finite import NonFiniteError, find_non_finite
-from fastgan.random_states import RandomStates
-from fastgan.report import Reporter, StopSignals
-from fastgan.run_folder import RunFolder
-from fastgan.snapshot import restore, take
+from fastgan.data.dataset import DataError, Dataset
 from fastgan.step import StepStats, TrainStep, average_of
+from fastgan.training import pictures, sampling
+from fastgan.training.batches import Batches
+from fastgan.training.checkpoint import prune_checkpoints, save_checkpoint
+from fastgan.training.config import TrainConfig, pick_device
+from fastgan.training.finite import NonFiniteError, find_non_finite
+from fastgan.training.random_states import RandomStates
+from fastgan.training.report import Reporter, StopSignals
+from fastgan.training.run_folder import RunFolder
+from fastgan.training.state import restore, take
 
 
 class Trainer:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from fastgan.dataset import DataError, Dataset, from_array
+from fastgan.data.dataset import DataError, Dataset, from_array
 
 _UBYTE = 0x08
 
