@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-__version__ = "0.1.0"
-
-
 from fastgan import functional, nn
 from fastgan.backend import current_backend, set_backend, use_backend
 from fastgan.build_info import info
 from fastgan.step import StepStats, TrainStep
+from fastgan.version import __version__
 
 __all__ = [
     "StepStats",

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from fastgan import backend
+from fastgan.version import __version__
 
 # What the compiled kernels do not do, and what runs instead.
 FALLBACKS = {
@@ -29,8 +30,6 @@ def info() -> dict[str, Any]:
         `backend` (the one in force), `backends` (name to "available" or the reason why not), `devices`, and
         `fallbacks` (what the compiled kernels do not do, to what runs instead).
     """
-    from fastgan import __version__
-
     backends = {}
     for name in ("reference", "cpu", "cuda"):
         backends[name] = backend.unavailable_reason(name) or "available"

@@ -7,17 +7,19 @@ saving a checkpoint.
 from __future__ import annotations
 
 import contextlib
+import inspect
 import os
-import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import fields
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import Annotated, Any, NoReturn, get_type_hints
 
 import torch
 import typer
 
 import fastgan
 from fastgan.output import complain, say
+from fastgan.training.config import TrainConfig, default_in_words
 
 # The modules of these need more than typer, and are loaded when a command runs.
 _EXTRA = ("matplotlib", "PIL", "rich", "safetensors", "sklearn", "tomlkit")
@@ -53,7 +55,25 @@ def _option(text: str, default: str, *names: str) -> Any:
     return typer.Option(*names, help=f"{text} (default: {default})", show_default=False)
 
 
+def _with_training_options(command: Callable[..., None]) -> Callable[..., None]:
+    """A command whose **options are those of training, each with its type, its help and its defaults."""
+    types = {bool: bool, int: int, float: float}  # of others, widths and words, a string is asked
+    parameters = list(inspect.signature(command, eval_str=True).parameters.values())[:-1]
+    hints = get_type_hints(TrainConfig)
+    for each in fields(TrainConfig):
+        if each.name not in {parameter.name for parameter in parameters}:
+            flag = each.name.replace("_", "-")
+            names = [f"--{flag}/--no-{flag}"] if hints[each.name] is bool else []
+            declared = _option(each.metadata["text"], default_in_words(each.name), *names)
+            annotation = Annotated[types.get(hints[each.name], str) | None, declared]
+            kind = inspect.Parameter.KEYWORD_ONLY
+            parameters.append(inspect.Parameter(each.name, kind, default=None, annotation=annotation))
+    command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    return command
+
+
 @app.command()
+@_with_training_options
 def train(
     data: Annotated[
         str,
@@ -62,65 +82,9 @@ def train(
             ".npz or .csv file; or a folder of images."
         ),
     ],
-    steps: Annotated[int | None, _option("Training steps, at least 1.", "15000; ring8, grid25: 10000")] = None,
-    batch_size: Annotated[int | None, _option("1 to the number of samples.", "128; ring8, grid25: 256")] = None,
-    latent_size: Annotated[
-        int | None,
-        _option("Width of z, at least 1.", "64; over 256 values a sample: 100; tables: 16; ring8, grid25: 2"),
-    ] = None,
-    g_hidden: Annotated[
-        str | None,
-        _option(
-            "Generator's hidden widths.",
-            "256,512; over 256 values a sample: 256,512,1024; ring8, grid25: 128,128",
-        ),
-    ] = None,
-    d_hidden: Annotated[
-        str | None,
-        _option("Discriminator's.", "512,256; over 256 values a sample: 1024,512,256; ring8, grid25: 128,128"),
-    ] = None,
-    g_activation: Annotated[
-        str | None,
-        _option("Such as relu, leaky_relu, tanh.", "relu; over 256 values a sample: leaky_relu"),
-    ] = None,
-    d_activation: Annotated[str | None, _option("Likewise.", "leaky_relu")] = None,
-    output_activation: Annotated[
-        str | None, _option("After the generator's last layer.", "tanh; tables, ring8, grid25: identity")
-    ] = None,
-    negative_slope: Annotated[float | None, _option("Of leaky_relu below zero.", "0.2")] = None,
-    loss: Annotated[str | None, _option("non_saturating or minimax.", "non_saturating")] = None,
-    real_target: Annotated[
-        float | None, _option("D's target for real samples, 0 to 1; 0.9 smooths the labels.", "1")
-    ] = None,
-    fake_target: Annotated[float | None, _option("D's target for fakes, 0 to 1.", "0")] = None,
-    d_steps: Annotated[int | None, _option("D's updates a step, at least 1.", "1")] = None,
-    reuse_fake: Annotated[
-        bool | None,
-        _option("One fake batch for D's and G's update.", "on", "--reuse-fake/--no-reuse-fake"),
-    ] = None,
-    g_lr: Annotated[float | None, _option("G's learning rate, over 0.", "0.001")] = None,
-    d_lr: Annotated[float | None, _option("D's learning rate, over 0.", "0.001")] = None,
-    beta1: Annotated[float | None, _option("Adam's, 0 to 1, not 1.", "0.5")] = None,
-    beta2: Annotated[float | None, _option("Adam's, 0 to 1, not 1.", "0.999")] = None,
-    ema: Annotated[bool | None, _option("Draw samples from a moving average of G.", "on", "--ema/--no-ema")] = None,
-    ema_decay: Annotated[float | None, _option("Its decay a step, 0 to 1, not 1.", "0.999")] = None,
-    r1_gamma: Annotated[float | None, _option("Weight of the R1 penalty, 0 for none.", "0.3; ring8, grid25: 0")] = None,
-    r1_every: Annotated[int | None, _option("Steps between R1 penalties, at least 1.", "8")] = None,
-    conditional: Annotated[
-        bool | None,
-        _option("Feed both networks the labels.", "on for labelled images", "--conditional/--no-conditional"),
-    ] = None,
-    seed: Annotated[int | None, _option("At least 0.", "0")] = None,
-    precision: Annotated[str | None, _option("fp32 or bf16.", "fp32")] = None,
-    device: Annotated[str | None, _option("auto (CUDA where there is one), cpu, cuda or cuda:N.", "auto")] = None,
-    log_every: Annotated[int | None, _option("Steps between readings of the losses, at least 1.", "100")] = None,
-    sample_every: Annotated[int | None, _option("Steps between pictures, at least 1.", "1000")] = None,
-    checkpoint_every: Annotated[int | None, _option("Steps between checkpoints, at least 1.", "1000")] = None,
-    keep_checkpoints: Annotated[int | None, _option("Checkpoints kept, at least 1.", "3")] = None,
-    runs: Annotated[str | None, _option("Folder of the run folders.", "runs")] = None,
+    **options: Any,
 ) -> None:
     """Train on DATA; everything goes to a new folder such as runs/00003-digits/."""
-    options = {name: value for name, value in locals().items() if name != "data"}
     with _one_line_errors(TypeError, ValueError):
         from fastgan.training.trainer import Trainer
 
@@ -182,11 +146,9 @@ def bench(context: typer.Context) -> None:
     try:
         from fastgan.bench.__main__ import main
     except ModuleNotFoundError as error:
-        checkout = Path(__file__).resolve().parent.parent
-        if error.name != "fastgan.bench" or not (checkout / "bench" / "__main__.py").exists():
+        if error.name != "fastgan.bench":
             raise
-        sys.path.insert(0, str(checkout))  # a checkout that is not installed has it beside this folder
-        from bench.__main__ import main
+        _refuse("the benchmark is installed with fastgan: pip install fastgan (or, in a checkout, pip install -e .)")
     raise typer.Exit(main(context.args, program="fastgan bench"))
 
 

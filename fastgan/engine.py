@@ -6,7 +6,7 @@ compares it with the objects as they are, and where anything has changed the pla
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -15,31 +15,10 @@ from torch.utils._device import DeviceContext
 from fastgan import backend, layers, plan_layers, plan_optimizers
 from fastgan.plan_layers import CannotPlan, Layer
 from fastgan.statistics import StepStats
-
-if TYPE_CHECKING:
-    from fastgan.step import TrainStep
+from fastgan.step_options import StepOptions, StepParts, names_of
 
 __all__ = ["PHASES", "CannotPlan", "Plan"]
 
-# Options of TrainStep that a plan is made of.
-_OPTIONS = (
-    "generator",
-    "discriminator",
-    "g_optimizer",
-    "d_optimizer",
-    "loss",
-    "real_target",
-    "fake_target",
-    "d_steps",
-    "reuse_fake",
-    "r1_gamma",
-    "r1_every",
-    "num_classes",
-    "ema",
-    "ema_decay",
-    "precision",
-    "engine",
-)
 # What the engine knows of the kinds of loss and precision; any other is composed.
 _IS_MINIMAX = {"non_saturating": False, "minimax": True}
 _IS_BF16 = {"fp32": False, "bf16": True}
@@ -61,48 +40,54 @@ class Plan:
         text: what it runs, in a few words.
     """
 
-    def __init__(self, step: TrainStep) -> None:
-        """Read the step's networks, optimizers and average.
+    def __init__(self, parts: StepParts, options: StepOptions, attributes: dict[str, Any]) -> None:
+        """Read the networks, optimizers and average.
+
+        Args:
+            parts: what is trained.
+            options: how.
+            attributes: those of the step that both are from, by name; where one is replaced, the plan is out of date.
 
         Raises:
             CannotPlan: with the reason.
         """
-        _check_process(step)
+        _check_process(options)
         self._watch = backend.module.Watch()  # type: ignore[union-attr]
         self._watch.items(vars(backend), ("_name", "module"))
         for space, names in layers.FUNCTIONS.items():
             self._watch.items(vars(space), names)
         for hooks in layers.global_hooks():
             self._watch.empty(hooks)
-        self._watch.items(vars(step), _OPTIONS)
+        self._watch.items(attributes, (*names_of(StepParts), *names_of(StepOptions)))
         self._layers = [
-            plan_layers.read(step.generator, "generator", self._watch),
-            plan_layers.read(step.discriminator, "discriminator", self._watch),
+            plan_layers.read(parts.generator, "generator", self._watch),
+            plan_layers.read(parts.discriminator, "discriminator", self._watch),
         ]
         dtype, self._device = plan_layers.common_kind(self._layers)
         # A Sigmoid at D's end is the loss's own: cross-entropy with logits is BCELoss of its output.
         folds = plan_layers.fold_sigmoid(self._layers[1])
-        _check_precision(step, dtype, self._device)
+        _check_precision(options.precision, dtype, self._device)
         self._groups = [
-            *plan_optimizers.read("g_optimizer", step.g_optimizer, self._layers[0], self._watch),
-            *plan_optimizers.read("d_optimizer", step.d_optimizer, self._layers[1], self._watch),
+            *plan_optimizers.read("g_optimizer", parts.g_optimizer, self._layers[0], self._watch),
+            *plan_optimizers.read("d_optimizer", parts.d_optimizer, self._layers[1], self._watch),
         ]
-        self._averages, self._copies = _read_average(step, self._watch)
+        self._optimizers = (parts.g_optimizer, parts.d_optimizer)
+        self._averages, self._copies = _read_average(parts, self._watch)
         for group, parameter in self._updated():
             plan_optimizers.state(group, parameter)
         self._check_memory()
-        latent, data = _check_widths(step, self._layers)
+        latent, data = _check_widths(options.num_classes, self._layers)
         self._arguments = {
             "latent": latent,
             "data": data,
-            "classes": step.num_classes,
-            "d_steps": step.d_steps,
-            "reuse_fake": step.reuse_fake,
-            "real_target": step.real_target,
-            "fake_target": step.fake_target,
-            "minimax": _IS_MINIMAX[step.loss],
-            "average_rate": 1.0 - step.ema_decay,
-            "bf16": _IS_BF16[step.precision],
+            "classes": options.num_classes,
+            "d_steps": options.d_steps,
+            "reuse_fake": options.reuse_fake,
+            "real_target": options.real_target,
+            "fake_target": options.fake_target,
+            "minimax": _IS_MINIMAX[options.loss],
+            "average_rate": 1.0 - options.ema_decay,
+            "bf16": _IS_BF16[options.precision],
             "least_batch": 2
             if any(layer.uses_batch_statistics() for network in self._layers for layer in network)
             else 1,
@@ -111,14 +96,14 @@ class Plan:
         self._fresh: dict[int, dict[str, Any]] = {}  # state that the optimizers do not have yet, by parameter
         self.text = (
             f"the whole step as one native call on {self._device.type}, real and fake through D as one batch, "
-            f"{step.precision}"
+            f"{options.precision}"
         )
         if folds:
             self.text += "; D's last Sigmoid is folded into the loss"
-        if step.r1_gamma > 0:
-            self.text += f"; 1 step in {step.r1_every}, with the R1 penalty, composed of fused ops under autograd"
+        if options.r1_gamma > 0:
+            self.text += f"; 1 step in {options.r1_every}, with the R1 penalty, composed of fused ops under autograd"
 
-    def run(self, step: TrainStep, real: Tensor, labels: Tensor | None, noise: Tensor | None) -> StepStats | None:
+    def run(self, real: Tensor, labels: Tensor | None, noise: Tensor | None) -> StepStats | None:
         """The statistics of a step; or None, and nothing is done, where the plan is out of date, or the inputs are not
         such as the engine takes.
 
@@ -128,7 +113,7 @@ class Plan:
         if self._engine is None:
             if not self.is_current():
                 return None
-            self._bind(step)
+            self._bind()
         statistics = self._engine.step(real, labels, noise)
         if statistics is None:
             return None
@@ -140,21 +125,21 @@ class Plan:
         """Whether everything that the plan was made of is still in its place."""
         return self._watch.is_current()
 
-    def profile(self, step: TrainStep, *inputs: Any) -> dict[str, float] | None:
+    def profile(self, *inputs: Any) -> dict[str, float] | None:
         """Run one step; the seconds of each phase, or None as `run`.
 
         Raises:
             RuntimeError: the step does not run on the CPU's kernels.
         """
         if self._engine is None and self.is_current():
-            self._bind(step)
+            self._bind()
         if self._engine is None:
             return None
         if not hasattr(self._engine, "set_timed") or self._device.type != "cpu":
             raise RuntimeError("profile is of the CPU's engine; on CUDA torch.profiler shows the kernels of a step")
         self._engine.set_timed(True)
         try:
-            if self.run(step, *inputs) is None:
+            if self.run(*inputs) is None:
                 return None
             return dict(zip(PHASES, self._engine.seconds(), strict=True))
         finally:
@@ -183,7 +168,7 @@ class Plan:
                     self._watch.dict(state)
             self._watch.again(group.optimizer.state)
 
-    def _bind(self, step: TrainStep) -> None:
+    def _bind(self) -> None:
         """Hand the tensors to the engine; the optimizers' state is made where there is none yet, as they would."""
         for group in self._groups:
             plan_optimizers.check(group)  # its numbers are not watched
@@ -196,7 +181,7 @@ class Plan:
                 self._fresh[id(parameter)] = state
             for tensor in states[id(parameter)]:
                 self._watch.tensor(tensor)
-        for optimizer in (step.g_optimizer, step.d_optimizer):
+        for optimizer in self._optimizers:
             self._watch.dict(optimizer.state)
         self._check_memory()
         engine = backend.module.StepEngine(  # type: ignore[union-attr]
@@ -245,7 +230,7 @@ class Plan:
         self._engine = engine
 
 
-def _check_process(step: TrainStep) -> None:
+def _check_process(options: StepOptions) -> None:
     if backend.current_backend() == "reference":
         raise CannotPlan("the backend is the reference")
     if backend.module is None:
@@ -255,16 +240,16 @@ def _check_process(step: TrainStep) -> None:
     patched = layers.patched_function()
     if patched is not None:
         raise CannotPlan(f"{patched} is not torch's own")
-    if step.loss not in _IS_MINIMAX:
-        raise CannotPlan(f"the loss is {step.loss}")
-    if step.precision not in _IS_BF16:
-        raise CannotPlan(f"precision is {step.precision}")
-    if step.r1_gamma > 0 and step.r1_every == 1:
+    if options.loss not in _IS_MINIMAX:
+        raise CannotPlan(f"the loss is {options.loss}")
+    if options.precision not in _IS_BF16:
+        raise CannotPlan(f"precision is {options.precision}")
+    if options.r1_gamma > 0 and options.r1_every == 1:
         raise CannotPlan("every step has the R1 penalty (r1_gamma is over 0 and r1_every is 1)")
 
 
-def _check_precision(step: TrainStep, dtype: torch.dtype, device: torch.device) -> None:
-    if not _IS_BF16[step.precision]:
+def _check_precision(precision: str, dtype: torch.dtype, device: torch.device) -> None:
+    if not _IS_BF16[precision]:
         return
     if dtype is not torch.float32:
         raise CannotPlan(f"precision is bf16 and the parameters are {str(dtype).removeprefix('torch.')}")
@@ -272,38 +257,38 @@ def _check_precision(step: TrainStep, dtype: torch.dtype, device: torch.device) 
         raise CannotPlan("this processor has no AMX, which precision='bf16' would need")
 
 
-def _check_widths(step: TrainStep, networks: list[list[Layer]]) -> tuple[int, int]:
+def _check_widths(classes: int, networks: list[list[Layer]]) -> tuple[int, int]:
     """The widths of the noise and of the data."""
     generator, discriminator = networks
-    latent, data = generator[0].width_in - step.num_classes, generator[-1].width_out
+    latent, data = generator[0].width_in - classes, generator[-1].width_out
     if discriminator[-1].width_out != 1:
         raise CannotPlan(f"the discriminator has {discriminator[-1].width_out} outputs")
-    if discriminator[0].width_in - step.num_classes != data:
+    if discriminator[0].width_in - classes != data:
         raise CannotPlan("the generator's output does not fit the discriminator's input")
     if latent < 1:
         raise CannotPlan("the generator has no input beside the label")
     return latent, data
 
 
-def _read_average(step: TrainStep, watch: Any) -> tuple[dict[int, Tensor], list[tuple[Tensor, Tensor]]]:
+def _read_average(parts: StepParts, watch: Any) -> tuple[dict[int, Tensor], list[tuple[Tensor, Tensor]]]:
     """The average of each of the generator's parameters, by its id, and the pairs of buffers: average, current.
 
     Raises:
         CannotPlan: the average no longer mirrors the generator, or is not such as the engine takes.
     """
-    if step.ema is None:
+    if parts.ema is None:
         return {}, []
-    for module in step.ema.modules():
+    for module in parts.ema.modules():
         watch.type(type(module))
         watch.object(module, set(layers.PARTS))
         for part in layers.PARTS:
             watch.dict(getattr(module, part))
-    if any(layers.has_own_walk(m) for network in (step.generator, step.ema) for m in network.modules()):
+    if any(layers.has_own_walk(m) for network in (parts.generator, parts.ema) for m in network.modules()):
         raise CannotPlan("the generator or its average has a parameters() or buffers() of its own")
     pairs: list[list[tuple[Tensor, Tensor]]] = []
     for averages, currents in (
-        (list(step.ema.parameters()), list(step.generator.parameters())),
-        (list(step.ema.buffers()), list(step.generator.buffers())),
+        (list(parts.ema.parameters()), list(parts.generator.parameters())),
+        (list(parts.ema.buffers()), list(parts.generator.buffers())),
     ):
         if len(averages) != len(currents):
             raise CannotPlan("ema has other parameters or buffers than the generator")

@@ -14,9 +14,8 @@ from fastgan import checks, ending, functional, layers
 from fastgan.engine import CannotPlan, Plan
 from fastgan.nn import is_fully_fused
 from fastgan.statistics import StepStats
+from fastgan.step_options import AUTOCAST_DTYPES, StepOptions, StepParts, read
 
-_AUTOCAST = {"fp32": None, "bf16": torch.bfloat16}  # the dtype of autocast, or None for none
-PRECISIONS = tuple(_AUTOCAST)
 # Steps between two attempts at a plan where there was none: a hook may have been removed, a module replaced.
 _PLAN_AGAIN = 100
 
@@ -93,15 +92,7 @@ class TrainStep:
         Raises:
             TypeError, ValueError: an argument is of the wrong kind or out of range; the message names it.
         """
-        for name, module in (("generator", generator), ("discriminator", discriminator)):
-            if not isinstance(module, nn.Module):
-                raise TypeError(f"{name} must be a torch.nn.Module, not {type(module).__name__}")
-        for name, optimizer in (("g_optimizer", g_optimizer), ("d_optimizer", d_optimizer)):
-            if not isinstance(optimizer, Optimizer):
-                raise TypeError(f"{name} must be a torch.optim.Optimizer, not {type(optimizer).__name__}")
-        _check_owners(generator, discriminator, g_optimizer, d_optimizer)
-        if ema is not None:
-            _check_ema(ema, generator)
+        StepParts(generator, discriminator, g_optimizer, d_optimizer, ema).check()
         self.generator, self.discriminator = generator, discriminator
         self.g_optimizer, self.d_optimizer = g_optimizer, d_optimizer
         self.loss, self.real_target, self.fake_target = loss, real_target, fake_target
@@ -109,12 +100,11 @@ class TrainStep:
         self.r1_gamma, self.r1_every = r1_gamma, r1_every
         self.num_classes = num_classes
         self.ema, self.ema_decay = ema, ema_decay
-        self.precision = precision
-        self._check_options()
+        self.precision, self.engine = precision, bool(engine)
+        self._options()
         ending.warn_of_hidden_sigmoid(discriminator)
         self.real_target, self.fake_target = float(real_target), float(fake_target)
         self.r1_gamma, self.ema_decay = float(r1_gamma), float(ema_decay)
-        self.engine = bool(engine)
         self.steps_done = 0
         self._has_updated = False  # whether the composed step under way has called an optimizer
         self._plan: Plan | None = None
@@ -128,20 +118,12 @@ class TrainStep:
     def __getstate__(self) -> dict[str, object]:
         return {**vars(self), "_plan": None, "_plan_again": 0}  # a copy or a pickle plans anew
 
-    def _check_options(self) -> None:
-        """They are public attributes, which may have been set since: each path refuses the same ones."""
-        checks.choice("loss", self.loss, checks.GENERATOR_LOSSES)
-        checks.number("real_target", self.real_target, 0.0, 1.0)
-        checks.number("fake_target", self.fake_target, 0.0, 1.0)
-        checks.integer("d_steps", self.d_steps, 1)
-        checks.number("r1_gamma", self.r1_gamma, 0.0)
-        checks.integer("r1_every", self.r1_every, 1)
-        checks.integer("num_classes", self.num_classes, 0)
-        checks.number("ema_decay", self.ema_decay, 0.0, 1.0)
-        if self.ema_decay == 1.0:
-            raise ValueError("ema_decay must be in [0, 1), not 1: the average would never move")
-        checks.choice("precision", self.precision, PRECISIONS)
+    def _options(self) -> StepOptions:
+        """The options in force. They are public attributes, which may have been set since: each path refuses the same
+        ones."""
+        options = read(StepOptions, self)
         ending.check(self.discriminator)
+        return options
 
     @property
     def plan(self) -> str:
@@ -169,8 +151,7 @@ class TrainStep:
             self._no_plan = "engine is False"
             return None
         try:
-            self._check_options()  # which may have been set since; the step itself raises this
-            self._plan = Plan(self)
+            self._plan = Plan(read(StepParts, self), self._options(), vars(self))
         except (CannotPlan, ValueError, TypeError) as reason:
             self._no_plan = str(reason)
         return self._plan
@@ -225,7 +206,7 @@ class TrainStep:
         if self._plan is None:
             return None
         try:
-            return self._plan.run(self, real, labels, noise)
+            return self._plan.run(real, labels, noise)
         except CannotPlan as reason:  # what it learns when the optimizers' state is made
             self._plan, self._no_plan = None, str(reason)
             self._plan_again = self.steps_done + _PLAN_AGAIN
@@ -247,7 +228,7 @@ class TrainStep:
         inputs = self._check_inputs(real, labels, noise)
         plan = self._current_plan()
         try:
-            seconds = None if plan is None else plan.profile(self, *inputs)
+            seconds = None if plan is None else plan.profile(*inputs)
         except CannotPlan as reason:
             raise RuntimeError(f"only a step that is one native call has a profile, but {reason}") from None
         if seconds is None:
@@ -285,7 +266,7 @@ class TrainStep:
 
     def _autocast(self, like: Tensor) -> torch.autocast:
         # Uncached: a cached 16-bit copy of a weight would outlive the weight's update within the step.
-        dtype = _AUTOCAST[self.precision]
+        dtype = AUTOCAST_DTYPES[self.precision]
         return torch.autocast(like.device.type, dtype or torch.bfloat16, enabled=dtype is not None, cache_enabled=False)
 
     def _update_discriminator(
@@ -326,7 +307,7 @@ class TrainStep:
         self, real: Tensor, labels: Tensor | None, noise: Tensor | None
     ) -> tuple[Tensor, Tensor | None, Tensor | None]:
         """Real data and labels with a leading dimension of one entry a D step; noise as given."""
-        self._check_options()
+        self._options()
         for name, optimizer in (("g_optimizer", self.g_optimizer), ("d_optimizer", self.d_optimizer)):
             if not any(p.requires_grad for group in optimizer.param_groups for p in group["params"]):
                 raise ValueError(f"{name} must hold a parameter that requires grad, but all of its are frozen")
@@ -370,7 +351,7 @@ class TrainStep:
                 f"the {network}'s first weight of shape {tuple(weight.shape)} must have {width + self.num_classes} "
                 f"columns, as wide as {name}{labels}"
             )
-        if _AUTOCAST[self.precision] is None:
+        if AUTOCAST_DTYPES[self.precision] is None:
             checks.same_dtype(name, value, f"the {network}'s parameters", weight)
 
     def _check_labels(self, labels: Tensor | None, real: Tensor) -> Tensor | None:
@@ -428,44 +409,3 @@ def _update(optimizer: Optimizer, loss: Tensor, without_gradient: list[Tensor]) 
         if parameter.grad is not None:
             parameter.grad.mul_(0)  # NaN and infinity stay to be seen
     optimizer.step()
-
-
-def _check_owners(
-    generator: nn.Module, discriminator: nn.Module, g_optimizer: Optimizer, d_optimizer: Optimizer
-) -> None:
-    def held(optimizer: Optimizer) -> set[int]:
-        return {id(p) for group in optimizer.param_groups for p in group["params"]}
-
-    pairs: list[tuple[str, Optimizer, str, nn.Module]] = [
-        ("g_optimizer", g_optimizer, "discriminator", discriminator),
-        ("d_optimizer", d_optimizer, "generator", generator),
-    ]
-    for optimizer_name, optimizer, module_name, module in pairs:
-        ids = held(optimizer)
-        for name, parameter in module.named_parameters():
-            if id(parameter) in ids:
-                raise ValueError(f"{optimizer_name} must not hold the {module_name}'s parameters, but it holds {name}")
-
-
-def _check_ema(ema: nn.Module, generator: nn.Module) -> None:
-    if not isinstance(ema, nn.Module):
-        raise TypeError(f"ema must be a torch.nn.Module, not {type(ema).__name__}")
-    if ema is generator:
-        raise ValueError("ema must be a copy of the generator, not the generator itself")
-    expected = generator.state_dict()
-    for name, value in ema.state_dict().items():
-        twin = expected.pop(name, None)
-        if twin is None or twin.shape != value.shape:
-            raise ValueError(f"ema must be a copy of the generator, but its {name} has shape {tuple(value.shape)}")
-        for what in ("dtype", "device"):
-            if getattr(twin, what) != getattr(value, what):
-                raise ValueError(
-                    f"ema must be a copy of the generator, but its {name} has {what} {getattr(value, what)}, not "
-                    f"{getattr(twin, what)}"
-                )
-    if expected:
-        raise ValueError(f"ema must be a copy of the generator, but it lacks {next(iter(expected))}")
-    own = {id(parameter) for parameter in generator.parameters()}
-    for name, parameter in ema.named_parameters():
-        if id(parameter) in own:
-            raise ValueError(f"ema must be a copy of the generator, but {name} is the generator's own parameter")

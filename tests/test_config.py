@@ -7,7 +7,8 @@ import tomlkit
 import torch
 
 from fastgan.data import Dataset, load
-from fastgan.training.config import TrainConfig, pick_device
+from fastgan.training.config import TrainConfig
+from fastgan.training.device import pick_device
 
 
 def test_defaults_suit_the_data() -> None:

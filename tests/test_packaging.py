@@ -58,6 +58,8 @@ def test_install_without_compiled_module(checkout: Path, tmp_path: Path) -> None
     result = run(pip, checkout, FASTGAN_BUILD="none")
     assert result.returncode == 0, result.stderr
     assert not list((target / "fastgan").glob("_C*"))
+    for source in ((checkout / "fastgan").rglob("*.py"), [checkout / "fastgan/py.typed"]):
+        assert not [file for file in source if not (target / file.relative_to(checkout)).exists()]
     code = (
         "import torch, fastgan; print(fastgan.__file__); "
         "print(fastgan.functional.generator_loss(torch.zeros(3)).item()); print(fastgan.info()['backends']['cpu'])"

@@ -26,7 +26,7 @@ from typer.testing import CliRunner
 import fastgan
 from fastgan.cli import app
 from fastgan.nn import MLP
-from fastgan.training import pictures, trainer
+from fastgan.training import pictures, state
 from fastgan.training.checkpoint import CheckpointError, complete_checkpoints
 from fastgan.training.run_folder import RunFolder
 from fastgan.training.sampling import sample_run
@@ -188,8 +188,8 @@ def test_a_run_that_finds_the_disk_full_leaves_nothing(here: Path, size: int) ->
 STAGES = [
     (RunFolder, "write_config"),
     (RunFolder, "log"),
-    (trainer, "save_checkpoint"),
-    (trainer, "take"),
+    (state, "save_checkpoint"),
+    (state.TrainState, "save"),
     (pictures, "save_samples"),
 ]
 

@@ -16,9 +16,8 @@ POINTS = 25_000
 def digits() -> Dataset:
     """1,797 handwritten digits of 8 x 8 pixels in 17 grey levels, with labels.
 
-    The test part of Alpaydin & Kaynak's "Optical Recognition of Handwritten Digits" (UCI, 1998), as
-    scikit-learn
-    ships it: real data that needs no download.
+    The test part of Alpaydin & Kaynak's "Optical Recognition of Handwritten Digits" (UCI, 1998), as scikit-learn ships
+    it: real data that needs no download.
     """
     try:
         from sklearn.datasets import load_digits
@@ -48,8 +47,7 @@ def ring8(seed: int = 0) -> Dataset:
 def grid25(seed: int = 0) -> Dataset:
     """Twenty-five Gaussians on the grid of spacing 2 in [-4, 4]^2, standard deviation 0.05; label = mode.
 
-    The 2D-grid of VEEGAN (Srivastava et al. 2017, arXiv:1705.07761, section 4.1), divided by 4 for the
-    networks.
+    The 2D-grid of VEEGAN (Srivastava et al. 2017, arXiv:1705.07761, section 4.1), divided by 4 for the networks.
     """
     axis = torch.arange(-4.0, 5.0, 2.0, dtype=torch.float32, device="cpu")
     return _mixture("grid25", torch.cartesian_prod(axis, axis), std=0.05, scale=4.0, seed=seed)

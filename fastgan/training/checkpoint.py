@@ -1,12 +1,11 @@
 """Checkpoints: a folder of safetensors and one JSON file, written aside, synced and renamed; no pickle.
 
 checkpoints/step_1000/
-    generator.safetensors  discriminator.safetensors  ema.safetensors   parameters and buffers by state_dict
-    key optimizers.safetensors                                              the tensors of both optimizers'
-    state random.safetensors                                                  states of the random generators
-    checkpoint.json    format version, step, options of the optimizers, and of each file every tensor's shape
-    and
-                       dtype and the SHA-256
+    generator.safetensors       parameters and buffers by state_dict key; so are discriminator and ema
+    optimizers.safetensors      the tensors of both optimizers' state
+    random.safetensors          states of the random generators
+    checkpoint.json             format version, step, options of the optimizers, and of each file every tensor's shape
+                                and dtype and the SHA-256
 """
 
 from __future__ import annotations

@@ -1,17 +1,29 @@
-"""The options of a training run: defaults for each kind of data, and the one place that validates them."""
+"""The options of a training run: each declared once, with its default for each kind of data."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
-from typing import Any
+from typing import Any, TypedDict
 
-import torch
-
-from fastgan import checks, reference
+from fastgan import reference
 from fastgan.data.dataset import Dataset
-from fastgan.step import PRECISIONS
+from fastgan.step_options import StepOptions, names_of
+from fastgan.training.options import (
+    MOST_INTEGER,
+    MOST_SIZE,
+    decay,
+    device_name,
+    integer,
+    number,
+    of_step,
+    one_of,
+    option,
+    path,
+    switch,
+    widths,
+)
 
 
 @dataclass(frozen=True)
@@ -51,87 +63,47 @@ class TrainConfig:
         checkpoint_every: steps from one checkpoint to the next.
         keep_checkpoints: the newest so many are kept.
         runs: the folder of the run folders.
+
+    Raises:
+        TypeError, ValueError: an option is of the wrong kind or out of range; the message names it.
     """
 
-    data: str = "digits"
-    steps: int = 15_000
-    batch_size: int = 128
-    latent_size: int = 64
-    g_hidden: tuple[int, ...] = (256, 512)
-    d_hidden: tuple[int, ...] = (512, 256)
-    g_activation: str = "relu"
-    d_activation: str = "leaky_relu"
-    output_activation: str = "tanh"
-    negative_slope: float = 0.2
-    loss: str = "non_saturating"
-    real_target: float = 1.0
-    fake_target: float = 0.0
-    d_steps: int = 1
-    reuse_fake: bool = True
-    g_lr: float = 1e-3
-    d_lr: float = 1e-3
-    beta1: float = 0.5
-    beta2: float = 0.999
-    ema: bool = True
-    ema_decay: float = 0.999
-    r1_gamma: float = 0.3
-    r1_every: int = 8
-    conditional: bool = False
-    seed: int = 0
-    precision: str = "fp32"
-    device: str = "auto"
-    log_every: int = 100
-    sample_every: int = 1000
-    checkpoint_every: int = 1000
-    keep_checkpoints: int = 3
-    runs: str = "runs"
+    data: str = option("digits", "", path)
+    steps: int = option(15_000, "Training steps, at least 1.", integer(MOST_INTEGER))
+    batch_size: int = option(128, "1 to the number of samples.", integer(MOST_SIZE))
+    latent_size: int = option(64, "Width of z, at least 1.", integer(MOST_SIZE))
+    g_hidden: tuple[int, ...] = option((256, 512), "Generator's hidden widths.", widths)
+    d_hidden: tuple[int, ...] = option((512, 256), "Discriminator's.", widths)
+    g_activation: str = option("relu", "Such as relu, leaky_relu, tanh, silu.", one_of(reference.ACTIVATIONS))
+    d_activation: str = option("leaky_relu", "Likewise.", one_of(reference.ACTIVATIONS))
+    output_activation: str = option("tanh", "After the generator's last layer.", one_of(reference.ACTIVATIONS))
+    negative_slope: float = option(0.2, "Of leaky_relu below zero.", number())
+    loss: str = option("non_saturating", "non_saturating or minimax.", of_step())
+    real_target: float = option(1.0, "D's target for real samples, 0 to 1; 0.9 smooths the labels.", of_step())
+    fake_target: float = option(0.0, "D's target for fakes, 0 to 1.", of_step())
+    d_steps: int = option(1, "D's updates a step, at least 1.", of_step(MOST_SIZE))
+    reuse_fake: bool = option(True, "One fake batch for D's and G's update.", switch)
+    g_lr: float = option(1e-3, "G's learning rate, over 0.", number(0.0, low_open=True))
+    d_lr: float = option(1e-3, "D's learning rate, over 0.", number(0.0, low_open=True))
+    beta1: float = option(0.5, "Adam's, 0 to 1, not 1.", decay)
+    beta2: float = option(0.999, "Adam's, 0 to 1, not 1.", decay)
+    ema: bool = option(True, "Draw samples from a moving average of G.", switch)
+    ema_decay: float = option(0.999, "Its decay a step, 0 to 1, not 1.", of_step())
+    r1_gamma: float = option(0.3, "Weight of the R1 penalty, 0 for none.", of_step())
+    r1_every: int = option(8, "Steps between R1 penalties, at least 1.", of_step(MOST_INTEGER))
+    conditional: bool = option(False, "Feed both networks the labels.", switch)
+    seed: int = option(0, "At least 0.", integer(MOST_INTEGER, least=0))
+    precision: str = option("fp32", "fp32 or bf16.", of_step())
+    device: str = option("auto", "auto (CUDA where there is one), cpu, cuda or cuda:N.", device_name)
+    log_every: int = option(100, "Steps between readings of the losses, at least 1.", integer(MOST_INTEGER))
+    sample_every: int = option(1000, "Steps between pictures, at least 1.", integer(MOST_INTEGER))
+    checkpoint_every: int = option(1000, "Steps between checkpoints, at least 1.", integer(MOST_INTEGER))
+    keep_checkpoints: int = option(3, "Checkpoints kept, at least 1.", integer(MOST_INTEGER))
+    runs: str = option("runs", "Folder of the run folders.", path)
 
     def __post_init__(self) -> None:
-        """Check every option by itself.
-
-        Raises:
-            TypeError, ValueError: an option is of the wrong kind or out of range; the message names it.
-        """
-        for name in ("data", "runs"):
-            value = getattr(self, name)
-            if isinstance(value, (bytes, os.PathLike)):
-                value = os.fsdecode(value)
-                object.__setattr__(self, name, value)
-            if not isinstance(value, str):
-                raise TypeError(f"{name} must be a string, not {type(value).__name__} {value!r}")
-            if not value:
-                raise ValueError(f"{name} must not be empty")
-        for name in ("steps", "r1_every", "log_every", "sample_every", "checkpoint_every", "keep_checkpoints"):
-            _whole(name, getattr(self, name), 2**63 - 1)
-        for name in ("batch_size", "latent_size", "d_steps"):
-            _whole(name, getattr(self, name), 2**31 - 1)
-        checks.integer("seed", self.seed, 0)
-        checks.number("seed", self.seed, 0, 2**63 - 1)
-        for name in ("g_hidden", "d_hidden"):
-            widths = getattr(self, name)
-            if not isinstance(widths, (tuple, list)):
-                raise TypeError(f"{name} must be a tuple of widths, not {type(widths).__name__} {widths!r}")
-            for i, width in enumerate(widths):
-                _whole(f"{name}[{i}]", width, 2**31 - 1)
-            object.__setattr__(self, name, tuple(widths))
-        for name in ("g_activation", "d_activation", "output_activation"):
-            checks.choice(name, getattr(self, name), reference.ACTIVATIONS)
-        checks.number("negative_slope", self.negative_slope)
-        checks.choice("loss", self.loss, checks.GENERATOR_LOSSES)
-        checks.number("real_target", self.real_target, 0.0, 1.0)
-        checks.number("fake_target", self.fake_target, 0.0, 1.0)
-        checks.number("g_lr", self.g_lr, 0.0, low_open=True)
-        checks.number("d_lr", self.d_lr, 0.0, low_open=True)
-        for name in ("beta1", "beta2", "ema_decay"):
-            checks.number(name, getattr(self, name), 0.0, 1.0)
-            if getattr(self, name) == 1.0:
-                raise ValueError(f"{name} must be in [0, 1), not 1: the average would never move")
-        checks.number("r1_gamma", self.r1_gamma, 0.0)
-        for name in ("reuse_fake", "ema", "conditional"):
-            if not isinstance(getattr(self, name), bool):
-                raise TypeError(f"{name} must be True or False, not {getattr(self, name)!r}")
-        checks.choice("precision", self.precision, PRECISIONS)
-        parse_device(self.device)
+        for each in fields(self):
+            object.__setattr__(self, each.name, each.metadata["check"](each.name, getattr(self, each.name)))
 
     def check_dataset(self, dataset: Dataset) -> None:
         """ValueError where the options ask for what the data set does not have."""
@@ -150,7 +122,7 @@ class TrainConfig:
         Raises:
             TypeError, ValueError: an option is unknown or out of range.
         """
-        known = {option.name for option in fields(cls)}
+        known = {each.name for each in fields(cls)}
         for name in options:
             if name not in known:
                 raise TypeError(f"{name} is no option of training; the options are {', '.join(sorted(known))}")
@@ -169,7 +141,7 @@ class TrainConfig:
         Raises:
             TypeError, ValueError: an option is missing, unknown or out of range.
         """
-        known = {option.name for option in fields(cls)}
+        known = {each.name for each in fields(cls)}
         for kind, names in (("unknown", set(values) - known), ("missing", known - set(values))):
             if names:
                 raise ValueError(f"options of training are {kind}: {', '.join(sorted(names))}")
@@ -183,19 +155,57 @@ class TrainConfig:
         """A copy with some options changed, checked again."""
         return replace(self, **options)
 
-
-def default_options(dataset: Dataset) -> dict[str, Any]:
-    """Where the defaults for a data set differ from TrainConfig's own, which are tuned on digits."""
-    if dataset.modes is not None:
-        return dict(MIXTURE)
-    options = dict(WIDE) if dataset.width > 256 else {}
-    if dataset.image_shape is None:
-        options.update(output_activation="identity", latent_size=16)
-    # Told which class to draw, the same networks draw fewer images that lie between two classes.
-    options["conditional"] = dataset.image_shape is not None and dataset.labels is not None
-    return options
+    def step_options(self, num_classes: int) -> dict[str, Any]:
+        """Those of a `fastgan.TrainStep` over data of so many classes."""
+        shared = {each.name for each in fields(self)} & set(names_of(StepOptions))
+        options = {name: getattr(self, name) for name in shared}
+        return {**options, "num_classes": num_classes if self.conditional else 0}
 
 
+class TrainOptions(TypedDict, total=False):
+    """The keywords of `fastgan.Trainer`, for type checkers and editors: what TrainConfig has, but for the data."""
+
+    steps: int | None
+    batch_size: int | None
+    latent_size: int | None
+    g_hidden: tuple[int, ...] | list[int] | None
+    d_hidden: tuple[int, ...] | list[int] | None
+    g_activation: str | None
+    d_activation: str | None
+    output_activation: str | None
+    negative_slope: float | None
+    loss: str | None
+    real_target: float | None
+    fake_target: float | None
+    d_steps: int | None
+    reuse_fake: bool | None
+    g_lr: float | None
+    d_lr: float | None
+    beta1: float | None
+    beta2: float | None
+    ema: bool | None
+    ema_decay: float | None
+    r1_gamma: float | None
+    r1_every: int | None
+    conditional: bool | None
+    seed: int | None
+    precision: str | None
+    device: str | None
+    log_every: int | None
+    sample_every: int | None
+    checkpoint_every: int | None
+    keep_checkpoints: int | None
+    runs: str | os.PathLike[str] | None
+
+
+# Where the defaults for a kind of data differ from TrainConfig's own, which are tuned on digits.
+WIDE: dict[str, Any] = {
+    "latent_size": 100,
+    "g_hidden": (256, 512, 1024),
+    "d_hidden": (1024, 512, 256),
+    "g_activation": "leaky_relu",
+}
+TABLE: dict[str, Any] = {"latent_size": 16, "output_activation": "identity"}
 MIXTURE: dict[str, Any] = {
     "steps": 10_000,
     "batch_size": 256,
@@ -207,46 +217,33 @@ MIXTURE: dict[str, Any] = {
     # standard deviations of a mode with 0.3, 87 % with 0.05 and 90 % without; all 25 modes were reached.
     "r1_gamma": 0.0,
 }
-WIDE: dict[str, Any] = {
-    "latent_size": 100,
-    "g_hidden": (256, 512, 1024),
-    "d_hidden": (1024, 512, 256),
-    "g_activation": "leaky_relu",
-}
 
 
-def _whole(name: str, value: Any, most: int) -> None:
-    """An integer of at least 1 that torch can count with."""
-    checks.integer(name, value, 1)
-    checks.number(name, value, 1, most)
+def default_options(dataset: Dataset) -> dict[str, Any]:
+    """Where the defaults for a data set differ from TrainConfig's own."""
+    if dataset.modes is not None:
+        return dict(MIXTURE)
+    options = {**(WIDE if dataset.width > 256 else {}), **(TABLE if dataset.image_shape is None else {})}
+    # Told which class to draw, the same networks draw fewer images that lie between two classes.
+    options["conditional"] = dataset.image_shape is not None and dataset.labels is not None
+    return options
 
 
-def parse_device(name: str) -> torch.device | None:
-    """The device that a name means; None for `auto`.
-
-    Raises:
-        ValueError: the name is not auto, cpu, cuda or cuda:N.
-    """
-    if name == "auto":
-        return None
-    try:
-        device = torch.device(name)
-    except (RuntimeError, TypeError) as error:
-        raise ValueError(f"device must be auto, cpu, cuda or cuda:N, not {name!r}") from error
-    if device.type not in ("cpu", "cuda") or (device.type == "cpu" and device.index is not None):
-        raise ValueError(f"device must be auto, cpu, cuda or cuda:N, not {name!r}")
-    return device
+def default_in_words(name: str) -> str:
+    """The default of an option, and those for the kinds of data that have another: "64; tables: 16"."""
+    if name == "conditional":
+        return "on for labelled images"
+    kinds: dict[str, list[str]] = {}
+    for kind, defaults in (("over 256 values a sample", WIDE), ("tables", TABLE), ("ring8, grid25", MIXTURE)):
+        if name in defaults:
+            kinds.setdefault(_in_words(defaults[name]), []).append(kind)
+    others = [f"{', '.join(of)}: {value}" for value, of in kinds.items()]
+    return "; ".join([_in_words(getattr(TrainConfig, name)), *others])
 
 
-def pick_device(name: str) -> torch.device:
-    """The device that `auto`, `cpu`, `cuda` or `cuda:N` means on this machine.
-
-    Raises:
-        ValueError: the name is none of these, or this machine has no such device.
-    """
-    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    device = parse_device(name) or torch.device("cuda" if count else "cpu")
-    if device.type == "cuda" and (device.index or 0) >= count:
-        raise ValueError(f"device must be one that this machine has, with {count} CUDA devices, not {name!r}")
-    # Random states and streams belong to one numbered device.
-    return torch.device("cuda", device.index or 0) if device.type == "cuda" else device
+def _in_words(value: Any) -> str:
+    if isinstance(value, bool):
+        return "on" if value else "off"
+    if isinstance(value, tuple):
+        return ",".join(map(str, value))
+    return f"{value:g}" if isinstance(value, float) else str(value)

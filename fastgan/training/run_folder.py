@@ -1,9 +1,12 @@
 """A run's folder: `runs/00003-digits/` with its options, log, metrics, pictures and checkpoints.
 
-config.toml     every option of the run          samples/     real.png and fakes_step_N.png, always of the
-same noise dataset.json    shape and scaling of the data    loss.png     both losses and both scores over the
-steps log.txt         what was printed                 checkpoints/ see fastgan.training.checkpoint
+config.toml     every option of the run
+dataset.json    shape and scaling of the data
+log.txt         what was printed
 metrics.jsonl   one line a log interval
+samples/        real.png and fakes_step_N.png, always of the same noise
+loss.png        both losses and both scores over the steps
+checkpoints/    see fastgan.training.checkpoint
 """
 
 from __future__ import annotations
@@ -19,6 +22,7 @@ from numbers import Integral
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import tomlkit
 from tomlkit.exceptions import TOMLKitError
 
@@ -185,6 +189,16 @@ class RunFolder:
     def remove(self) -> None:
         """Remove the folder, and those above it that were made for it and are empty now."""
         _remove(self.path, self._made)
+
+
+def is_same_data(now: dict[str, Any], then: dict[str, Any]) -> bool:
+    """Whether data is what dataset.json says: values, shape, and the units, which older versions kept as float32."""
+    if any(now[name] != then[name] for name in ("fingerprint", "image_shape", "num_classes")):
+        return False
+    return all(
+        now[name] == then[name] or np.array_equal(np.float32(now[name]), np.array(then[name]))
+        for name in ("scale", "offset")
+    )
 
 
 def _remove(path: Path | None, made: list[Path]) -> None:

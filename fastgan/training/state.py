@@ -1,79 +1,135 @@
-"""What a checkpoint holds of a Trainer, and how a Trainer goes on from one."""
+"""All that a training run changes: what a checkpoint holds, and what a resumed run goes on from."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
-from torch import Tensor
-from torch.optim import Optimizer
+import torch
+from torch import Tensor, nn
+from torch.optim import Adam, Optimizer
 
-from fastgan.training.checkpoint import CheckpointError, Tensors, flatten, load_checkpoint, unflatten
-from fastgan.training.run_folder import RunFolder
-
-if TYPE_CHECKING:
-    from fastgan.training.trainer import Trainer
-
-
-def take(trainer: Trainer) -> tuple[dict[str, Tensors], dict[str, Any]]:
-    """All that training depends on: tensors by file, and the rest as JSON has it."""
-    optimizers: Tensors = {}
-    options = {
-        "g": flatten(trainer.g_optimizer.state_dict(), "g", optimizers),
-        "d": flatten(trainer.d_optimizer.state_dict(), "d", optimizers),
-    }
-    epoch_state, position = trainer.batches.state()
-    groups = {
-        **_networks(trainer),
-        "optimizers": optimizers,
-        "random": {**trainer.random_states.current(), "batches": epoch_state},
-    }
-    facts = {
-        "optimizers": options,
-        "position": position,
-        "steps_done": trainer.train_step.steps_done,
-        "seconds": trainer.seconds,
-    }
-    return groups, facts
+from fastgan.data.dataset import Dataset
+from fastgan.step import TrainStep, average_of
+from fastgan.training.batches import Batches
+from fastgan.training.checkpoint import CheckpointError, Tensors, flatten, load_checkpoint, save_checkpoint, unflatten
+from fastgan.training.config import TrainConfig
+from fastgan.training.random_states import RandomStates
+from fastgan.training.sampling import build_networks
 
 
-def restore(trainer: Trainer, run: RunFolder) -> None:
-    """Put a Trainer into the state of a run's newest checkpoint, all of which is verified first.
+@dataclass
+class TrainState:
+    """The state of a training run, owned by its Trainer.
 
-    Raises:
-        CheckpointError: the checkpoint is damaged or does not fit the trainer's networks and optimizers.
+    Attributes:
+        generator: on the device, as all of it.
+        discriminator: likewise.
+        ema: the moving average of the generator, or None.
+        g_optimizer: updates the generator.
+        d_optimizer: updates the discriminator.
+        train_step: over these; of its own it counts its calls, for the lazy R1 penalty.
+        batches: the order of the data.
+        random_states: what noise and dropout are drawn from.
+        step: steps done.
+        seconds: that they took.
     """
-    path = run.newest_checkpoint()
-    groups, facts = load_checkpoint(path, _networks(trainer))
-    file = path / "optimizers.safetensors"
-    optimizers: list[tuple[Optimizer, dict[str, Any]]] = []
-    for key, optimizer in (("g", trainer.g_optimizer), ("d", trainer.d_optimizer)):
-        state = unflatten(facts["optimizers"][key], groups["optimizers"])
-        _check_optimizer(f"{file}: {key}_optimizer", state, optimizer)
-        optimizers.append((optimizer, state))
-    trainer.batches.load_state(groups["random"].pop("batches"), facts["position"])
-    trainer.random_states.load(groups["random"])
-    for stem, module in (
-        ("generator", trainer.generator),
-        ("discriminator", trainer.discriminator),
-        ("ema", trainer.ema),
-    ):
-        if module is not None:
-            module.load_state_dict(groups[stem])
-    for optimizer, state in optimizers:
-        optimizer.load_state_dict(state)
-    trainer.step, trainer.seconds = facts["step"], facts["seconds"]
-    trainer.train_step.steps_done = facts["steps_done"]
-    trainer.run = run
 
+    generator: nn.Module
+    discriminator: nn.Module
+    ema: nn.Module | None
+    g_optimizer: Optimizer
+    d_optimizer: Optimizer
+    train_step: TrainStep
+    batches: Batches
+    random_states: RandomStates
+    step: int = 0
+    seconds: float = 0.0
 
-def _networks(trainer: Trainer) -> dict[str, Tensors]:
-    networks = {
-        "generator": trainer.generator.state_dict(),
-        "discriminator": trainer.discriminator.state_dict(),
-    }
-    if trainer.ema is not None:
-        networks["ema"] = trainer.ema.state_dict()
-    return networks
+    @classmethod
+    def build(
+        cls,
+        config: TrainConfig,
+        dataset: Dataset,
+        device: torch.device,
+        generator: nn.Module | None = None,
+        discriminator: nn.Module | None = None,
+        g_optimizer: Optimizer | None = None,
+        d_optimizer: Optimizer | None = None,
+    ) -> TrainState:
+        """The state that a run of a configuration begins with; what is given stands in for what the options mean."""
+        random_states = RandomStates(device, config.seed)
+        with random_states.in_force():
+            networks = build_networks(config, dataset.width, dataset.num_classes)
+        generator = (generator if generator is not None else networks[0]).to(device)
+        discriminator = (discriminator if discriminator is not None else networks[1]).to(device)
+        ema = average_of(generator) if config.ema else None
+        betas = (config.beta1, config.beta2)
+        g_optimizer = g_optimizer or Adam(generator.parameters(), lr=config.g_lr, betas=betas, fused=True)
+        d_optimizer = d_optimizer or Adam(discriminator.parameters(), lr=config.d_lr, betas=betas, fused=True)
+        step_options = config.step_options(dataset.num_classes)
+        train_step = TrainStep(generator, discriminator, g_optimizer, d_optimizer, ema=ema, **step_options)
+        # The MLPs of the options are float32 whatever torch's default dtype is; a network that is given keeps its own.
+        dtype = next((p.dtype for p in discriminator.parameters() if p.is_floating_point()), torch.float32)
+        batches = Batches(dataset, config.batch_size, config.d_steps, device, config.seed, dtype)
+        return cls(generator, discriminator, ema, g_optimizer, d_optimizer, train_step, batches, random_states)
+
+    @property
+    def networks(self) -> dict[str, nn.Module]:
+        """The networks that there are, by the names of their files in a checkpoint."""
+        networks = {"generator": self.generator, "discriminator": self.discriminator}
+        return networks if self.ema is None else {**networks, "ema": self.ema}
+
+    @property
+    def optimizers(self) -> dict[str, Optimizer]:
+        """The optimizers, by their names in a checkpoint."""
+        return {"g": self.g_optimizer, "d": self.d_optimizer}
+
+    def save(self, folder: Path) -> Path:
+        """Write folder/step_N, whole or not at all; its path. To be called inside `random_states.in_force()`.
+
+        Raises:
+            OSError: it cannot be written.
+            TypeError: an optimizer's state is of what a checkpoint without pickle cannot hold.
+        """
+        tensors: Tensors = {}
+        options = {key: flatten(each.state_dict(), key, tensors) for key, each in self.optimizers.items()}
+        epoch_state, position = self.batches.state()
+        groups = {
+            **{name: network.state_dict() for name, network in self.networks.items()},
+            "optimizers": tensors,
+            "random": {**self.random_states.current(), "batches": epoch_state},
+        }
+        facts = {
+            "optimizers": options,
+            "position": position,
+            "steps_done": self.train_step.steps_done,
+            "seconds": self.seconds,
+        }
+        return save_checkpoint(folder, self.step, groups, facts)
+
+    def load(self, path: Path) -> None:
+        """Go on from a checkpoint, all of which is verified before anything is changed.
+
+        Args:
+            path: a step_N folder.
+
+        Raises:
+            CheckpointError: it is damaged, or does not fit these networks and optimizers.
+        """
+        groups, facts = load_checkpoint(path, {name: network.state_dict() for name, network in self.networks.items()})
+        states = {key: unflatten(facts["optimizers"][key], groups["optimizers"]) for key in self.optimizers}
+        for key, optimizer in self.optimizers.items():
+            _check_optimizer(f"{path / 'optimizers.safetensors'}: {key}_optimizer", states[key], optimizer)
+        self.batches.load_state(groups["random"].pop("batches"), facts["position"])
+        self.random_states.load(groups["random"])
+        for name, network in self.networks.items():
+            network.load_state_dict(groups[name])
+        for key, optimizer in self.optimizers.items():
+            optimizer.load_state_dict(states[key])
+        self.step, self.seconds = facts["step"], facts["seconds"]
+        self.train_step.steps_done = facts["steps_done"]
 
 
 def _check_optimizer(name: str, state: dict[str, Any], optimizer: Optimizer) -> None:

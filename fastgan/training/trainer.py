@@ -6,25 +6,26 @@ import os
 import signal
 import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
-import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.optim import Adam, Optimizer
+from torch.optim import Optimizer
 
 from fastgan import data as data_module
 from fastgan.data.dataset import DataError, Dataset
-from fastgan.step import StepStats, TrainStep, average_of
+from fastgan.step import StepStats, TrainStep
 from fastgan.training import pictures, sampling
-from fastgan.training.batches import Batches
-from fastgan.training.checkpoint import prune_checkpoints, save_checkpoint
-from fastgan.training.config import TrainConfig, pick_device
+from fastgan.training.checkpoint import prune_checkpoints
+from fastgan.training.config import TrainConfig, TrainOptions
+from fastgan.training.device import pick_device
 from fastgan.training.finite import NonFiniteError, find_non_finite
-from fastgan.training.random_states import RandomStates
 from fastgan.training.report import Reporter, StopSignals
-from fastgan.training.run_folder import RunFolder
-from fastgan.training.state import restore, take
+from fastgan.training.run_folder import RunFolder, is_same_data
+from fastgan.training.state import TrainState
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 
 class Trainer:
@@ -35,9 +36,8 @@ class Trainer:
     Attributes:
         config: the TrainConfig in force.
         dataset: the Dataset.
-        generator, discriminator: the networks, on the device.
-        ema: the moving average of the generator, or None.
-        step: steps done.
+        device: where the networks are.
+        state: the TrainState: all that training changes.
         run: the RunFolder, None before `train`.
     """
 
@@ -50,18 +50,18 @@ class Trainer:
         discriminator: nn.Module | None = None,
         g_optimizer: Optimizer | None = None,
         d_optimizer: Optimizer | None = None,
-        **options: Any,
+        **options: Unpack[TrainOptions],
     ) -> None:
         """Load the data and build what trains; see TrainConfig for the options.
 
         Args:
             data: what `fastgan.data.load` loads, a Dataset, or a whole TrainConfig (then without options).
             dataset: for a TrainConfig, its data where that is loaded already.
-            generator: instead of the MLP of the options; maps (batch, latent_size [+ classes]) to (batch,
-                data).
+            generator: instead of the MLP of the options; maps (batch, latent_size [+ classes]) to (batch, data).
             discriminator: likewise; maps (batch, data [+ classes]) to one logit a sample.
             g_optimizer: instead of Adam; given together with the network it updates.
             d_optimizer: likewise.
+            options: the fields of TrainConfig, but for data; None stands for the default.
 
         Raises:
             DataError: the data cannot be used.
@@ -71,39 +71,46 @@ class Trainer:
             if optimizer is not None and network is None:
                 raise ValueError(f"{name}_optimizer must come with the network that it updates, which is missing")
         self.config, self.dataset = _configure(data, dataset, options)
-        config = self.config
-        self.device = pick_device(config.device)
+        self.device = pick_device(self.config.device)
         self.run: RunFolder | None = None
-        self.step, self.seconds = 0, 0.0
-        self.random_states = RandomStates(self.device, config.seed)
-        with self.random_states.in_force():
-            networks = sampling.build_networks(config, self.dataset.width, self.dataset.num_classes)
-        self.generator = (generator if generator is not None else networks[0]).to(self.device)
-        self.discriminator = (discriminator if discriminator is not None else networks[1]).to(self.device)
-        self.ema = average_of(self.generator) if config.ema else None
-        betas = (config.beta1, config.beta2)
-        self.g_optimizer = g_optimizer or Adam(self.generator.parameters(), lr=config.g_lr, betas=betas, fused=True)
-        self.d_optimizer = d_optimizer or Adam(self.discriminator.parameters(), lr=config.d_lr, betas=betas, fused=True)
-        self.train_step = TrainStep(
-            self.generator,
-            self.discriminator,
-            self.g_optimizer,
-            self.d_optimizer,
-            loss=config.loss,
-            real_target=config.real_target,
-            fake_target=config.fake_target,
-            d_steps=config.d_steps,
-            reuse_fake=config.reuse_fake,
-            r1_gamma=config.r1_gamma,
-            r1_every=config.r1_every,
-            num_classes=self.dataset.num_classes if config.conditional else 0,
-            ema=self.ema,
-            ema_decay=config.ema_decay,
-            precision=config.precision,
+        self.state = TrainState.build(
+            self.config, self.dataset, self.device, generator, discriminator, g_optimizer, d_optimizer
         )
-        # The MLPs of the options are float32 whatever torch's default dtype is; a network that is given keeps its own.
-        dtype = next((p.dtype for p in self.discriminator.parameters() if p.is_floating_point()), torch.float32)
-        self.batches = Batches(self.dataset, config.batch_size, config.d_steps, self.device, config.seed, dtype)
+
+    @property
+    def generator(self) -> nn.Module:
+        """The generator, on the device."""
+        return self.state.generator
+
+    @property
+    def discriminator(self) -> nn.Module:
+        """The discriminator, on the device."""
+        return self.state.discriminator
+
+    @property
+    def ema(self) -> nn.Module | None:
+        """The moving average of the generator, or None."""
+        return self.state.ema
+
+    @property
+    def g_optimizer(self) -> Optimizer:
+        """What updates the generator."""
+        return self.state.g_optimizer
+
+    @property
+    def d_optimizer(self) -> Optimizer:
+        """What updates the discriminator."""
+        return self.state.d_optimizer
+
+    @property
+    def train_step(self) -> TrainStep:
+        """The step over them."""
+        return self.state.train_step
+
+    @property
+    def step(self) -> int:
+        """Steps done."""
+        return self.state.step
 
     @classmethod
     def resume(
@@ -113,7 +120,10 @@ class Trainer:
         steps: int | None = None,
         runs: str | os.PathLike[str] = "runs",
         dataset: Dataset | None = None,
-        **networks: Any,
+        generator: nn.Module | None = None,
+        discriminator: nn.Module | None = None,
+        g_optimizer: Optimizer | None = None,
+        d_optimizer: Optimizer | None = None,
     ) -> Trainer:
         """A Trainer that goes on exactly where a run's newest checkpoint was taken.
 
@@ -122,7 +132,10 @@ class Trainer:
             steps: steps in all, instead of the run's own number.
             runs: the folder of run folders.
             dataset: the Dataset that the run began with, where it was no built-in one and came from no file.
-            networks: the networks and optimizers that were given to the Trainer, freshly built.
+            generator: the one that was given to the Trainer, if any, freshly built.
+            discriminator: likewise.
+            g_optimizer: likewise.
+            d_optimizer: likewise.
 
         Raises:
             CheckpointError: the run or its checkpoint cannot be used; the run folder is as it was.
@@ -134,12 +147,20 @@ class Trainer:
         if steps is not None:
             config = config.with_(steps=steps)
         loaded = dataset if dataset is not None else data_module.load(config.data, config.seed)
-        if not _same_data(loaded.describe(), facts):
+        if not is_same_data(loaded.describe(), facts):
             raise DataError(f"{config.data} must hold the data that {folder.path} began with, but it has changed")
-        trainer = cls(config, dataset=loaded, **networks)
-        restore(trainer, folder)
+        trainer = cls(
+            config,
+            dataset=loaded,
+            generator=generator,
+            discriminator=discriminator,
+            g_optimizer=g_optimizer,
+            d_optimizer=d_optimizer,
+        )
+        trainer.state.load(folder.newest_checkpoint())
         if trainer.step > config.steps:
             raise ValueError(f"steps must be at least {trainer.step}, which the run has done, not {config.steps}")
+        trainer.run = folder
         return trainer
 
     def train(self, *, quiet: bool = False) -> Path:
@@ -163,19 +184,20 @@ class Trainer:
         else:
             self.run.write_config(self.config)
             self.run.drop_metrics_after(self.step)
+        run = self.run
         try:
-            with self.random_states.in_force(), StopSignals() as stop:
-                with Reporter(self.run, self.step, self.config.steps, quiet) as report:
-                    self._begin(report, created)
-                    self._loop(report, stop)
+            with self.state.random_states.in_force(), StopSignals() as stop:
+                with Reporter(run, self.step, self.config.steps, quiet) as report:
+                    self._begin(run, report, created)
+                    self._loop(run, report, stop)
         except BaseException:
             if created and self.step == first:
-                self.run.remove()
+                run.remove()
                 self.run = None
             raise
         if stop.received is not None:
             raise KeyboardInterrupt if stop.received == signal.SIGINT else SystemExit(128 + stop.received)
-        return self.run.path
+        return run.path
 
     def sample(self, count: int, *, label: int | None = None, seed: int = 0) -> Tensor:
         """Samples (count, data) in [-1, 1] on the CPU, from the EMA generator where there is one.
@@ -192,70 +214,69 @@ class Trainer:
         classes, labels = self.dataset.num_classes, self.dataset.classes
         return sampling.draw(network, self.config, count, num_classes=classes, labels=labels, label=label, seed=seed)
 
-    def _begin(self, report: Reporter, created: bool) -> None:
+    def _begin(self, run: RunFolder, report: Reporter, created: bool) -> None:
         if not created:
-            report.line(f"Resuming {self.run.path} at step {self.step} of {self.config.steps}.")
+            report.line(f"Resuming {run.path} at step {self.step} of {self.config.steps}.")
             return
-        report.line(f"{self.run.path}: {len(self.dataset):,} samples of {self.dataset.name}, on {self.device}")
+        report.line(f"{run.path}: {len(self.dataset):,} samples of {self.dataset.name}, on {self.device}")
         report.line(f"plan: {self.train_step.plan}")
         real = self.dataset.examples(self._picture_size(), self.config.seed, self.config.conditional)
-        self._save_picture(real, "real.png")
-        self._save_picture(self.sample(self._picture_size(), seed=self.config.seed), "fakes_step_0.png")
+        self._save_picture(run, real, "real.png")
+        self._save_picture(run, self.sample(self._picture_size(), seed=self.config.seed), "fakes_step_0.png")
         # So that there is a good checkpoint from the first step on, whatever happens to the second.
-        self._save_checkpoint()
+        self._save_checkpoint(run)
 
-    def _loop(self, report: Reporter, stop: StopSignals) -> None:
-        config = self.config
+    def _loop(self, run: RunFolder, report: Reporter, stop: StopSignals) -> None:
+        config, state = self.config, self.state
         periods = (config.log_every, config.sample_every, config.checkpoint_every)
         length = min(*periods, config.steps)
         history = torch.empty(length, len(StepStats._fields), dtype=torch.float64, device=self.device)
         filled, clock = 0, time.perf_counter()
-        while self.step < config.steps:
-            real, labels = self.batches.next()
-            stats = self.train_step.step(real, labels if config.conditional else None)
+        while state.step < config.steps:
+            real, labels = state.batches.next()
+            stats = state.train_step.step(real, labels if config.conditional else None)
             history[filled] = torch.stack(stats)
-            self.step += 1
+            state.step += 1
             filled += 1
-            last = self.step == config.steps or stop.received is not None
-            if not last and all(self.step % period for period in periods):
+            last = state.step == config.steps or stop.received is not None
+            if not last and all(state.step % period for period in periods):
                 continue
             values = history[:filled].cpu()  # The only place where the host waits for the device.
             elapsed = time.perf_counter() - clock
-            self._refuse_non_finite(values)
-            self.seconds += elapsed
+            self._refuse_non_finite(run, values)
+            state.seconds += elapsed
             row = dict(zip(StepStats._fields, values.mean(dim=0).tolist(), strict=True))
             row["samples_per_second"] = filled * config.batch_size * config.d_steps / elapsed
-            row = {"step": self.step, "seconds": round(self.seconds, 3), **row}
-            self.run.append_metrics(row)
+            row = {"step": state.step, "seconds": round(state.seconds, 3), **row}
+            run.append_metrics(row)
             report.row(row)
-            if last or self.step % config.sample_every == 0:
+            if last or state.step % config.sample_every == 0:
                 fakes = self.sample(self._picture_size(), seed=config.seed)
-                self._save_picture(fakes, f"fakes_step_{self.step}.png")
-                pictures.save_loss_plot(self.run.read_metrics(), self.run.loss_plot)
-            if last or self.step % config.checkpoint_every == 0:
-                self._save_checkpoint()
+                self._save_picture(run, fakes, f"fakes_step_{state.step}.png")
+                pictures.save_loss_plot(run.read_metrics(), run.loss_plot)
+            if last or state.step % config.checkpoint_every == 0:
+                self._save_checkpoint(run)
             if last:
                 break
             filled, clock = 0, time.perf_counter()
-        if self.step < config.steps:
-            report.line(f"Saved at step {self.step}. Go on with: fastgan resume {self.run.path}")
+        if state.step < config.steps:
+            report.line(f"Saved at step {state.step}. Go on with: fastgan resume {run.path}")
         else:
-            report.line(f"Done: {self.step} steps. The pictures are in {self.run.samples}")
+            report.line(f"Done: {state.step} steps. The pictures are in {run.samples}")
 
-    def _save_checkpoint(self) -> None:
-        groups, facts = take(self)
-        save_checkpoint(self.run.checkpoints, self.step, groups, facts)
-        prune_checkpoints(self.run.checkpoints, self.config.keep_checkpoints)
+    def _save_checkpoint(self, run: RunFolder) -> None:
+        self.state.save(run.checkpoints)
+        prune_checkpoints(run.checkpoints, self.config.keep_checkpoints)
 
     def _picture_size(self) -> int:
         return sampling.PICTURE_POINTS if self.dataset.image_shape is None else sampling.PICTURE_IMAGES
 
-    def _save_picture(self, samples: Tensor, name: str) -> None:
+    def _save_picture(self, run: RunFolder, samples: Tensor, name: str) -> None:
         behind = self.dataset.samples[: sampling.PICTURE_POINTS] if name != "real.png" else None
         classes = len(self.dataset.classes) if self.config.conditional else 0
-        pictures.save_samples(samples, self.dataset.image_shape, self.run.samples / name, behind, classes)
+        pictures.save_samples(samples, self.dataset.image_shape, run.samples / name, behind, classes)
 
-    def _refuse_non_finite(self, values: Tensor) -> None:
+    def _refuse_non_finite(self, run: RunFolder, values: Tensor) -> None:
         networks = {
             "generator": self.generator,
             "discriminator": self.discriminator,
@@ -263,14 +284,14 @@ class Trainer:
         }
         fault = find_non_finite(self.step, values, networks)
         if fault:
-            kept = self.run.newest_checkpoint()
+            kept = run.newest_checkpoint()
             message = f"training stopped at {fault}; the last good checkpoint is kept: {kept}"
-            self.run.log(message)
+            run.log(message)
             raise NonFiniteError(message)
 
 
 def _configure(
-    data: str | os.PathLike[str] | Dataset | TrainConfig, dataset: Dataset | None, options: dict[str, Any]
+    data: str | os.PathLike[str] | Dataset | TrainConfig, dataset: Dataset | None, options: TrainOptions
 ) -> tuple[TrainConfig, Dataset]:
     """The configuration and the data set that a Trainer's arguments mean."""
     if isinstance(data, TrainConfig):
@@ -289,13 +310,3 @@ def _configure(
     if name not in data_module.BUILT_IN:
         name = os.path.abspath(name)  # so that the run can be resumed from another folder
     return TrainConfig.for_dataset(dataset, name, **options), dataset
-
-
-def _same_data(now: dict[str, Any], then: dict[str, Any]) -> bool:
-    """Whether data is what dataset.json says: values, shape, and the units, which older versions kept as float32."""
-    if any(now[name] != then[name] for name in ("fingerprint", "image_shape", "num_classes")):
-        return False
-    return all(
-        now[name] == then[name] or np.array_equal(np.float32(now[name]), np.array(then[name]))
-        for name in ("scale", "offset")
-    )
