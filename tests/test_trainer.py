@@ -18,11 +18,11 @@ from torch import Tensor, nn
 
 import fastgan
 from fastgan.data import DataError, Dataset, load
+from fastgan.trainer import Trainer
 from fastgan.training import pictures
 from fastgan.training.checkpoint import CheckpointError, complete_checkpoints
 from fastgan.training.finite import NonFiniteError
 from fastgan.training.run_folder import RunFolder
-from fastgan.training.trainer import Trainer
 
 SMALL: dict[str, Any] = {
     "g_hidden": (16,),

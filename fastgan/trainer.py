@@ -1,0 +1,5 @@
+"""`fastgan.Trainer` by the name that its module has for users."""
+
+from fastgan.training.trainer import Trainer
+
+__all__ = ["Trainer"]
