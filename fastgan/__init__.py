@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Any
+import importlib
+from typing import TYPE_CHECKING, Any
 
 from fastgan import functional, nn
 from fastgan.backend import current_backend, set_backend, use_backend
 from fastgan.build_info import info
 from fastgan.step import StepStats, TrainStep
 from fastgan.version import __version__
+
+if TYPE_CHECKING:  # for type checkers and editors; else see `__getattr__`
+    from fastgan import data, metrics
+    from fastgan.training.trainer import Trainer
 
 __all__ = [
     "StepStats",
@@ -26,12 +31,13 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str) -> Any:
-    """Import the trainer and the data loaders when first asked for: they alone need the `train` extra."""
-    import importlib
+# Imported when first asked for: the trainer alone needs the `train` extra.
+_LAZY = {"Trainer": "fastgan.training.trainer", "data": "fastgan.data", "metrics": "fastgan.metrics"}
 
-    if name == "Trainer":
-        return importlib.import_module("fastgan.training.trainer").Trainer
-    if name in ("data", "metrics"):
-        return importlib.import_module(f"fastgan.{name}")
-    raise AttributeError(f"module 'fastgan' has no attribute {name!r}")
+
+def __getattr__(name: str) -> Any:
+    """Import the trainer, the data sets or the metrics."""
+    if name not in _LAZY:
+        raise AttributeError(f"module 'fastgan' has no attribute {name!r}")
+    module = importlib.import_module(_LAZY[name])
+    return module.Trainer if name == "Trainer" else module
