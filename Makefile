@@ -43,6 +43,7 @@ check: $(VENV)/test-tools
 lint: $(VENV)/dev-tools
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/mypy
 	$(BIN)/clang-format --dry-run --Werror $$(git ls-files '*.h' '*.cpp' '*.cu')
 
 format: $(VENV)/dev-tools
@@ -92,5 +93,5 @@ $(VENV)/test-tools: $(VENV)/installed Makefile
 	touch $@
 
 $(VENV)/dev-tools: $(VENV)/torch
-	$(BIN)/python -m pip install --quiet ruff clang-format gcovr ninja
+	$(BIN)/python -m pip install --quiet ruff mypy clang-format gcovr ninja typer rich safetensors matplotlib pillow tomlkit
 	touch $@

@@ -29,21 +29,22 @@ def main() -> None:
 def _run(app: Callable[..., Any], complain: Callable[[str], None]) -> int:
     """The exit code of the command line, whose usage errors are one sentence as all others are."""
     try:
-        return app(prog_name="fastgan", standalone_mode=False) or 0
+        return int(app(prog_name="fastgan", standalone_mode=False) or 0)
     except OSError as error:  # of a help text on a full disk
         complain(f"fastgan: {error.strerror or error}")
         return 1
-    except Exception as error:
+    except Exception as raised:
         # By what they have, not by class: typer brings click's exceptions along, or imports them, by its version.
-        if type(error).__name__ == "Abort":  # Ctrl-C
+        if type(raised).__name__ == "Abort":  # Ctrl-C
             return 130
-        if not hasattr(error, "format_message"):
+        if not hasattr(raised, "format_message"):
             raise
-        if type(error).__name__ == "NoArgsIsHelpError":
-            error.show()
+        shown: Any = raised
+        if type(raised).__name__ == "NoArgsIsHelpError":
+            shown.show()
         else:
-            complain(f"fastgan: {' '.join(error.format_message().split()).rstrip('.')}; see fastgan --help")
-        return error.exit_code
+            complain(f"fastgan: {' '.join(shown.format_message().split()).rstrip('.')}; see fastgan --help")
+        return int(shown.exit_code)
 
 
 if __name__ == "__main__":

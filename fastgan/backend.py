@@ -16,7 +16,7 @@ import sys
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
-from types import ModuleType
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -33,7 +33,7 @@ REBUILD = (
 _FACTS = Path(__file__).with_name("_build_facts.json")
 
 
-def _load() -> tuple[ModuleType | None, str]:
+def _load() -> tuple[Any, str]:
     """The compiled module, or None and the reason in a sentence."""
     if not _FACTS.exists():
         return None, "the compiled module was not built"
@@ -72,10 +72,10 @@ def _is_cut_short(file: Path) -> bool:
         return False
     # The table of section headers, which linkers write last: its offset, the size of an entry, their number.
     offset, size, count = struct.unpack("=40xQ10xHH2x", header)
-    return file.stat().st_size < offset + size * count
+    return bool(file.stat().st_size < offset + size * count)
 
 
-module, missing_reason = _load()
+module, missing_reason = _load()  # what is compiled has no types
 _direct = module
 ops = torch.ops.fastgan
 _device_types = frozenset(module.device_types()) if module else frozenset()
@@ -140,8 +140,9 @@ def use_backend(name: str) -> Iterator[None]:
         set_backend(before)
 
 
-def direct() -> ModuleType | None:
-    """The compiled module, where a call may first try the functions there that skip what follows the usual course.
+def direct() -> Any:
+    """The compiled module, where a call may first try the functions there that skip what follows the usual course;
+    else None.
 
     torch.compile traces torch.ops instead.
     """
@@ -167,4 +168,4 @@ def is_compiled(tensor: Tensor) -> bool:
         return False
     if forward_ad._current_level >= 0 or _functorch.peek_interpreter_stack() is not None:
         return False
-    return torch.compiler.is_compiling() or not torch.jit.is_tracing()
+    return torch.compiler.is_compiling() or not torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]

@@ -29,7 +29,7 @@ def number(name: str, value: Any, low: float = -math.inf, high: float = math.inf
     if type(value) is not float and (isinstance(value, bool) or not isinstance(value, Real)):
         raise TypeError(f"{name} must be a number, not {type(value).__name__} {value!r}")
     # Comparisons alone, which torch.compile can trace with a symbolic number; NaN fails them all.
-    if -math.inf < value < math.inf and (low < value if low_open else low <= value) and value <= high:
+    if -math.inf < value < math.inf and (low < value if low_open else low <= value) and value <= high:  # type: ignore[operator]
         return
     if high < math.inf:
         wanted = f"in {'(' if low_open else '['}{low:g}, {high:g}]"

@@ -57,7 +57,7 @@ def _option(text: str, default: str, *names: str) -> Any:
 
 def _with_training_options(command: Callable[..., None]) -> Callable[..., None]:
     """A command whose **options are those of training, each with its type, its help and its defaults."""
-    types = {bool: bool, int: int, float: float}  # of others, widths and words, a string is asked
+    types: dict[Any, Any] = {bool: bool, int: int, float: float}  # of others, widths and words, a string is asked
     parameters = list(inspect.signature(command, eval_str=True).parameters.values())[:-1]
     hints = get_type_hints(TrainConfig)
     for each in fields(TrainConfig):
@@ -65,7 +65,7 @@ def _with_training_options(command: Callable[..., None]) -> Callable[..., None]:
             flag = each.name.replace("_", "-")
             names = [f"--{flag}/--no-{flag}"] if hints[each.name] is bool else []
             declared = _option(each.metadata["text"], default_in_words(each.name), *names)
-            annotation = Annotated[types.get(hints[each.name], str) | None, declared]
+            annotation: Any = Annotated[types.get(hints[each.name], str) | None, declared]
             kind = inspect.Parameter.KEYWORD_ONLY
             parameters.append(inspect.Parameter(each.name, kind, default=None, annotation=annotation))
     command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
@@ -190,13 +190,14 @@ def _one_line_errors(*refusals: type[Exception]) -> Iterator[None]:
         from fastgan.training.finite import NonFiniteError
     except ModuleNotFoundError as error:
         _missing(error)
+    refused: tuple[type[Exception], ...] = (CheckpointError, NonFiniteError, *refusals)
     try:
         yield
     except ModuleNotFoundError as error:
         _missing(error)
     except OSError as error:
         _refuse(_about_file(error))
-    except (CheckpointError, NonFiniteError, *refusals) as error:
+    except refused as error:
         _refuse(str(error))
     except (MemoryError, RuntimeError) as error:
         if not _is_out_of_memory(error):

@@ -60,8 +60,9 @@ class Ending:
     def run(self, input: Tensor) -> Tensor:
         """D's logits; or, where `is_probability` is set then, what it returns."""
         if self._before is not None:
-            return run_in_turn(self._discriminator, self._before, input)
-        output = self._discriminator(input)
+            logits: Tensor = run_in_turn(self._discriminator, self._before, input)
+            return logits
+        output: Tensor = self._discriminator(input)
         self.is_probability = self.is_probability or _is_of_sigmoid(output)
         return output
 
@@ -138,7 +139,7 @@ def _last(module: nn.Module | None) -> nn.Module | None:
 
 
 def _reshapes(module: nn.Module | None) -> bool:
-    kind = type(module)
+    kind: Any = type(module)
     if kind.__call__ is not _CALL or (isinstance(module, nn.Dropout) and not layers.is_idle_dropout(module)):
         return False
     if isinstance(module, nn.Sequential):

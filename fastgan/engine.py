@@ -52,7 +52,7 @@ class Plan:
             CannotPlan: with the reason.
         """
         _check_process(options)
-        self._watch = backend.module.Watch()  # type: ignore[union-attr]
+        self._watch = backend.module.Watch()
         self._watch.items(vars(backend), ("_name", "module"))
         for space, names in layers.FUNCTIONS.items():
             self._watch.items(vars(space), names)
@@ -123,7 +123,8 @@ class Plan:
 
     def is_current(self) -> bool:
         """Whether everything that the plan was made of is still in its place."""
-        return self._watch.is_current()
+        current: bool = self._watch.is_current()
+        return current
 
     def profile(self, *inputs: Any) -> dict[str, float] | None:
         """Run one step; the seconds of each phase, or None as `run`.
@@ -184,9 +185,7 @@ class Plan:
         for optimizer in self._optimizers:
             self._watch.dict(optimizer.state)
         self._check_memory()
-        engine = backend.module.StepEngine(  # type: ignore[union-attr]
-            **self._arguments, watch=self._watch, device_mode=DeviceContext
-        )
+        engine = backend.module.StepEngine(**self._arguments, watch=self._watch, device_mode=DeviceContext)
         groups = self._group_of()
         for network, found in enumerate(self._layers):
             for layer in found:
@@ -222,7 +221,7 @@ class Plan:
                 and (rate.dtype, rate.numel()) == (torch.float32, 1)
             )
             if isinstance(rate, Tensor):
-                if not backend.module.is_plain(rate):  # type: ignore[union-attr]
+                if not backend.module.is_plain(rate):
                     raise CannotPlan(f"{group.name} has a learning rate that is no plain Tensor")
                 self._watch.items(group.options, ("lr",))
                 self._watch.tensor(rate)
@@ -253,7 +252,7 @@ def _check_precision(precision: str, dtype: torch.dtype, device: torch.device) -
         return
     if dtype is not torch.float32:
         raise CannotPlan(f"precision is bf16 and the parameters are {str(dtype).removeprefix('torch.')}")
-    if not backend.module.has_bf16_step(device.type == "cpu"):  # type: ignore[union-attr]
+    if not backend.module.has_bf16_step(device.type == "cpu"):
         raise CannotPlan("this processor has no AMX, which precision='bf16' would need")
 
 
@@ -294,7 +293,7 @@ def _read_average(parts: StepParts, watch: Any) -> tuple[dict[int, Tensor], list
             raise CannotPlan("ema has other parameters or buffers than the generator")
         pairs.append(list(zip(averages, currents, strict=True)))
     for average, current in pairs[0] + pairs[1]:
-        if type(average) not in (Tensor, nn.Parameter) or not backend.module.is_plain(average):  # type: ignore[union-attr]
+        if type(average) not in (Tensor, nn.Parameter) or not backend.module.is_plain(average):
             raise CannotPlan("ema has a parameter or buffer that is no plain Tensor")
         if (average.dtype, average.device, average.shape) != (current.dtype, current.device, current.shape):
             raise CannotPlan("ema has a parameter or buffer of another shape, dtype or device than the generator's")

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable, Sequence
+from typing import Literal, overload
 
 import torch
 from torch import Tensor
@@ -78,8 +79,31 @@ def binary_cross_entropy_with_logits(
         checks.broadcastable(name, value, "input", input.shape)
         compiled = compiled and _fits(value, input) and not value.requires_grad
     if compiled:
-        return backend.ops.bce_with_logits(input, target, weight, pos_weight, _REDUCTION[reduction])
+        loss: Tensor = backend.ops.bce_with_logits(input, target, weight, pos_weight, _REDUCTION[reduction])
+        return loss
     return reference.binary_cross_entropy_with_logits(input, target, weight, reduction, pos_weight)
+
+
+@overload
+def discriminator_loss(
+    real_logits: Tensor,
+    fake_logits: Tensor,
+    *,
+    real_target: float = 1.0,
+    fake_target: float = 0.0,
+    reduction: Literal["mean", "sum"] = "mean",
+) -> Tensor: ...
+
+
+@overload
+def discriminator_loss(
+    real_logits: Tensor,
+    fake_logits: Tensor,
+    *,
+    real_target: float = 1.0,
+    fake_target: float = 0.0,
+    reduction: str,
+) -> Tensor | tuple[Tensor, Tensor]: ...
 
 
 def discriminator_loss(
@@ -112,6 +136,7 @@ def discriminator_loss(
     """
     direct = backend.direct()
     if direct is not None:
+        loss: Tensor | tuple[Tensor, Tensor] | None
         loss = direct.discriminator_loss(real_logits, fake_logits, real_target, fake_target, reduction)
         if loss is not None:
             return loss
@@ -128,7 +153,9 @@ def discriminator_loss(
             _logits_loss(fake_logits, fake_target, 1.0, reduction),
         )
     if backend.is_compiled(real_logits):
-        return backend.ops.discriminator_loss(real_logits, fake_logits, real_target, fake_target, _REDUCTION[reduction])
+        number = _REDUCTION[reduction]
+        whole: Tensor = backend.ops.discriminator_loss(real_logits, fake_logits, real_target, fake_target, number)
+        return whole
     return reference.discriminator_loss(real_logits, fake_logits, real_target, fake_target, reduction)
 
 
@@ -156,7 +183,7 @@ def generator_loss(
     """
     direct = backend.direct()
     if direct is not None and kind == "non_saturating":
-        loss = direct.logits_loss(fake_logits, target, 1.0, reduction)
+        loss: Tensor | None = direct.logits_loss(fake_logits, target, 1.0, reduction)
         if loss is not None:
             return loss
     checks.choice("kind", kind, checks.GENERATOR_LOSSES)
@@ -265,7 +292,8 @@ def gradient_penalty(critic: Callable[[Tensor], Tensor], real: Tensor, fake: Ten
     checks.same_dtype("fake", fake, "real", real)
     u = torch.rand(real.shape[:1], dtype=real.dtype, device=real.device).view(-1, *[1] * (real.dim() - 1))
     gradient = _input_gradient(critic, fake.detach() + u * (real.detach() - fake.detach()))
-    return (torch.linalg.vector_norm(gradient, dim=1) - center).square().mean()
+    norms: Tensor = torch.linalg.vector_norm(gradient, dim=1)
+    return (norms - center).square().mean()
 
 
 def r1_penalty(critic: Callable[[Tensor], Tensor], real: Tensor) -> Tensor:
@@ -305,7 +333,8 @@ def _fits(value: Tensor, input: Tensor) -> bool:
 
 def _logits_loss(logits: Tensor, target: float, sign: float, reduction: str) -> Tensor:
     if backend.is_compiled(logits):
-        return backend.ops.logits_loss(logits, target, sign, _REDUCTION[reduction])
+        loss: Tensor = backend.ops.logits_loss(logits, target, sign, _REDUCTION[reduction])
+        return loss
     return reference.logits_loss(logits, target, sign, reduction)
 
 
@@ -317,7 +346,8 @@ def _mlp(
     slopes: list[float],
 ) -> Tensor:
     if weights and backend.is_compiled(input):
-        return backend.ops.mlp(input, weights, biases, [ACTIVATION[name] for name in activations], slopes)
+        output: Tensor = backend.ops.mlp(input, weights, biases, [ACTIVATION[name] for name in activations], slopes)
+        return output
     return reference.mlp(input, weights, biases, activations, slopes)
 
 

@@ -12,7 +12,7 @@ import inspect
 import sys
 from collections.abc import Iterator
 from types import BuiltinFunctionType, FunctionType
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeGuard
 
 import torch
 import torch.nn.modules.module as torch_module
@@ -93,7 +93,7 @@ OWN_FUNCTIONS = [(vars(space), name, getattr(space, name)) for space, names in F
 def _is_torchs_own(function: Any) -> bool:
     """Whether a function is torch's: written in C++, or in a namespace of torch."""
     if isinstance(function, FunctionType):  # which carries the namespace it was written in, whatever wraps it
-        return function.__globals__.get("__name__", "").partition(".")[0] == "torch"
+        return bool(function.__globals__.get("__name__", "").partition(".")[0] == "torch")
     return isinstance(function, BuiltinFunctionType)
 
 
@@ -109,7 +109,7 @@ def _torchs_own(kind: type[nn.Module], name: str) -> Any:
 
     A function carries the namespace that it was written in, whatever it is assigned to or wrapped as.
     """
-    value = getattr(kind, name, _MISSING)
+    value: Any = getattr(kind, name, _MISSING)
     if value is _MISSING or value is None or type(value) is type(object.__init__):  # a slot of object's
         return value
     written_in = getattr(value, "__globals__", {}).get("__name__", "")
@@ -234,7 +234,7 @@ def _is_parametrized(module: nn.Module, base: type[nn.Module]) -> bool:
     )
 
 
-def computes_linear(module: nn.Module) -> bool:
+def computes_linear(module: nn.Module) -> TypeGuard[nn.Linear]:
     """Whether calling a module computes nn.Linear's product of its `weight` and `bias`.
 
     Subclasses that leave alone what a call reads do, parametrized Linears (spectral_norm) among them.

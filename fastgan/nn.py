@@ -158,7 +158,8 @@ def _run_fused(modules: Iterable[nn.Module], input: Tensor) -> Tensor:
             pending.append(module)
             continue
         input = module(flush(input))
-    return flush(input)
+    output: Tensor = flush(input)
+    return output
 
 
 def run_in_turn(of: nn.Module, modules: list[nn.Module], input: Any) -> Any:
@@ -187,16 +188,16 @@ class _Fused:
             if output is not None:
                 return output
         if type(input) not in _PLAIN_TENSORS or bystanders.are_there():
-            return self._plain_class.forward(self, input)  # type: ignore[operator]
+            return self._plain_class.forward(self, input)
         if self._plain_class.forward not in layers.SEQUENTIAL_FORWARDS:  # patched since, on the class
-            return self._plain_class.forward(self, input)  # type: ignore[operator]
+            return self._plain_class.forward(self, input)
         return _run_fused(self, input)  # type: ignore[arg-type]
 
     # torch.jit.script compiles the source of what a function wraps: it is given that of nn.Sequential.
     forward.__wrapped__ = nn.Sequential.forward  # type: ignore[attr-defined]
 
     def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
-        return _rebuild_fused, (self._plain_class,), self.__getstate__()  # type: ignore[attr-defined]
+        return _rebuild_fused, (self._plain_class,), self.__getstate__()
 
 
 layers.SEQUENTIAL_FORWARDS.append(_Fused.forward)
@@ -209,10 +210,10 @@ class FusedSequential(_Fused, nn.Sequential):
     """
 
     _plain_class = nn.Sequential
-    __reduce_ex__ = nn.Sequential.__reduce_ex__
+    __reduce_ex__ = nn.Sequential.__reduce_ex__  # type: ignore[assignment]
 
     def _get_name(self) -> str:
-        return "Sequential" if type(self) is FusedSequential else super()._get_name()
+        return "Sequential" if type(self) is FusedSequential else super()._get_name()  # type: ignore[no-untyped-call]
 
 
 class MLP(FusedSequential):
@@ -271,7 +272,7 @@ class MLP(FusedSequential):
         """A module, or for a slice a FusedSequential of the same modules."""
         if isinstance(idx, slice):
             return FusedSequential(OrderedDict(list(self._modules.items())[idx]))
-        return super().__getitem__(idx)
+        return super().__getitem__(idx)  # type: ignore[index]  # torch refuses a str with its own error
 
 
 def _activation_module(name: str, negative_slope: float) -> nn.Module:
@@ -290,7 +291,7 @@ def _fused_class(kind: type[nn.Module]) -> type[nn.Module]:
 
 
 def _rebuild_fused(kind: type[nn.Module]) -> nn.Module:
-    return kind.__new__(_fused_class(kind))
+    return kind.__new__(_fused_class(kind))  # type: ignore[arg-type]
 
 
 def _is_plain_sequential(module: nn.Module) -> bool:
@@ -328,7 +329,7 @@ def fuse(module: ModuleT) -> ModuleT:
     _check_module(module)
     for child in list(module.modules()):
         if _is_plain_sequential(child) and not _is_looked_up_by_class(type(child)):
-            child.__class__ = _fused_class(type(child))
+            child.__class__ = _fused_class(type(child))  # type: ignore[arg-type]
     return module
 
 
@@ -351,7 +352,7 @@ def unfuse(module: ModuleT) -> ModuleT:
         if type(child) in (FusedSequential, MLP):
             child.__class__ = nn.Sequential
         elif isinstance(child, _Fused) and not isinstance(child, FusedSequential):
-            child.__class__ = child._plain_class
+            child.__class__ = child._plain_class  # type: ignore[assignment]
     return module
 
 

@@ -120,7 +120,7 @@ def _check(layer: Layer) -> None:
     """Raise CannotPlan where a layer's numbers and tensors are not such as its kernels take."""
     module: Any = layer.module
     for _, parameter in layer.parameters():
-        if type(parameter) is not nn.Parameter or not backend.module.is_plain(parameter):  # type: ignore[union-attr]
+        if type(parameter) is not nn.Parameter or not backend.module.is_plain(parameter):
             raise CannotPlan(f"{layer.path} has a parameter of another kind than nn.Parameter")
         if not parameter.is_contiguous():
             raise CannotPlan(f"{layer.path} has a parameter that is not contiguous")
@@ -131,7 +131,7 @@ def _check(layer: Layer) -> None:
         if (
             parameter._backward_hooks
             or parameter._post_accumulate_grad_hooks
-            or backend.module.has_node_hooks(parameter)  # type: ignore[union-attr]
+            or backend.module.has_node_hooks(parameter)
         ):
             raise CannotPlan(f"{layer.path} has a parameter with hooks")
     if layer.kind == LINEAR:
@@ -159,7 +159,7 @@ def _check_batch_norm(layer: Layer) -> None:
     if len({tuple(v.shape) for v in vectors} | {(len(v.flatten()),) for v in vectors}) > 1:
         raise CannotPlan(f"{layer.path} has parameters or statistics of several shapes")
     for name, buffer in layer.buffers():
-        if type(buffer) is not Tensor or not backend.module.is_plain(buffer) or not buffer.is_contiguous():  # type: ignore[union-attr]
+        if type(buffer) is not Tensor or not backend.module.is_plain(buffer) or not buffer.is_contiguous():
             raise CannotPlan(f"{layer.path} has a {name} that is no plain contiguous Tensor")
         if buffer.requires_grad:
             raise CannotPlan(f"{layer.path} has a {name} that requires grad")
@@ -224,7 +224,7 @@ def common_kind(networks: list[list[Layer]]) -> tuple[torch.dtype, torch.device]
     dtype, device = kinds.pop()
     if dtype not in _DTYPES:
         raise CannotPlan(f"the parameters are {_name(dtype)}")
-    if device.type not in backend.module.device_types():  # type: ignore[union-attr]
+    if device.type not in backend.module.device_types():
         raise CannotPlan(f"the parameters are on {device.type}")
     if backend.current_backend() not in ("auto", device.type):
         raise CannotPlan(f"the backend is {backend.current_backend()} and the parameters are on {device.type}")

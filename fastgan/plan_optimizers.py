@@ -143,7 +143,7 @@ def state(group: Group, parameter: Tensor) -> tuple[dict[str, Any], list[Tensor]
         if key not in found:
             raise CannotPlan(f"{name} has a state without {key}")
         value = found[key]
-        if type(value) is not Tensor or not backend.module.is_plain(value):  # type: ignore[union-attr]
+        if type(value) is not Tensor or not backend.module.is_plain(value):
             raise CannotPlan(f"{name} has a state whose {key} is no plain Tensor")
         if value.requires_grad:
             raise CannotPlan(f"{name} has a state whose {key} requires grad")

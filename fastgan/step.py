@@ -16,6 +16,8 @@ from fastgan.nn import is_fully_fused
 from fastgan.statistics import StepStats
 from fastgan.step_options import AUTOCAST_DTYPES, StepOptions, StepParts, read
 
+__all__ = ["StepStats", "TrainStep", "average_of"]
+
 # Steps between two attempts at a plan where there was none: a hook may have been removed, a module replaced.
 _PLAN_AGAIN = 100
 
@@ -297,7 +299,8 @@ class TrainStep:
 
     @torch.no_grad()
     def _update_ema(self, ema: nn.Module) -> None:
-        averages, currents = list(ema.parameters()), list(self.generator.parameters())
+        averages: list[Tensor] = list(ema.parameters())
+        currents: list[Tensor] = list(self.generator.parameters())
         if averages:
             torch._foreach_lerp_(averages, currents, 1.0 - self.ema_decay)
         for average, current in zip(ema.buffers(), self.generator.buffers(), strict=True):

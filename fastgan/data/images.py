@@ -8,7 +8,7 @@ import re
 import struct
 import warnings
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -115,8 +115,9 @@ def _read(path: Path) -> np.ndarray:
     with Image.open(io.BytesIO(content)) as image:
         image.verify()  # checksums too, which decoding alone does not look at
     with Image.open(io.BytesIO(content)) as image:
-        if getattr(image, "n_frames", 1) > 1:
-            raise DataError(f"{path} holds {image.n_frames} frames, but a sample is one image")
+        frames = getattr(image, "n_frames", 1)
+        if frames > 1:
+            raise DataError(f"{path} holds {frames} frames, but a sample is one image")
         if image.mode not in _EIGHT_BITS + _DEEP:
             raise DataError(f"{path} has pixels of mode {image.mode}; convert it to grey or RGB first")
         _check_depth(path, image, content)
@@ -124,9 +125,15 @@ def _read(path: Path) -> np.ndarray:
     if upright.mode in _DEEP:
         array = np.asarray(upright)
         return array.astype(array.dtype.newbyteorder("="))
-    if upright.has_transparency_data and upright.convert("RGBA").getextrema()[3][0] < 255:
+    if upright.has_transparency_data and _lowest(upright.convert("RGBA").getchannel("A")) < 255:
         raise DataError(f"{path} has transparent pixels, which a sample cannot hold; lay it on a background first")
     return np.asarray(upright.convert("L" if upright.mode in ("1", "L", "LA", "La") else "RGB"))
+
+
+def _lowest(band: Image) -> float:
+    """The least value of an image of one band."""
+    extrema: Any = band.getextrema()
+    return float(extrema[0])
 
 
 def _check_depth(path: Path, image: Image, content: bytes) -> None:
@@ -135,10 +142,10 @@ def _check_depth(path: Path, image: Image, content: bytes) -> None:
     if image.format == "PNG":
         bits = content[24]  # of IHDR, which comes first
     elif image.format == "TIFF":
-        tags = image.tag_v2
+        tags: Any = image.tag_v2  # type: ignore[attr-defined]  # of a TIFF
         bits = max(np.atleast_1d(tags.get(_BITS_PER_SAMPLE, 1)))
         formats = np.atleast_1d(tags.get(_SAMPLE_FORMAT, _UNSIGNED))
-        if image.mode == "I" and bits == 32 and _UNSIGNED in formats and image.getextrema()[0] < 0:
+        if image.mode == "I" and bits == 32 and _UNSIGNED in formats and _lowest(image) < 0:
             raise DataError(f"{path} holds unsigned pixels of 32 bits beyond 2^31, which Pillow cannot read")
     elif image.format == "PPM" and (header := re.match(rb"P[2356](?:\s+|#[^\n]*\n)+\d+", content)):
         numbers = re.findall(rb"\d+", re.sub(rb"#[^\n]*", b"", content[2 : header.end() + 200]))

@@ -67,8 +67,8 @@ def scale_array(array: np.ndarray, by_column: bool) -> Scaled:
     columns = (
         [(flat[:, i], scale[i], offset[i]) for i in range(flat.shape[1])] if by_column else [(flat, scale, offset)]
     )
-    levels = tuple(_levels(*column) for column in columns)
-    return Scaled(*map(torch.from_numpy, (samples, scale, offset)), levels)
+    found = tuple(_levels(*column) for column in columns)
+    return Scaled(torch.from_numpy(samples), torch.from_numpy(scale), torch.from_numpy(offset), found)
 
 
 def unscale(samples: Tensor, scale: Tensor, offset: Tensor, levels: Sequence[Levels | None] = ()) -> Tensor:

@@ -67,7 +67,7 @@ class RunFolder:
             run.write_config(config)
             _replace(path / "dataset.json", json.dumps(dict(dataset)) + "\n")
         except BaseException:
-            _remove(run and run.path, made)
+            _remove(None if run is None else run.path, made)
             raise
         return run
 

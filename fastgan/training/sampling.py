@@ -101,7 +101,8 @@ def draw(
     first = next(iter(generator.parameters()), z)
     was_training = generator.training
     try:
-        return generator.eval()(z.to(first)).float().cpu()
+        samples: Tensor = generator.eval()(z.to(first)).float().cpu()
+        return samples
     finally:
         generator.train(was_training)
 
