@@ -148,7 +148,7 @@ def bench(context: typer.Context) -> None:
     except ModuleNotFoundError as error:
         if error.name != "fastgan.bench":
             raise
-        _refuse("the benchmark is installed with fastgan: pip install fastgan (or, in a checkout, pip install -e .)")
+        _refuse("the benchmark comes with an installation of fastgan; in a checkout it is python -m bench")
     raise typer.Exit(main(context.args, program="fastgan bench"))
 
 

@@ -78,9 +78,12 @@ class StepParts:
             _check_ema(self.ema, self.generator)
 
 
+_NAMES = {kind: tuple(field.name for field in fields(kind)) for kind in (StepParts, StepOptions)}
+
+
 def names_of(kind: type[MadeOf]) -> tuple[str, ...]:
     """The attributes of a TrainStep that are a StepParts or a StepOptions."""
-    return tuple(field.name for field in fields(kind))
+    return _NAMES[kind]
 
 
 def read(kind: type[MadeOf], step: Any) -> MadeOf:

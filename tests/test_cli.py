@@ -243,6 +243,21 @@ def test_without_the_extra(here: Path) -> None:
     assert out.strip() == "[]"
 
 
+def test_the_benchmark_where_it_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Missing:
+        @staticmethod
+        def find_spec(name: str, path: Any = None, target: Any = None) -> None:
+            if name == "fastgan.bench":
+                raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+
+    for name in [name for name in sys.modules if name.startswith("fastgan.bench")]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setattr(sys, "meta_path", [Missing, *sys.meta_path])
+    path = list(sys.path)
+    assert refused("bench", words=("comes with an installation", "python -m bench"))
+    assert sys.path == path
+
+
 def idx_folder(here: Path) -> Path:
     """A small MNIST."""
     folder = here / "mnist"

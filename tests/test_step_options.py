@@ -16,6 +16,7 @@ from torch.optim import SGD
 import fastgan
 from fastgan import StepStats, TrainStep
 from fastgan.step import average_of
+from fastgan.step_options import StepOptions, names_of
 
 
 def trainer_of(**options: Any) -> TrainStep:
@@ -252,6 +253,29 @@ def test_bad_options(options: dict[str, Any], error: type[Exception], message: s
     arguments = {"generator": G, "discriminator": D, "g_optimizer": GO, "d_optimizer": DO, **options}
     with pytest.raises(error, match=message):
         TrainStep(**arguments)
+
+
+@pytest.mark.parametrize("engine", [True, False], ids=["engine", "composed"])
+@pytest.mark.parametrize(
+    ("options", "error", "message"), [case for case in BAD_OPTIONS if case[0].keys() <= set(names_of(StepOptions))]
+)
+def test_bad_options_set_between_steps(
+    backend: str, options: dict[str, Any], error: type[Exception], message: str, engine: bool
+) -> None:
+    """An attribute takes any value; the next step refuses it, and changes nothing."""
+    trainer, given = trainer_of(engine=engine), inputs({})
+    trainer.step(*given)
+    ((name, value),) = options.items()
+    right = getattr(trainer, name)
+    setattr(trainer, name, value)
+    before = snapshot(trainer)
+    assert trainer.plan.startswith("composed")
+    with pytest.raises(error, match=message):
+        trainer.step(*given)
+    assert all(map(torch.equal, before, snapshot(trainer)))
+    setattr(trainer, name, right)
+    trainer.step(*given)
+    assert trainer.plan.startswith("composed") != (engine and backend != "reference")
 
 
 X, Z, L = torch.zeros(BATCH, DATA).double(), torch.zeros(2, BATCH, LATENT).double(), torch.zeros(BATCH).long()

@@ -167,6 +167,26 @@ def test_resume_with_own_modules_and_optimizers() -> None:
         assert torch.equal(state(resumed)[name], value), name
 
 
+def test_a_state_that_does_not_fit_changes_nothing() -> None:
+    """The optimizers of a checkpoint are looked at before the networks are loaded."""
+    path = small(steps=3).train(quiet=True) / "checkpoints/step_3"
+
+    def with_another() -> Trainer:
+        generator = small().generator
+        return small(generator=generator, g_optimizer=torch.optim.SGD(list(generator.parameters())[:1], lr=0.1))
+
+    other = with_another()
+    before = {name: value.clone() for name, value in state(other).items()}
+    with pytest.raises(CheckpointError, match=r"g_optimizer has \[4\] parameters in its groups, .* needs \[1\]"):
+        other.state.load(path)
+    assert all(torch.equal(value, state(other)[name]) for name, value in before.items())
+    assert (other.step, other.state.seconds, other.train_step.steps_done) == (0, 0.0, 0)
+    other = small()
+    other.state.load(path)
+    assert (other.step, other.train_step.steps_done) == (3, 3)
+    assert other.state.networks.keys() == {"generator", "discriminator", "ema"}
+
+
 def test_the_seed_decides_and_the_caller_keeps_its_own() -> None:
     torch.manual_seed(5)
     expected = torch.rand(3)

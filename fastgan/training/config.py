@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, TypedDict
 
+from fastgan import data as data_module
 from fastgan import reference
 from fastgan.data.dataset import Dataset
 from fastgan.step_options import StepOptions, names_of
@@ -227,6 +228,28 @@ def default_options(dataset: Dataset) -> dict[str, Any]:
     # Told which class to draw, the same networks draw fewer images that lie between two classes.
     options["conditional"] = dataset.image_shape is not None and dataset.labels is not None
     return options
+
+
+def configure(
+    data: str | os.PathLike[str] | Dataset | TrainConfig, dataset: Dataset | None, options: TrainOptions
+) -> tuple[TrainConfig, Dataset]:
+    """The configuration and the data set that a Trainer's arguments mean."""
+    if isinstance(data, TrainConfig):
+        if options:
+            raise TypeError(f"options must be inside the TrainConfig, not beside it: {', '.join(options)}")
+        dataset = dataset or data_module.load(data.data, data.seed)
+        data.check_dataset(dataset)
+        return data, dataset
+    if dataset is not None:
+        raise TypeError("dataset must be given with a TrainConfig; otherwise give it as data")
+    if isinstance(data, Dataset):
+        return TrainConfig.for_dataset(data, data.name, **options), data
+    seed = options.get("seed")
+    dataset = data_module.load(data, TrainConfig.seed if seed is None else seed)
+    name = os.fsdecode(data)
+    if name not in data_module.BUILT_IN:
+        name = os.path.abspath(name)  # so that the run can be resumed from another folder
+    return TrainConfig.for_dataset(dataset, name, **options), dataset
 
 
 def default_in_words(name: str) -> str:

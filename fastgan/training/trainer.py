@@ -17,7 +17,7 @@ from fastgan.data.dataset import DataError, Dataset
 from fastgan.step import StepStats, TrainStep
 from fastgan.training import pictures, sampling
 from fastgan.training.checkpoint import prune_checkpoints
-from fastgan.training.config import TrainConfig, TrainOptions
+from fastgan.training.config import TrainConfig, TrainOptions, configure
 from fastgan.training.device import pick_device
 from fastgan.training.finite import NonFiniteError, find_non_finite
 from fastgan.training.report import Reporter, StopSignals
@@ -70,7 +70,7 @@ class Trainer:
         for name, optimizer, network in (("g", g_optimizer, generator), ("d", d_optimizer, discriminator)):
             if optimizer is not None and network is None:
                 raise ValueError(f"{name}_optimizer must come with the network that it updates, which is missing")
-        self.config, self.dataset = _configure(data, dataset, options)
+        self.config, self.dataset = configure(data, dataset, options)
         self.device = pick_device(self.config.device)
         self.run: RunFolder | None = None
         self.state = TrainState.build(
@@ -288,25 +288,3 @@ class Trainer:
             message = f"training stopped at {fault}; the last good checkpoint is kept: {kept}"
             run.log(message)
             raise NonFiniteError(message)
-
-
-def _configure(
-    data: str | os.PathLike[str] | Dataset | TrainConfig, dataset: Dataset | None, options: TrainOptions
-) -> tuple[TrainConfig, Dataset]:
-    """The configuration and the data set that a Trainer's arguments mean."""
-    if isinstance(data, TrainConfig):
-        if options:
-            raise TypeError(f"options must be inside the TrainConfig, not beside it: {', '.join(options)}")
-        dataset = dataset or data_module.load(data.data, data.seed)
-        data.check_dataset(dataset)
-        return data, dataset
-    if dataset is not None:
-        raise TypeError("dataset must be given with a TrainConfig; otherwise give it as data")
-    if isinstance(data, Dataset):
-        return TrainConfig.for_dataset(data, data.name, **options), data
-    seed = options.get("seed")
-    dataset = data_module.load(data, TrainConfig.seed if seed is None else seed)
-    name = os.fsdecode(data)
-    if name not in data_module.BUILT_IN:
-        name = os.path.abspath(name)  # so that the run can be resumed from another folder
-    return TrainConfig.for_dataset(dataset, name, **options), dataset
