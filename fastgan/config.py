@@ -1,4 +1,4 @@
-"""The options of a training run, by the name that their module has for users."""
+"""Public name of the options of a run: `from fastgan.config import TrainConfig`. It lives in fastgan/training."""
 
 from fastgan.training.config import TrainConfig
 

@@ -1,4 +1,4 @@
-"""For pickles of data sets that name this module; it is `fastgan.data`."""
+"""Where pickles of data sets made by earlier versions look for their classes, which live in `fastgan.data`."""
 
 from fastgan.data.dataset import DataError, Dataset
 

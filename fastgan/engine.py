@@ -46,7 +46,7 @@ class Plan:
         Args:
             parts: what is trained.
             options: how.
-            attributes: those of the step that both are from, by name; where one is replaced, the plan is out of date.
+            attributes: of the step that has both, by name; when one of them is replaced, the plan is out of date.
 
         Raises:
             CannotPlan: with the reason.

@@ -1,4 +1,4 @@
-"""Samples of a run folder, by the name that their module has for users."""
+"""Public name for samples of a run: `from fastgan.sampling import sample_run`. It lives in fastgan/training."""
 
 from fastgan.training.sampling import sample_run, write_samples
 

@@ -1,6 +1,6 @@
-"""What a training step is made of: the parts that it trains, and its options with the ranges that they may have.
+"""What a training step is made of: the parts that it trains, and its options with their allowed ranges.
 
-Both are read off a `fastgan.TrainStep`, whose attributes they are: the user may set those between two steps.
+A `fastgan.TrainStep` has both as attributes, which the user may set between two steps; `read` takes and checks them.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ MadeOf = TypeVar("MadeOf", "StepParts", "StepOptions")
 
 @dataclass(frozen=True)
 class StepOptions:
-    """The options of a `fastgan.TrainStep`, which documents them; made of those that are right alone.
+    """The options of a `fastgan.TrainStep`, where they are documented. Making one checks every value.
 
     Raises:
         TypeError, ValueError: an option is of the wrong kind or out of range; the message names it.

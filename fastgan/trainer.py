@@ -1,4 +1,4 @@
-"""`fastgan.Trainer` by the name that its module has for users."""
+"""Public name of the trainer: `from fastgan.trainer import Trainer`. It lives in fastgan/training."""
 
 from fastgan.training.trainer import Trainer
 

@@ -55,7 +55,7 @@ def number(low: float = -math.inf, *, low_open: bool = False) -> Check:
 
 
 def of_step(most: int | None = None) -> Check:
-    """What `fastgan.TrainStep` takes under the same name, and of integers no more than so many."""
+    """What StepOptions allows for the option of the same name; integers up to `most`."""
 
     def check(name: str, value: Any) -> Any:
         StepOptions(**{name: value})

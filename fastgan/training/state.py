@@ -29,7 +29,7 @@ class TrainState:
         ema: the moving average of the generator, or None.
         g_optimizer: updates the generator.
         d_optimizer: updates the discriminator.
-        train_step: over these; of its own it counts its calls, for the lazy R1 penalty.
+        train_step: over all these; what it keeps itself is the count of its calls, for the lazy R1 penalty.
         batches: the order of the data.
         random_states: what noise and dropout are drawn from.
         step: steps done.
@@ -58,7 +58,7 @@ class TrainState:
         g_optimizer: Optimizer | None = None,
         d_optimizer: Optimizer | None = None,
     ) -> TrainState:
-        """The state that a run of a configuration begins with; what is given stands in for what the options mean."""
+        """The state that a run begins with. Networks and optimizers that are given replace those of the options."""
         random_states = RandomStates(device, config.seed)
         with random_states.in_force():
             networks = build_networks(config, dataset.width, dataset.num_classes)
@@ -87,7 +87,7 @@ class TrainState:
         return {"g": self.g_optimizer, "d": self.d_optimizer}
 
     def save(self, folder: Path) -> Path:
-        """Write folder/step_N, whole or not at all; its path. To be called inside `random_states.in_force()`.
+        """Write folder/step_N, whole or not at all, and return its path. Call it inside `random_states.in_force()`.
 
         Raises:
             OSError: it cannot be written.
