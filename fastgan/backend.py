@@ -131,7 +131,15 @@ def set_backend(name: str) -> None:
 
 @contextlib.contextmanager
 def use_backend(name: str) -> Iterator[None]:
-    """`set_backend` for the length of a `with` block."""
+    """`set_backend` for the length of a `with` block.
+
+    Args:
+        name: `auto`, `reference`, `cpu` or `cuda`.
+
+    Raises:
+        ValueError: the name is not one of these.
+        RuntimeError: the backend cannot run here; the message says why.
+    """
     before = _name
     set_backend(name)
     try:

@@ -14,7 +14,7 @@ __all__ = ["ModeCoverage", "PrecisionRecall", "frechet_distance", "mode_coverage
 
 
 class ModeCoverage(NamedTuple):
-    """Of `mode_coverage`.
+    """What `mode_coverage` returns.
 
     Attributes:
         modes: how many modes have at least one high-quality sample.
@@ -28,7 +28,12 @@ class ModeCoverage(NamedTuple):
 
 
 class PrecisionRecall(NamedTuple):
-    """Of `precision_recall`: both in [0, 1]."""
+    """What `precision_recall` returns.
+
+    Attributes:
+        precision: share of the fakes that look real, in [0, 1].
+        recall: share of the real data that fakes reach, in [0, 1].
+    """
 
     precision: float
     recall: float
@@ -44,6 +49,9 @@ def mode_coverage(samples: Tensor, modes: Tensor, std: float) -> ModeCoverage:
         samples: (N, data).
         modes: (M, data), the centres.
         std: standard deviation of each mode, positive, in the samples' units.
+
+    Returns:
+        The ModeCoverage.
 
     Raises:
         ValueError: a shape does not fit, or std is not positive.
@@ -114,6 +122,9 @@ def precision_recall(real: Tensor, fake: Tensor, k: int = 3) -> PrecisionRecall:
         real: (N, data), N greater than k.
         fake: (M, data), M greater than k; for comparable values N = M.
         k: the neighbour that sets a ball's radius, at least 1.
+
+    Returns:
+        The PrecisionRecall.
 
     Raises:
         ValueError: a shape does not fit, or k is too large.

@@ -35,18 +35,46 @@ ModuleT = TypeVar("ModuleT", bound=nn.Module)
 class BCEWithLogitsLoss(nn.BCEWithLogitsLoss):
     """`torch.nn.BCEWithLogitsLoss`, constructor and all, computed in one pass.
 
-    Shapes and errors: see `fastgan.functional.binary_cross_entropy_with_logits`.
+    The formula and the errors are those of `fastgan.functional.binary_cross_entropy_with_logits`.
+
+    Args:
+        weight: rescaling, broadcastable to the logits' shape.
+        size_average: deprecated, as in PyTorch; see reduction.
+        reduce: deprecated, as in PyTorch; see reduction.
+        reduction: `none`, `mean` (over all elements) or `sum`.
+        pos_weight: weight of the positive term, broadcastable to the logits' shape.
     """
 
     def forward(self, input: Tensor, target: Tensor) -> Tensor:
-        """The loss of logits (any shape) against targets of the same shape."""
+        """The loss of logits against targets.
+
+        Args:
+            input: logits, any shape, floating.
+            target: probabilities in [0, 1], the shape of input.
+
+        Returns:
+            A 0-d tensor, or with reduction `none` a tensor of input's shape.
+
+        Raises:
+            ValueError: target's shape is not input's.
+            RuntimeError: a dtype is not floating, devices differ, or a weight does not broadcast.
+        """
         return functional.binary_cross_entropy_with_logits(
             input, target, self.weight, reduction=self.reduction, pos_weight=self.pos_weight
         )
 
 
 class DiscriminatorLoss(nn.Module):
-    """`fastgan.functional.discriminator_loss` as a module; the arguments are its own."""
+    """`fastgan.functional.discriminator_loss` as a module (Goodfellow et al. 2014, arXiv:1406.2661, eq. 1).
+
+    Args:
+        real_target: target of the real half, in [0, 1]; 0.9 is one-sided label smoothing.
+        fake_target: target of the fake half, in [0, 1].
+        reduction: `mean`, `sum`, or `none` for the pair of unreduced halves.
+
+    Raises:
+        TypeError, ValueError: a target is no number in [0, 1], or the reduction is unknown.
+    """
 
     def __init__(self, real_target: float = 1.0, fake_target: float = 0.0, reduction: str = "mean") -> None:
         super().__init__()
@@ -56,7 +84,18 @@ class DiscriminatorLoss(nn.Module):
         self.real_target, self.fake_target, self.reduction = real_target, fake_target, reduction
 
     def forward(self, real_logits: Tensor, fake_logits: Tensor) -> Tensor | tuple[Tensor, Tensor]:
-        """The loss of D(x) and D(G(z)), any shapes; with reduction `none`, the pair of halves."""
+        """The loss of logits of real samples and of fakes.
+
+        Args:
+            real_logits: D(x), any shape, floating.
+            fake_logits: D(G(z)), any shape, the same dtype.
+
+        Returns:
+            A 0-d tensor, or with reduction `none` a pair of tensors of the shapes of the logits.
+
+        Raises:
+            RuntimeError: a dtype is not floating, or dtypes or devices differ.
+        """
         return functional.discriminator_loss(
             real_logits,
             fake_logits,
@@ -70,7 +109,16 @@ class DiscriminatorLoss(nn.Module):
 
 
 class GeneratorLoss(nn.Module):
-    """`fastgan.functional.generator_loss` as a module; the arguments are its own."""
+    """`fastgan.functional.generator_loss` as a module (Goodfellow et al. 2014, arXiv:1406.2661, section 3 and eq. 1).
+
+    Args:
+        kind: `non_saturating` or `minimax`.
+        target: what the generator wants the discriminator to answer, in [0, 1].
+        reduction: `none`, `mean` or `sum`.
+
+    Raises:
+        TypeError, ValueError: the kind or reduction is unknown, or the target is no number in [0, 1].
+    """
 
     def __init__(self, kind: str = "non_saturating", target: float = 1.0, reduction: str = "mean") -> None:
         super().__init__()
@@ -80,7 +128,17 @@ class GeneratorLoss(nn.Module):
         self.kind, self.target, self.reduction = kind, target, reduction
 
     def forward(self, fake_logits: Tensor) -> Tensor:
-        """The loss of D(G(z)), any shape."""
+        """The loss of logits of fakes.
+
+        Args:
+            fake_logits: D(G(z)), any shape, floating.
+
+        Returns:
+            A 0-d tensor, or with reduction `none` a tensor of the shape of fake_logits.
+
+        Raises:
+            RuntimeError: the dtype is not floating.
+        """
         return functional.generator_loss(fake_logits, kind=self.kind, target=self.target, reduction=self.reduction)
 
     def extra_repr(self) -> str:
@@ -206,7 +264,8 @@ layers.SEQUENTIAL_FORWARDS.append(_Fused.forward)
 class FusedSequential(_Fused, nn.Sequential):
     """An `nn.Sequential` whose runs of Linear + activation are computed by fused kernels.
 
-    Modules that are not fused (BatchNorm, Dropout, Conv, anything with hooks or of an own class) run as they are.
+    `fuse` makes one of a plain `nn.Sequential`. Modules that are not fused (BatchNorm, Dropout, Conv, anything with
+    hooks or of an own class) run as they are. Shapes, derivatives and errors are those of the modules.
     """
 
     _plain_class = nn.Sequential

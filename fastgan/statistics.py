@@ -13,8 +13,8 @@ class StepStats(NamedTuple):
     Attributes:
         d_loss: the discriminator's loss in the last D step, without the R1 term.
         g_loss: the generator's loss in the G step.
-        real_score: batch mean of sigma(D(x)) in the last D step.
-        fake_score: batch mean of sigma(D(G(z))) in the last D step.
+        real_score: batch mean of sigma(D(x)) in the last D step, in [0, 1].
+        fake_score: batch mean of sigma(D(G(z))) in the last D step, in [0, 1].
     """
 
     d_loss: Tensor

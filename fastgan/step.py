@@ -129,7 +129,7 @@ class TrainStep:
 
     @property
     def plan(self) -> str:
-        """Which path runs, and why it is not a faster one."""
+        """One line: which path runs and, when it is not the fastest, why."""
         self._plan_again = 0
         plan = self._current_plan()
         if plan is not None:
@@ -218,7 +218,9 @@ class TrainStep:
         """Run one step and say where its time went.
 
         Args:
-            real, labels, noise: as `step` takes them.
+            real: as `step` takes it.
+            labels: likewise.
+            noise: likewise.
 
         Returns:
             The seconds of each phase, by name.
