@@ -99,11 +99,26 @@ class Dataset:
         The data set's own samples give the very values that were loaded, where float32 tells them apart: two that are
         closer than the column's range times 2^-24 may share a sample, and come back as one of them. Between them,
         samples resolve as much.
+
+        Args:
+            samples: (..., data), scaled as the data set's are.
+
+        Returns:
+            (..., data), float64, in the units of the data's source.
         """
         return unscale(samples, self.scale, self.offset, self.levels)
 
     def examples(self, count: int, seed: int, by_class: bool) -> Tensor:
-        """Some of the samples in random order, at most (count, data); by class, the classes take turns."""
+        """Some of the samples in random order.
+
+        Args:
+            count: how many, where there are so many.
+            seed: of the order.
+            by_class: whether the classes take turns; then samples may come twice.
+
+        Returns:
+            (count, data), or fewer rows where the data has fewer and the classes take no turns.
+        """
         generator = torch.Generator("cpu").manual_seed(seed)
         order = torch.randperm(len(self), generator=generator, device="cpu")[: None if by_class else count]
         if by_class and self.labels is not None:
@@ -147,6 +162,9 @@ def from_array(array: np.ndarray, labels: np.ndarray | None, name: str, source: 
         name: the Dataset's name.
         source: what errors call the samples, such as "data.npz: array 'x'".
         label_source: what errors call the labels.
+
+    Returns:
+        The Dataset.
 
     Raises:
         DataError: a shape, dtype or value is not usable, masked, or one that float64 would change.

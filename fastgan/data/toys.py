@@ -18,6 +18,12 @@ def digits() -> Dataset:
 
     The test part of Alpaydin & Kaynak's "Optical Recognition of Handwritten Digits" (UCI, 1998), as scikit-learn ships
     it: real data that needs no download.
+
+    Returns:
+        A Dataset of 1,797 samples (64 values each, in [-1, 1]) in 10 classes.
+
+    Raises:
+        DataError: scikit-learn is missing.
     """
     try:
         from sklearn.datasets import load_digits
@@ -39,6 +45,12 @@ def ring8(seed: int = 0) -> Dataset:
     """Eight Gaussians on the circle of radius 1, standard deviation 0.01; the label is the mode.
 
     The 2D-ring of VEEGAN (Srivastava et al. 2017, arXiv:1705.07761, section 4.1).
+
+    Args:
+        seed: of the points, at least 0.
+
+    Returns:
+        A Dataset of 25,000 points (two values each), with its modes.
     """
     angles = torch.arange(8, dtype=torch.float32, device="cpu") * (2 * math.pi / 8)
     return _mixture("ring8", torch.stack([angles.cos(), angles.sin()], dim=1), std=0.01, scale=1.0, seed=seed)
@@ -48,6 +60,12 @@ def grid25(seed: int = 0) -> Dataset:
     """Twenty-five Gaussians on the grid of spacing 2 in [-4, 4]^2, standard deviation 0.05; label = mode.
 
     The 2D-grid of VEEGAN (Srivastava et al. 2017, arXiv:1705.07761, section 4.1), divided by 4 for the networks.
+
+    Args:
+        seed: of the points, at least 0.
+
+    Returns:
+        A Dataset of 25,000 points (two values each), with its modes.
     """
     axis = torch.arange(-4.0, 5.0, 2.0, dtype=torch.float32, device="cpu")
     return _mixture("grid25", torch.cartesian_prod(axis, axis), std=0.05, scale=4.0, seed=seed)

@@ -137,6 +137,9 @@ class Trainer:
             g_optimizer: likewise.
             d_optimizer: likewise.
 
+        Returns:
+            The Trainer, at the step of the checkpoint.
+
         Raises:
             CheckpointError: the run or its checkpoint cannot be used; the run folder is as it was.
             DataError: the data is not what the run began with.
@@ -172,6 +175,9 @@ class Trainer:
         Args:
             quiet: print nothing; log.txt is written all the same.
 
+        Returns:
+            The path of the run folder.
+
         Raises:
             NonFiniteError: a loss or parameter became infinite or NaN. It is looked for once a log interval
                 and before every checkpoint, so that no checkpoint holds such a value.
@@ -200,12 +206,15 @@ class Trainer:
         return run.path
 
     def sample(self, count: int, *, label: int | None = None, seed: int = 0) -> Tensor:
-        """Samples (count, data) in [-1, 1] on the CPU, from the EMA generator where there is one.
+        """Draw samples, from the EMA generator where there is one.
 
         Args:
             count: number of samples.
             label: for conditional GANs, the class of all; None for the classes in turn.
             seed: of the noise.
+
+        Returns:
+            (count, data), float32, scaled as the data is, to [-1, 1]; on the CPU.
 
         Raises:
             TypeError, ValueError: count, seed or label is out of range.
