@@ -2,7 +2,7 @@
 #   make train   train a GAN on real handwritten digits and say where the pictures are
 #   make test    run the tests, but for those that take long
 # For developers: make check runs the long tests, and those of the CPU again in other settings; make lint, make format,
-#   make bench, make clean; make cuda-check builds with CUDA, without a GPU; make coverage says which branches of the
+#   make bench, make docs, make clean; make cuda-check builds with CUDA, without a GPU; make coverage says which branches of the
 #   CUDA sources and of csrc/core the checks of the kernels take
 
 PYTHON ?= python3
@@ -17,7 +17,7 @@ PYTEST := OMP_WAIT_POLICY=passive FASTGAN_REQUIRE_BACKENDS=cpu,simt $(BIN)/pytho
 # The tests of the backends that run on the CPU, again. The host model of the CUDA kernels heeds none of the settings.
 AGAIN := FASTGAN_TEST_BACKENDS=cpu,auto $(PYTEST) -m
 
-.PHONY: train test check lint format bench coverage cuda-check clean
+.PHONY: train test check lint format bench docs coverage cuda-check clean
 
 # Threads that wait spin for a short while and then sleep: 42,000 samples/s, and 15,000 beside two other busy processes,
 # where threads that spin as long as is usual do 5,000. (Composed of ops, on one thread, as before: 20,000.)
@@ -54,6 +54,11 @@ format: $(VENV)/dev-tools
 bench: $(VENV)/installed
 	$(BIN)/python -m bench
 
+# The site, in site/. Any warning is an error.
+docs: $(VENV)/docs-tools
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
+	@echo "The pages are in site/; the first is site/index.html"
+
 # On the host model. A branch counts once, however many instances of its template there are.
 coverage: $(VENV)/dev-tools
 	$(BIN)/python tests/simt/build.py coverage
@@ -73,7 +78,7 @@ $(CUDA_VENV)/torch:
 	touch $@
 
 clean:
-	rm -rf $(VENV) $(CUDA_VENV) build dist *.egg-info
+	rm -rf $(VENV) $(CUDA_VENV) build dist site *.egg-info
 
 # The build uses the PyTorch that will load it, hence --no-build-isolation.
 $(VENV)/torch: constraints.txt
@@ -94,4 +99,9 @@ $(VENV)/test-tools: $(VENV)/installed Makefile
 
 $(VENV)/dev-tools: $(VENV)/torch
 	$(BIN)/python -m pip install --quiet ruff mypy clang-format gcovr ninja typer rich safetensors matplotlib pillow tomlkit
+	touch $@
+
+# The reference is read from the sources, which need not be built for it.
+$(VENV)/docs-tools: $(VENV)/torch
+	$(BIN)/python -m pip install --quiet mkdocs-material 'mkdocstrings[python]' latex2mathml
 	touch $@

@@ -1,33 +1,41 @@
 """What the documentation shows runs: its Python blocks, its commands, and the names and options that it mentions.
 
-Python blocks run in their order within a document, with the names that the prose takes for granted (`assumed`).
-`fastgan` commands run with few steps, in a folder that has the data they name. Commands that take minutes or change the
-machine are only parsed: `python -m bench` by its own parser, `make` against the Makefile, `pip install` against the
-extras, scripts by their options.
+Python blocks run in their order within a document, in the README with the names that its prose takes for granted
+(`assumed`). `fastgan` commands run with few steps, in a folder that has the data they name. Commands that take minutes
+or change the machine are only parsed: `python -m bench` by its own parser, `make` against the Makefile, `pip install`
+against the extras, scripts by their options. A block that cannot run has `<!-- not run: the reason -->` on the line
+before it, and is counted in NOT_RUN.
 """
 
 from __future__ import annotations
 
 import argparse
-import ast
-import doctest
-import importlib
-import inspect
 import os
-import pkgutil
 import re
 import runpy
-import shlex
 import sys
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pytest
 import tomlkit
 import torch
 import typer
+from documents import (
+    DOCUMENTS,
+    FENCE,
+    LANGUAGES,
+    ROOT,
+    Example,
+    arguments,
+    blank,
+    blocks,
+    check_span,
+    commands,
+    line_of,
+    unknown_blocks,
+)
 from PIL import Image
 from torch import nn
 from typer.testing import CliRunner
@@ -35,57 +43,10 @@ from typer.testing import CliRunner
 import fastgan
 from fastgan.cli import app
 
-ROOT = Path(__file__).resolve().parent.parent
-DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
-SHELLS = ("", "sh", "bash", "console", "shell")
-COMMAND = re.compile(r"fastgan [a-z-]|python -m (bench|tools)|python \S+\.py|make [a-z]|pip install |tools/\S+\.sh")
-FENCE = re.compile(r"^( *)```(\w*)[^\n]*\n(.*?)^\1```", re.MULTILINE | re.DOTALL)
+# How many blocks of a document are marked as not run.
+NOT_RUN: dict[str, int] = {}
 
-
-class Example(NamedTuple):
-    """A block or a command, and where it stands."""
-
-    document: Path
-    line: int
-    text: str
-
-    def __str__(self) -> str:
-        return f"{self.document.name}:{self.line}"
-
-
-def blank(text: str) -> str:
-    """As many lines, so that what follows keeps its number."""
-    return "\n" * text.count("\n")
-
-
-def line_of(text: str, position: int) -> int:
-    return text.count("\n", 0, position) + 1
-
-
-def python_blocks(document: Path) -> list[Example]:
-    text = document.read_text(encoding="utf-8")
-    found = [match for match in FENCE.finditer(text) if match[2] in ("python", "py")]
-    return [Example(document, line_of(text, match.start(3)), inspect.cleandoc("\n" + match[3])) for match in found]
-
-
-def commands(document: Path) -> Iterator[Example]:
-    """Shell commands: lines of blocks, fenced or indented, and `spans of code`, that begin as a command does."""
-    text = document.read_text(encoding="utf-8")
-    prose = FENCE.sub(lambda match: match[0] if match[2] in SHELLS else blank(match[0]), text)
-    for number, line in enumerate(prose.splitlines(), 1):
-        shown = [line] if line.startswith("    ") or not line.startswith((" ", "|")) else []
-        for command in (*shown, *re.findall(r"`([^`\n]+)`", line)):
-            command = re.sub(r"^\$ |^(?:[A-Z_]+=\S* )+", "", command.strip())
-            if COMMAND.match(command):
-                for part in command.split(" && "):
-                    yield Example(document, number, part)
-
-
-def arguments(command: str) -> list[str]:
-    return shlex.split(command, comments=True)
-
-
-BLOCKS = {document.relative_to(ROOT).as_posix(): python_blocks(document) for document in DOCUMENTS}
+BLOCKS = {document.relative_to(ROOT).as_posix(): blocks(document, "python") for document in DOCUMENTS}
 COMMANDS = [example for document in DOCUMENTS for example in commands(document)]
 FASTGAN = [example for example in COMMANDS if example.text.startswith("fastgan ")]
 OTHERS = [example for example in COMMANDS if not example.text.startswith("fastgan ")]
@@ -110,41 +71,35 @@ def assumed(given: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in names.items() if name not in given}
 
 
-@pytest.mark.parametrize("document", BLOCKS)
+@pytest.mark.parametrize("document", [document for document, found in BLOCKS.items() if found])
 def test_python_blocks(document: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
+    run(BLOCKS[document], assumes=document == "README.md")
+
+
+def run(examples: list[Example], assumes: bool = False) -> None:
+    """Blocks one after another, in one namespace."""
     defined: dict[str, Any] = {"__name__": "__main__"}
-    for block in BLOCKS[document]:
-        before = assumed(defined)
+    for block in examples:
+        before = assumed(defined) if assumes else {}
         names = {**before, **defined}
         code = "\n" * (block.line - 1) + block.text
         exec(compile(code, str(block.document), "exec"), names)
         defined.update({name: value for name, value in names.items() if before.get(name) is not value})
 
 
-def modules() -> list[str]:
-    found = [info.name for info in pkgutil.walk_packages(fastgan.__path__, "fastgan.")]
-    left = ("fastgan._C", "fastgan.__main__", "fastgan.bench")
-    return ["fastgan", *(name for name in found if not name.startswith(left))]
-
-
-@pytest.mark.parametrize("name", modules())
-def test_docstring_examples(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """`>>>` examples run; `fastgan.f(x=1)` in backquotes calls what exists with arguments that it has."""
-    monkeypatch.chdir(tmp_path)
-    module = importlib.import_module(name)
-    assert doctest.testmod(module).failed == 0
-    for node in ast.walk(ast.parse(inspect.getsource(module))):
-        if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef)):
-            for span in re.findall(r"`(fastgan\.[^`]+)`", ast.get_docstring(node) or ""):
-                check_span(span)
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda document: document.relative_to(ROOT).as_posix())
+def test_no_block_is_left_out(document: Path) -> None:
+    assert not unknown_blocks(document)
+    marked = [block for language in LANGUAGES for block in blocks(document, language, marked=True)]
+    assert len(marked) == NOT_RUN.get(document.relative_to(ROOT).as_posix(), 0), [str(block) for block in marked]
 
 
 SPANS = [
-    Example(document, line_of(text, match.start()), match[1])
+    Example(document, line_of(text, match.start()), match[1] or match[2])  # `code`, or a name in the reference
     for document in DOCUMENTS
     for text in [FENCE.sub(lambda match: blank(match[0]), document.read_text(encoding="utf-8"))]
-    for match in re.finditer(r"`(fastgan\.[^`\n]+)`", text)
+    for match in re.finditer(r"`(fastgan\.[^`\n]+)`|^::: (fastgan\.\S+)$", text, re.MULTILINE)
 ]
 
 
@@ -153,20 +108,12 @@ def test_names_in_the_prose(span: Example) -> None:
     check_span(span.text)
 
 
-def check_span(span: str) -> None:
-    """A dotted name exists, and a call of it has arguments that it takes."""
-    dotted = re.match(r"fastgan(\.\w+)+", span)[0]
-    target: Any = fastgan
-    for part in dotted.split(".")[1:]:
-        try:
-            target = getattr(target, part)
-        except AttributeError:
-            target = importlib.import_module(f"{target.__name__}.{part}")
-    if span != dotted:
-        call = next(node for node in ast.walk(ast.parse(span, mode="eval")) if isinstance(node, ast.Call))
-        while isinstance(call.func, ast.Attribute) and isinstance(call.func.value, ast.Call):
-            call = call.func.value
-        inspect.signature(target).bind(*call.args, **{keyword.arg: None for keyword in call.keywords})
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda document: document.relative_to(ROOT).as_posix())
+def test_links_within_the_repository(document: Path) -> None:
+    """Files and pictures that are linked to exist; what is within a page `make docs` checks."""
+    text = FENCE.sub("", document.read_text(encoding="utf-8"))
+    linked = {target.partition("#")[0] for target in re.findall(r"\]\(([^)\s]+)\)", text) if "://" not in target}
+    assert not [target for target in linked if not (document.parent / target).exists()]
 
 
 # Commands.
@@ -278,13 +225,16 @@ def test_other_commands_are_parsed(command: Example, monkeypatch: pytest.MonkeyP
 
 
 def test_there_is_something_to_check() -> None:
-    """The extraction finds what the README is known to show."""
-    assert len(BLOCKS["README.md"]) >= 5
+    """The extraction finds what the documents are known to show."""
+    assert len(BLOCKS["README.md"]) >= 3
+    assert len(BLOCKS["docs/student.md"]) >= 8
+    assert len(BLOCKS["docs/pytorch.md"]) >= 8
     assert {arguments(example.text)[1] for example in FASTGAN} >= {"train", "resume", "sample", "bench", "doctor"}
     assert {arguments(example.text)[0] for example in OTHERS} >= {"make", "pip", "python"}
     assert any("--number" in example.text for example in FASTGAN)
 
 
+@pytest.mark.filterwarnings("ignore:.*found in sys.modules:RuntimeWarning")
 def test_what_does_not_exist_is_noticed(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The checks above are no formality: an option, a target, an extra, a name or an argument too many fails them."""
 
@@ -301,3 +251,23 @@ def test_what_does_not_exist_is_noticed(workplace: Path, monkeypatch: pytest.Mon
     for span in ("fastgan.nonsense", 'fastgan.Trainer("digits", "too", "many")', "fastgan.data.load(bogus=1)"):
         with pytest.raises((AttributeError, ModuleNotFoundError, TypeError)):
             check_span(span)
+
+
+def test_a_wrong_block_is_noticed(tmp_path: Path) -> None:
+    document = tmp_path / "page.md"
+
+    def page(*lines: str) -> Path:
+        document.write_text("\n".join(["# A page", *lines, ""]))
+        return document
+
+    for wrong in ("undefined_name", "import fastgan; fastgan.nonsense", "assert False", "not Python"):
+        with pytest.raises((NameError, AttributeError, AssertionError, SyntaxError)):
+            run(blocks(page("```python", "import torch", "```", "Then:", "```python", wrong, "```"), "python"))
+    run(blocks(page("```python", "x = 1", "```", "```python", "assert x == 1", "```"), "python"))
+    for wrong in (["```cpp", "int i;", "```"], ["```", "words", "```"], ["```sh", "rm -rf runs", "```"]):
+        assert len(unknown_blocks(page(*wrong))) == 1
+    assert not unknown_blocks(page("```sh", "# words", "FASTGAN_ISA=avx2 fastgan doctor", "```", "```text", "-", "```"))
+    marked = page("<!-- not run: it takes a GPU -->", "```python", "undefined_name", "```")
+    assert not blocks(marked, "python")
+    assert len(blocks(marked, "python", marked=True)) == 1
+    assert [example.text for example in commands(page("```sh", "fastgan dance", "```"))] == ["fastgan dance"]

@@ -14,8 +14,9 @@ import pytest
 ROOT = Path(__file__).parent.parent
 
 pytestmark = pytest.mark.deep
-PARTS = ("csrc", "fastgan", "tests", "bench", "tools", "examples")
-FILES = ("pyproject.toml", "setup.py", "README.md", "MANIFEST.in", "Makefile", "constraints.txt")
+PARTS = ("csrc", "fastgan", "tests", "bench", "tools", "examples", "docs")
+FILES = ("pyproject.toml", "setup.py", "README.md", "MANIFEST.in", "Makefile", "constraints.txt", "LICENSE")
+FILES += ("CHANGELOG.md", "CONTRIBUTING.md", "mkdocs.yml")
 
 
 @pytest.fixture
@@ -90,7 +91,8 @@ def test_sdist_holds_what_a_build_needs(checkout: Path) -> None:
     wanted = {p.relative_to(checkout).as_posix() for p in (checkout / "csrc").rglob("*") if p.is_file()}
     wanted |= {p.relative_to(checkout).as_posix() for p in (checkout / "fastgan").rglob("*.py")}
     wanted |= {p.relative_to(checkout).as_posix() for p in (checkout / "tools").iterdir()}
-    assert wanted | {"setup.py", "pyproject.toml", "README.md", "Makefile", "constraints.txt"} <= names
+    wanted |= {p.relative_to(checkout).as_posix() for p in (checkout / "docs").rglob("*") if p.is_file()}
+    assert wanted | {*FILES} <= names
     assert not [name for name in names if name.endswith((".so", ".pyc"))]
 
 

@@ -17,7 +17,7 @@ export CUDA_HOME="${CUDA_HOME:-$(tools/cuda_home.sh)}"
 work="$(mktemp -d)"
 trap 'rm -rf "$work"' EXIT
 mkdir "$work/sources" "$work/elsewhere"
-cp -r csrc fastgan bench setup.py pyproject.toml README.md MANIFEST.in "$work/sources"
+cp -r csrc fastgan bench setup.py pyproject.toml README.md LICENSE MANIFEST.in "$work/sources"
 rm -f "$work"/sources/fastgan/*.so "$work/sources/fastgan/_build_facts.json"
 
 start="$(date +%s)"
