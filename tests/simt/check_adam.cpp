@@ -38,11 +38,11 @@ void check(const std::vector<int64_t>& sizes, fastgan::AdamOptions o, const floa
     fastgan::cuda::prepare_adam(context, on_device.data(), count, steps.data());
     for (int k = 0; k < count; ++k) {
       const fastgan::AdamParameter<T> parameter{param[k].data(),
-                                        first[k].data(),
-                                        second[k].data(),
-                                        o.amsgrad ? most[k].data() : nullptr,
-                                        k % 2 == 0 ? average[k].data() : nullptr,
-                                        &steps[k]};
+                                                first[k].data(),
+                                                second[k].data(),
+                                                o.amsgrad ? most[k].data() : nullptr,
+                                                k % 2 == 0 ? average[k].data() : nullptr,
+                                                &steps[k]};
       fastgan::cuda::update_parameter(context, parameter, sizes[k], grad[k].data(), T(average_rate));
       expect((k % 2 == 0 ? counts[k] : wide_counts[k]) == number, about + " counts each step once");
       for (int64_t i = 0; i < sizes[k]; ++i) {
