@@ -75,7 +75,7 @@ class TrainConfig:
     latent_size: int = option(64, "Width of z, at least 1.", integer(MOST_SIZE))
     g_hidden: tuple[int, ...] = option((256, 512), "Generator's hidden widths.", widths)
     d_hidden: tuple[int, ...] = option((512, 256), "Discriminator's.", widths)
-    g_activation: str = option("relu", "Such as relu, leaky_relu, tanh, silu.", one_of(reference.ACTIVATIONS))
+    g_activation: str = option("relu", "Such as relu, leaky_relu, tanh.", one_of(reference.ACTIVATIONS))
     d_activation: str = option("leaky_relu", "Likewise.", one_of(reference.ACTIVATIONS))
     output_activation: str = option("tanh", "After the generator's last layer.", one_of(reference.ACTIVATIONS))
     negative_slope: float = option(0.2, "Of leaky_relu below zero.", number())

@@ -10,6 +10,7 @@ from itertools import pairwise
 from typing import Any
 
 import torch
+from conformance import ACTIVATION_MODULES
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations, parametrize, prune
 
@@ -70,17 +71,7 @@ LINEARS: tuple[Callable[[], nn.Module], ...] = (
     lambda: nn.Linear(WIDTH, WIDTH, bias=False),
     lambda: nn.LazyLinear(WIDTH),
 )
-ACTIVATIONS: tuple[Callable[[], nn.Module], ...] = (
-    nn.Identity,
-    nn.ReLU,
-    lambda: nn.LeakyReLU(0.2),
-    nn.ELU,
-    nn.Tanh,
-    nn.Sigmoid,
-    nn.Softplus,
-    nn.SiLU,
-    nn.GELU,
-)
+ACTIVATIONS = tuple(ACTIVATION_MODULES.values())
 OTHERS: tuple[Callable[[], nn.Module], ...] = (
     lambda: Scaled(WIDTH, WIDTH),
     lambda: Plain(WIDTH, WIDTH),

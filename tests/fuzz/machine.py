@@ -11,19 +11,19 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule, run_state_machine_as_test
 
 from .example import REFUSALS, Example, Fault
-from .networks import ACTIVATIONS, KINDS, LINEARS, NORMS, OTHERS
+from .networks import ACTIVATIONS, KINDS, LINEARS, NORMS, OTHERS, PLAIN_ACTIVATIONS
 from .statements import PROCESS, STEPS, WORLD
 
 # How often which: most layers are such as the engine takes, or it would seldom run.
 _TOKENS = st.one_of(
     st.sampled_from(LINEARS),
-    st.sampled_from(ACTIVATIONS[:9]),
+    st.sampled_from(PLAIN_ACTIVATIONS),
     st.sampled_from(LINEARS),
     st.sampled_from(ACTIVATIONS),
     st.sampled_from(NORMS),
     st.sampled_from((*NORMS, "bn", "bn", *LINEARS[:4])),
     st.sampled_from(("dropout 0.3", "dropout 0", *LINEARS[:4])),
-    st.sampled_from((*OTHERS, *ACTIVATIONS[:9] * 3, *LINEARS * 3)),
+    st.sampled_from((*OTHERS, *PLAIN_ACTIVATIONS * 3, *LINEARS * 3)),
 )
 _ENDS = st.lists(
     st.sampled_from((*ACTIVATIONS, "bn", "bn noaffine", "dropout 0.3", "dropout 0", "sigmoid")), max_size=2

@@ -10,6 +10,7 @@ import copy
 from typing import Any
 
 import torch
+from conformance import ACTIVATION_MODULES
 from torch import Tensor, nn
 from torch.optim import SGD, Adam, Adamax, AdamW, NAdam, Optimizer, RMSprop
 
@@ -31,16 +32,9 @@ DEFAULTS: dict[str, Any] = {
     "seed": 0,
 }
 
+PLAIN_ACTIVATIONS = tuple(ACTIVATION_MODULES)
 ACTIVATIONS = (
-    "relu",
-    "leaky_relu 0.2",
-    "tanh",
-    "sigmoid",
-    "silu",
-    "gelu",
-    "elu",
-    "softplus",
-    "identity",
+    *PLAIN_ACTIVATIONS,
     "leaky_relu -0.5",
     "leaky_relu 0",
     "leaky_relu 1.5",
@@ -122,18 +116,16 @@ def layer(token: str, width: int) -> tuple[nn.Module, int]:
             **double,
         )
         return module, width
+    if name in ACTIVATION_MODULES and not rest:
+        return ACTIVATION_MODULES[name](), width
     if name == "leaky_relu" and rest != ["inplace"]:
         return nn.LeakyReLU(float(rest[0])), width
     makers: dict[str, Any] = {
         "relu": lambda: nn.ReLU(inplace="inplace" in rest),
         "leaky_relu": lambda: nn.LeakyReLU(0.2, inplace=True),
-        "tanh": nn.Tanh,
-        "sigmoid": nn.Sigmoid,
-        "silu": nn.SiLU,
         "gelu": lambda: nn.GELU(*rest),
         "elu": lambda: nn.ELU(*map(float, rest)),
         "softplus": lambda: nn.Softplus(*map(float, rest)),
-        "identity": nn.Identity,
         "dropout": lambda: nn.Dropout(float(rest[0])),
         "scaled": Scaled,
         "layernorm": lambda: nn.LayerNorm(width, **double),
