@@ -17,20 +17,11 @@ from fastgan.plan_layers import CannotPlan, Layer
 from fastgan.statistics import StepStats
 from fastgan.step_options import StepOptions, StepParts, names_of
 
-__all__ = ["PHASES", "CannotPlan", "Plan"]
+__all__ = ["CannotPlan", "Plan"]
 
 # What the engine knows of the kinds of loss and precision; any other is composed.
 _IS_MINIMAX = {"non_saturating": False, "minimax": True}
 _IS_BF16 = {"fp32": False, "bf16": True}
-PHASES = (  # StepPhase of csrc/cpu/step.h
-    "inputs",
-    "generator forward",
-    "discriminator forward",
-    "discriminator backward",
-    "discriminator update",
-    "generator backward",
-    "generator update",
-)
 
 
 class Plan:
@@ -142,7 +133,7 @@ class Plan:
         try:
             if self.run(*inputs) is None:
                 return None
-            return dict(zip(PHASES, self._engine.seconds(), strict=True))
+            return {phase.replace("_", " "): seconds for phase, seconds in self._engine.seconds().items()}
         finally:
             self._engine.set_timed(False)
 

@@ -167,9 +167,13 @@ class StepEngine {
   }
 
 #ifndef FASTGAN_SIMT
-  // Of the last step, with seconds of each phase, in the order of csrc/cpu/step.h; to be asked for before it.
+  // Of the last step, the seconds of each phase by its name, in the order of the work; to be asked for before it.
   void set_timed(bool timed) { timed_ = timed; }
-  std::vector<double> seconds() const { return std::vector<double>(seconds_, seconds_ + int(cpu::StepPhase::count)); }
+  py::dict seconds() const {
+    py::dict by_name;
+    for (int i = 0; i < cpu::step_phase_count; ++i) by_name[cpu::step_phase_names[i]] = seconds_[i];
+    return by_name;
+  }
 #endif
 
   // Whether it runs on the kernels of csrc/cuda/; in the test build those run on the CPU.
@@ -248,7 +252,7 @@ class StepEngine {
 #endif
 #ifndef FASTGAN_SIMT
     if (draws) inputs.noise.normal_();
-    std::fill_n(seconds_, int(cpu::StepPhase::count), 0.0);
+    std::fill_n(seconds_, cpu::step_phase_count, 0.0);
     cpu_.seconds = timed_ ? seconds_ : nullptr;
     cpu_.run<T>(settings_, inputs, groups_, result);
 #endif
@@ -277,7 +281,7 @@ class StepEngine {
 #ifndef FASTGAN_SIMT
   CpuStep cpu_{tensors_};
   bool timed_ = false;
-  double seconds_[int(cpu::StepPhase::count)] = {};
+  double seconds_[cpu::step_phase_count] = {};
 #endif
 #if defined(FASTGAN_SIMT) || defined(FASTGAN_WITH_CUDA)
   CudaStep cuda_{tensors_};

@@ -6,17 +6,26 @@
 
 namespace fastgan::cpu {
 
-// What the time of a step goes to.
+// What the time of a step goes to: X(name), in the order of the work.
+#define FASTGAN_STEP_PHASES(X) \
+  X(inputs)                    \
+  X(generator_forward)         \
+  X(discriminator_forward)     \
+  X(discriminator_backward)    \
+  X(discriminator_update)      \
+  X(generator_backward)        \
+  X(generator_update)
+
 enum class StepPhase : int {
-  inputs,
-  generator_forward,
-  discriminator_forward,
-  discriminator_backward,
-  discriminator_update,
-  generator_backward,
-  generator_update,
-  count
+#define FASTGAN_ENUMERATOR(name) name,
+  FASTGAN_STEP_PHASES(FASTGAN_ENUMERATOR)
+#undef FASTGAN_ENUMERATOR
 };
+
+#define FASTGAN_STRING(name) #name,
+constexpr const char* step_phase_names[] = {FASTGAN_STEP_PHASES(FASTGAN_STRING)};
+#undef FASTGAN_STRING
+constexpr int step_phase_count = sizeof(step_phase_names) / sizeof(step_phase_names[0]);
 
 // Whether this processor, and this build, have what StepProblem::bf16 takes (AMX).
 bool has_bf16_step();

@@ -140,30 +140,39 @@ void multiply_tile(const TileTask<T>& t) {
         sum[0][m][1] += *reinterpret_cast<const V*>(c + m * panel + lanes<T>);
       }
     }
-    if (t.epilogue >= Epilogue::relu_backward) {
-      const T* saved = t.saved + column;
+    switch (t.epilogue) {
+      case Epilogue::none:
+        break;
+      case Epilogue::bias:
+      case Epilogue::bias_relu:
+      case Epilogue::bias_leaky_relu:
 #pragma GCC unroll 16
-      for (int m = 0; m < rows; ++m)
+        for (int m = 0; m < rows; ++m)
 #pragma GCC unroll 2
-        for (int v = 0; v < 2; ++v) {
-          const V s = *reinterpret_cast<const V*>(saved + m * panel + v * lanes<T>);
-          V& value = sum[0][m][v];
-          // As torch: a NaN among the outputs lets relu's gradient through, and scales leaky_relu's.
-          if (t.epilogue == Epilogue::relu_backward)
-            value = s <= T(0) ? V{} : value;
-          else
-            value = s > T(0) ? value : value * t.slope;
-        }
-    } else if (t.epilogue != Epilogue::none) {
+          for (int v = 0; v < 2; ++v) {
+            V& value = sum[0][m][v];
+            if (t.bias != nullptr) value += t.bias[m];
+            if (t.epilogue == Epilogue::bias_relu) value = value < T(0) ? V{} : value;
+            if (t.epilogue == Epilogue::bias_leaky_relu) value = value > T(0) ? value : value * t.slope;
+          }
+        break;
+      case Epilogue::relu_backward:
+      case Epilogue::leaky_relu_backward: {
+        const T* saved = t.saved + column;
 #pragma GCC unroll 16
-      for (int m = 0; m < rows; ++m)
+        for (int m = 0; m < rows; ++m)
 #pragma GCC unroll 2
-        for (int v = 0; v < 2; ++v) {
-          V& value = sum[0][m][v];
-          if (t.bias != nullptr) value += t.bias[m];
-          if (t.epilogue == Epilogue::bias_relu) value = value < T(0) ? V{} : value;
-          if (t.epilogue == Epilogue::bias_leaky_relu) value = value > T(0) ? value : value * t.slope;
-        }
+          for (int v = 0; v < 2; ++v) {
+            const V s = *reinterpret_cast<const V*>(saved + m * panel + v * lanes<T>);
+            V& value = sum[0][m][v];
+            // As torch: a NaN among the outputs lets relu's gradient through, and scales leaky_relu's.
+            if (t.epilogue == Epilogue::relu_backward)
+              value = s <= T(0) ? V{} : value;
+            else
+              value = s > T(0) ? value : value * t.slope;
+          }
+        break;
+      }
     }
 #pragma GCC unroll 16
     for (int m = 0; m < rows; ++m) {
