@@ -97,11 +97,11 @@ $(VENV)/test-tools: $(VENV)/installed Makefile
 	$(BIN)/python -m pip install --quiet -c constraints.txt pytest pytest-xdist hypothesis expecttest
 	touch $@
 
-$(VENV)/dev-tools: $(VENV)/torch
+$(VENV)/dev-tools: $(VENV)/torch Makefile
 	$(BIN)/python -m pip install --quiet ruff mypy clang-format gcovr ninja typer rich safetensors matplotlib pillow tomlkit
 	touch $@
 
 # The reference is read from the sources, which need not be built for it.
-$(VENV)/docs-tools: $(VENV)/torch
+$(VENV)/docs-tools: $(VENV)/torch Makefile
 	$(BIN)/python -m pip install --quiet mkdocs-material 'mkdocstrings[python]' latex2mathml
 	touch $@

@@ -175,6 +175,8 @@ def extension(mode: str):
     files = bindings() + sources("cpu", "*.cpp") + sources("cpu/panels", "*.cpp")
     cxx = ["-O3", "-g0", "-fno-math-errno", "-fno-trapping-math", "-fvisibility=hidden", "-Wno-attributes"]
     cxx.append("-Werror=switch")  # a new kind of layer must be told everywhere what becomes of it
+    # As system headers, whose warnings are theirs: a switch of PyTorch's may leave something out.
+    cxx += [word for folder in cpp_extension.include_paths() for word in ("-isystem", folder)]
     link = ["-Wl,-s", *shared_runtime()] if sys.platform.startswith("linux") else []
     if sys.platform.startswith("linux"):
         # Compiled for OpenMP but not linked to a runtime: its symbols are found in the one that PyTorch has loaded.

@@ -14,7 +14,7 @@ namespace fastgan::bindings {
 namespace {
 
 // How a scope's kernels take a whole MLP. Each has
-//   Network<T>(count)                 its core/mlp.h: an MlpPass<T> with `layers`
+//   Network<T>(count)                 what its kernels take: an MlpPass<T> (core/mlp.h) with `layers`
 //   accepts(x, weights)               whether to try at all; with_dtype(dtype, f) then calls f(Tag<T>)
 //   fits(here, network)               whether the kernels take it
 //   forward, backward(here, network)

@@ -32,10 +32,8 @@ namespace {
 namespace py = pybind11;
 
 LayerKind layer_kind_named(const std::string& name) {
-  if (name == "linear") return LayerKind::linear;
-  if (name == "batch_norm") return LayerKind::batch_norm;
-  if (name == "dropout") return LayerKind::dropout;
-  if (name == "identity") return LayerKind::identity;
+  for (size_t i = 0; i < std::size(layer_kind_names); ++i)
+    if (name == layer_kind_names[i]) return static_cast<LayerKind>(i);
   TORCH_CHECK(false, "the engine has no kind of layer called ", name);
 }
 
@@ -228,8 +226,16 @@ class StepEngine {
   bool has_odd_mask(int network, const Tensor& input) const {
     if (settings_.classes > 0) return false;  // the labels are put beside it, in memory of their own
     for (const Layer& layer : tensors_.networks[network].layers) {
-      if (layer.kind == LayerKind::linear) break;
-      if (layer.kind == LayerKind::dropout && layer.drop > 0) return !input.select(0, 0).is_contiguous();
+      switch (layer.kind) {
+        case LayerKind::linear:
+          return false;
+        case LayerKind::dropout:
+          if (layer.drop > 0) return !input.select(0, 0).is_contiguous();
+          break;
+        case LayerKind::batch_norm:
+        case LayerKind::identity:
+          break;
+      }
     }
     return false;
   }

@@ -291,20 +291,30 @@ FASTGAN_INLINE void with_activation(Activation activation, F&& f) {
   }
 }
 
-inline Saved saved_by(ActivationArguments arguments) {
-  Saved saved = Saved::nothing;
-  with_activation(arguments.activation, [&](auto act) { saved = decltype(act)::saved(arguments.negative_slope); });
-  return saved;
+FASTGAN_INLINE Saved saved_by(ActivationArguments arguments) {
+  switch (arguments.activation) {
+#define FASTGAN_CASE(name) \
+  case Activation::name:   \
+    return Act<Activation::name>::saved(arguments.negative_slope);
+    FASTGAN_ACTIVATIONS(FASTGAN_CASE)
+#undef FASTGAN_CASE
+  }
+  return Saved::argument;
 }
 
-// Whether the saved number is y.
-inline bool saves_output(ActivationArguments arguments) { return saved_by(arguments) != Saved::argument; }
+// Whether the pre-activation need not be kept.
+FASTGAN_INLINE bool saves_output(ActivationArguments arguments) { return saved_by(arguments) != Saved::argument; }
 
 // Whether the second derivative is zero almost everywhere.
-inline bool is_piecewise_linear(Activation activation) {
-  bool is = false;
-  with_activation(activation, [&](auto act) { is = decltype(act)::is_piecewise_linear; });
-  return is;
+FASTGAN_INLINE bool is_piecewise_linear(Activation activation) {
+  switch (activation) {
+#define FASTGAN_CASE(name) \
+  case Activation::name:   \
+    return Act<Activation::name>::is_piecewise_linear;
+    FASTGAN_ACTIVATIONS(FASTGAN_CASE)
+#undef FASTGAN_CASE
+  }
+  return false;
 }
 
 }  // namespace fastgan

@@ -27,6 +27,19 @@ struct AdamStep {
   C step_size, root_correction, eps;
 };
 
+// A parameter, contiguous, and what one update needs. A null value: the layer has no such parameter.
+template <class T>
+struct AdamParameter {
+  T* value = nullptr;
+  T* exp_avg = nullptr;  // null where the parameter is frozen
+  T* exp_avg_sq = nullptr;
+  T* max_exp_avg_sq = nullptr;        // null but with amsgrad
+  T* average = nullptr;               // its exponential moving average, or null
+  const AdamStep<T>* step = nullptr;  // where the kernels run: of the update that is due
+
+  FASTGAN_INLINE bool is_updated() const { return exp_avg != nullptr; }
+};
+
 // Of the update with number `step`, counted from one.
 template <class C>
 FASTGAN_INLINE AdamStep<C> adam_step(const AdamOptions& o, double learning_rate, double step) {

@@ -15,14 +15,26 @@ struct StridedRows {
   int64_t width = 0, row_stride = 0, col_stride = 0;
 };
 
-// y = activation(x weight^T + bias). Null where not wanted, unless said otherwise.
+// What a layer's passes leave for others to read, in a device's own kind of matrix: (batch, out) each.
+template <class Matrix>
+struct LayerMatrices {
+  Matrix y{};
+  Matrix saved{};   // what the derivative of the activation is a function of: y or z
+  Matrix grad_z{};  // the gradient by z
+};
+
+// y = activation(x weight^T + bias).
 template <class T>
-struct MlpLayer {
+struct LinearLayer {
   int64_t in = 0, out = 0;
   ActivationArguments activation{Activation::identity, 0};
   const T* weight = nullptr;  // (out, in), never null
   const T* bias = nullptr;    // (out); null without one
+};
 
+// And where its passes read and write. Null where not wanted, unless said otherwise.
+template <class T>
+struct MlpLayer : LinearLayer<T> {
   T* y = nullptr;  // forward: (batch, out)
   T* z = nullptr;  // forward: the pre-activation, of activations whose derivative is a function of it
 
@@ -42,7 +54,7 @@ struct MlpPass {
   StridedRows<T> input;            // forward: (batch, in)
   const T* grad_output = nullptr;  // backward: (batch, out of the last layer)
   T* grad_input = nullptr;         // backward: (batch, in); null where not wanted
-  int lowest = 0;                  // backward: the layer below whose z no gradient goes, unless grad_input is wanted
+  int lowest = 0;                  // backward: no gradient goes below this layer's z; 0 where grad_input is wanted
 };
 
 }  // namespace fastgan

@@ -7,20 +7,18 @@
 
 namespace fastgan {
 
-// A parameter, contiguous, and what one update needs. A null value: the layer has no such parameter.
-template <class T>
-struct AdamParameter {
-  T* value = nullptr;
-  T* exp_avg = nullptr;  // null where the parameter is frozen
-  T* exp_avg_sq = nullptr;
-  T* max_exp_avg_sq = nullptr;        // null but with amsgrad
-  T* average = nullptr;               // its exponential moving average, or null
-  const AdamStep<T>* step = nullptr;  // where the kernels run: of the update that is due
+// Each pass has a switch over them: one that is added does not compile until all of them know it.
+#define FASTGAN_LAYER_KINDS(X) X(linear) X(batch_norm) X(dropout) X(identity)
 
-  FASTGAN_INLINE bool is_updated() const { return exp_avg != nullptr; }
+enum class LayerKind : int {
+#define FASTGAN_ENUMERATOR(name) name,
+  FASTGAN_LAYER_KINDS(FASTGAN_ENUMERATOR)
+#undef FASTGAN_ENUMERATOR
 };
 
-enum class LayerKind : int { linear, batch_norm, dropout, identity };
+#define FASTGAN_STRING(name) #name,
+constexpr const char* layer_kind_names[] = {FASTGAN_LAYER_KINDS(FASTGAN_STRING)};
+#undef FASTGAN_STRING
 
 // y = activation(z), and z is what the kind says of the layer's input.
 template <class T>
@@ -61,14 +59,6 @@ struct StepNetwork {
       if (layers[l].weight.is_updated() || layers[l].bias.is_updated()) return l;
     return count;
   }
-};
-
-// What a layer's passes leave for others to read, in a device's own kind of matrix: (batch, out) each.
-template <class Matrix>
-struct LayerMatrices {
-  Matrix y{};
-  Matrix saved{};   // what the derivative of the activation is a function of: y or z
-  Matrix grad_z{};  // the gradient by z
 };
 
 // take(width) hands out a matrix; `output` is where y goes where that is not one of its own, or null.

@@ -18,6 +18,7 @@
 #include "mlp_backward.h"
 #include "step_weight_gradient.h"
 #endif
+#include "step_elementwise.h"
 #include "step_dropout.h"
 #include "step_batch_norm.h"
 #include "step_update.h"

@@ -1,5 +1,6 @@
-// What isa_kernels.h needs, before any instruction set is chosen. Nothing of the standard library may be instantiated
-// after it is: the linker could choose that copy for processors without these instructions.
+// What isa_kernels.h needs, before any instruction set is chosen. After it is, nothing
+// that is not in the namespace of the instruction set may be left as a function of its own: the linker could choose
+// that copy for processors without these instructions.
 #pragma once
 
 #include <algorithm>

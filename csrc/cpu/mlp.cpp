@@ -30,7 +30,7 @@ int64_t aligned(int64_t elements, size_t size) { return (elements * int64_t(size
 
 // Panels that go through the layers at once.
 template <class T>
-int64_t panels_at_once(const Mlp<T>& mlp, int threads) {
+int64_t panels_in_flight(const Mlp<T>& mlp, int threads) {
   return std::min(panel_count(mlp.batch), threads * panels_a_thread);
 }
 
@@ -45,12 +45,12 @@ bool keeps_z(const Mlp<T>& mlp) {
 
 template <class T>
 size_t mlp_forward_scratch(const Context&, const Mlp<T>& mlp) {
-  return (keeps_z(mlp) ? 3 : 2) * sizeof(T) * panels_at_once(mlp, threads_of(mlp)) * panel * widest(mlp, true);
+  return (keeps_z(mlp) ? 3 : 2) * sizeof(T) * panels_in_flight(mlp, threads_of(mlp)) * panel * widest(mlp, true);
 }
 
 template <class T>
 void mlp_forward(const Context&, const Mlp<T>& mlp, void* scratch) {
-  const int64_t stride = widest(mlp, true) * panel, most = panels_at_once(mlp, threads_of(mlp));
+  const int64_t stride = widest(mlp, true) * panel, most = panels_in_flight(mlp, threads_of(mlp));
   T* const at = static_cast<T*>(scratch);
   const MlpForwardBuffers<T> buffers{{at, stride}, {at + most * stride, stride}, {at + 2 * most * stride, stride}};
   const int threads = threads_of(mlp);

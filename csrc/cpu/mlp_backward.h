@@ -62,7 +62,7 @@ void pack_blocks(int64_t begin, int64_t end, int64_t rows, int64_t width, const 
   }
 }
 
-// A tile of the gradient by layer l's y (y is null: by the input), on through the activation where there is one.
+// A tile of the gradient by a layer's y (layer is null: by the input), on through the activation where there is one.
 template <class T>
 void input_gradient_epilogue(const MlpLayer<T>* layer, T* tile, int rows, int64_t width, int64_t at, int64_t stride,
                              T* to) {

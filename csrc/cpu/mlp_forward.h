@@ -16,12 +16,11 @@ void Kernels<T>::mlp_forward(const Mlp<T>& mlp, const MlpForwardBuffers<T>& buff
     worker.layer_done();
     for (int l = 0; l < mlp.count; ++l) {
       const MlpLayer<T>& layer = mlp.layers[l];
-      LayerBuffers<T> own;
+      LinearBuffers<T> own;
       own.x = l % 2 == 0 ? buffers.even : buffers.odd;
       own.y = l % 2 == 0 ? buffers.odd : buffers.even;
       own.saved = saves_output(layer.activation) ? own.y : buffers.z;
-      linear_forward(pass, LinearLayer<T>{layer.in, layer.out, layer.weight, layer.bias, layer.activation}, own,
-                     samples);
+      linear_forward(pass, layer, own, samples);
       if (layer.y != nullptr) store_rows(worker, layer.out, first, samples, own.y, layer.y);
       if (layer.z != nullptr) store_rows(worker, layer.out, first, samples, own.saved, layer.z);
       worker.layer_done();

@@ -33,21 +33,28 @@ NetworkBuffers<T> lay_out(StepArena& arena, const StepNetwork<T>& network, int64
   for (int l = 0; l < network.count; ++l) {
     const StepLayer<T>& layer = network.layers[l];
     const bool given = l == network.count - 1 && output != nullptr;
-    LayerBuffers<T> own{lay_out_layer(layer, given ? output : nullptr,
-                                      [&](int64_t width) { return take_panels<T>(arena, buffers.panels, width); })};
+    LayerBuffers<T> own{{lay_out_layer(layer, given ? output : nullptr,
+                                       [&](int64_t width) { return take_panels<T>(arena, buffers.panels, width); })}};
     own.x = x;
-    if (layer.kind == LayerKind::linear && bf16) {
-      const int64_t in = (layer.in + 31) / 32 * 32, out = (layer.out + 31) / 32 * 32;
-      for (uint16_t** input : {&own.x_pairs, &own.x_transposed})
-        *input = arena.take<uint16_t>(buffers.panels * in * panel);
-      for (uint16_t** grad : {&own.grad_pairs, &own.grad_rounded})
-        *grad = arena.take<uint16_t>(buffers.panels * out * panel + 32 * panel);  // a tile may begin at any row
-    } else if (layer.kind == LayerKind::linear && layer.weight.is_updated() && layer.in > thin_width)
-      own.x_rows = arena.take<T>((layer.in + panel - 1) / panel * panel * buffers.panels * panel);
-    if (layer.mask[0] != nullptr) own.mask = arena.take<T>(buffers.panels * layer.out * panel);
-    if (layer.kind == LayerKind::batch_norm) {
-      own.moments = arena.take<T>(halves * 2 * layer.out);
-      own.sums = arena.take<T>(buffers.panels * 2 * layer.out);
+    switch (layer.kind) {
+      case LayerKind::linear:
+        if (bf16) {
+          for (uint16_t** input : {&own.x_pairs, &own.x_transposed})
+            *input = arena.take<uint16_t>(buffers.panels * padded(layer.in) * panel);
+          for (uint16_t** grad : {&own.grad_pairs, &own.grad_rounded})  // of which a tile may begin at any row
+            *grad = arena.take<uint16_t>((buffers.panels * padded(layer.out) + 32) * panel);
+        } else if (layer.weight.is_updated() && layer.in > thin_width) {
+          own.x_rows = arena.take<T>(padded(layer.in) * buffers.panels * panel);
+        }
+        break;
+      case LayerKind::batch_norm:
+        own.moments = arena.take<T>(halves * 2 * layer.out);
+        own.sums = arena.take<T>(buffers.panels * 2 * layer.out);
+        break;
+      case LayerKind::dropout:
+      case LayerKind::identity:
+        if (layer.mask[0] != nullptr) own.mask = arena.take<T>(buffers.panels * layer.out * panel);
+        break;
     }
     if (buffers.layers != nullptr) buffers.layers[l] = own;
     x = own.y;

@@ -1,5 +1,5 @@
 // Batch normalisation (Ioffe and Szegedy 2015, arXiv:1502.03167, algorithm 1) on panels, each half of a pass with its
-// own statistics. Included once for each instruction set, inside its namespace, after panels/layers.h.
+// own statistics. Included once for each instruction set, inside its namespace, after step_elementwise.h.
 //
 // Each worker sums its panels; the sums of all panels are added in order, so the result does not depend on the number
 // of threads.

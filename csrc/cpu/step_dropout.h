@@ -1,5 +1,5 @@
 // Dropout, or no more than an activation, on a worker's panels. Included once for each instruction set, inside its
-// namespace, after panels/layers.h.
+// namespace, after step_elementwise.h.
 
 template <class T>
 void dropout_forward(const Pass& pass, const StepLayer<T>& layer, const LayerBuffers<T>& buffers, int64_t batch) {

@@ -14,7 +14,11 @@ void load_labels(const Worker& worker, const StepProblem<T>& problem, int64_t wi
 
 template <class T>
 LinearLayer<T> linear_of(const StepLayer<T>& layer) {
-  return {layer.in, layer.out, layer.weight.value, layer.bias.value, layer.activation};
+  return {.in = layer.in,
+          .out = layer.out,
+          .activation = layer.activation,
+          .weight = layer.weight.value,
+          .bias = layer.bias.value};
 }
 
 template <class T>
@@ -45,6 +49,20 @@ void transpose_inputs(const Pass& pass, const StepNetwork<T>& network, const Net
       transpose_input(pass, network.layers[l], buffers.layers[l], buffers.panels);
 }
 
+// What the gradients by a layer's parameters and by its input are both made of, from its grad_z.
+template <class T>
+void backward_sums(const Pass& pass, const StepLayer<T>& layer, const LayerBuffers<T>& buffers, int64_t batch) {
+  switch (layer.kind) {
+    case LayerKind::batch_norm:
+      batch_norm_sums(pass, layer, buffers, batch);
+      break;
+    case LayerKind::linear:
+    case LayerKind::dropout:
+    case LayerKind::identity:
+      break;
+  }
+}
+
 // From the last layer's grad_z down to that of layer `lowest`, and, where `beyond` is given, through layer 0 to it.
 template <class T>
 void backward(const Pass& pass, const StepNetwork<T>& network, const NetworkBuffers<T>& buffers, int lowest,
@@ -52,7 +70,7 @@ void backward(const Pass& pass, const StepNetwork<T>& network, const NetworkBuff
   for (int l = network.count - 1; l >= lowest; --l) {
     const StepLayer<T>& layer = network.layers[l];
     const LayerBuffers<T>& own = buffers.layers[l];
-    if (layer.kind == LayerKind::batch_norm) batch_norm_sums(pass, layer, own, batch);
+    backward_sums(pass, layer, own, batch);
     if (l == 0 && beyond == nullptr) return;
     if (l == lowest && l > 0) return;
     const GradientTarget<T> target =

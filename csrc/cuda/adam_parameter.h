@@ -1,7 +1,7 @@
 // Adam where the gradient is still in registers, for the kernels of the whole step.
 #pragma once
 
-#include "../core/step.h"
+#include "../core/adam.h"
 #include "platform.h"
 
 namespace fastgan::cuda {

@@ -5,7 +5,7 @@
 #pragma once
 
 #include "../core/activation.h"
-#include "../core/step.h"
+#include "../core/adam.h"
 #include "platform.h"
 
 namespace fastgan::cuda {

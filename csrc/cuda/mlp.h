@@ -2,8 +2,8 @@
 // bfloat16 or float16; tf32 as in linear.h.
 #pragma once
 
+#include "../core/adam.h"
 #include "../core/mlp.h"
-#include "../core/step.h"
 #include "platform.h"
 
 namespace fastgan::cuda {
@@ -16,8 +16,8 @@ struct NarrowLayer : MlpLayer<T> {
   AdamParameter<T> adam_weight, adam_bias;  // of mlp_update, instead of grad_weight and grad_bias
 };
 
-// As a kernel takes it: by value, its layers with it. Every layer's grad_z has a place, and no grad_y is kept. The last
-// grad_z is there already where grad_output is null, and then lowest is 0 where grad_input is wanted.
+// As a kernel takes it: by value, its layers with it. Every layer's grad_z has a place, and no grad_y is kept; the last
+// grad_z is there already where grad_output is null.
 template <class T>
 struct NarrowNetwork : MlpPass<T> {
   NarrowLayer<T> layers[max_narrow_layers];

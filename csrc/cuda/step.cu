@@ -15,7 +15,7 @@ namespace {
 
 template <class T>
 struct LayerBuffers : LayerMatrices<T*> {
-  T* moments;  // batch_norm: [half][2][out]
+  T* moments = nullptr;  // batch_norm: [half][2][out]
 };
 
 template <class T>
@@ -43,7 +43,15 @@ NetworkBuffers<T> lay_out(StepArena& arena, const StepNetwork<T>& network, int64
     const bool given = l == network.count - 1 && output != nullptr;
     LayerBuffers<T> own{
         lay_out_layer(layer, given ? &output : nullptr, [&](int64_t width) { return arena.take<T>(rows * width); })};
-    own.moments = layer.kind == LayerKind::batch_norm ? arena.take<T>(2 * 2 * layer.out) : nullptr;
+    switch (layer.kind) {
+      case LayerKind::batch_norm:
+        own.moments = arena.take<T>(2 * 2 * layer.out);
+        break;
+      case LayerKind::linear:
+      case LayerKind::dropout:
+      case LayerKind::identity:
+        break;
+    }
     buffers.layers.push_back(own);
   }
   return buffers;
@@ -124,7 +132,7 @@ class Passes {
   }
 
   // Where a gradient by the network's input goes on to: through an activation to (rows, width).
-  struct Beyond {
+  struct GradientTarget {
     T* grad = nullptr;  // null where it is not wanted
     const T* saved = nullptr;
     ActivationArguments activation{Activation::identity, 0};
@@ -132,13 +140,13 @@ class Passes {
   };
 
   // From the last layer's grad_z down to the lowest layer that has something to update, or to `beyond`.
-  void backward(const Beyond& beyond, bool updates, T average_rate) const {
+  void backward(const GradientTarget& beyond, bool updates, T average_rate) const {
     if (is_narrow_) return backward_narrow(beyond, updates, average_rate);
     const int lowest = beyond.grad != nullptr ? -1 : network_.lowest_updated();
     for (int l = network_.count - 1; l >= 0 && l >= lowest; --l) {
       const StepLayer<T>& layer = network_.layers[l];
       const LayerBuffers<T>& own = buffers_.layers[l];
-      Beyond target = beyond;
+      GradientTarget target = beyond;
       if (l > lowest && l > 0) {
         const LayerBuffers<T>& before = buffers_.layers[l - 1];
         target = {before.grad_z, before.saved, network_.layers[l - 1].activation, layer.in};
@@ -209,7 +217,7 @@ class Passes {
     bias_act(context_, layer.activation, rows, layer.out, sums, layer.bias.value, y);
   }
 
-  void input_gradient(const StepLayer<T>& layer, const T* grad_z, const Beyond& target) const {
+  void input_gradient(const StepLayer<T>& layer, const T* grad_z, const GradientTarget& target) const {
     const int64_t rows = rows_.count();
     if (!by_library(rows, target.width, layer.out))
       return linear_input_gradient(context_,
@@ -301,7 +309,7 @@ class Passes {
     return to;
   }
 
-  void backward_narrow(const Beyond& beyond, bool updates, T average_rate) const {
+  void backward_narrow(const GradientTarget& beyond, bool updates, T average_rate) const {
     NarrowNetwork<T> to = narrow();
     to.lowest = beyond.grad != nullptr ? 0 : network_.lowest_updated();
     if (to.lowest == network_.count) return;

@@ -6,7 +6,7 @@
 constexpr int64_t panels_at_once = 16;
 
 template <class T>
-void linear_forward(const Pass& pass, const LinearLayer<T>& layer, const LayerBuffers<T>& buffers, int64_t batch) {
+void linear_forward(const Pass& pass, const LinearLayer<T>& layer, const LinearBuffers<T>& buffers, int64_t batch) {
   alignas(64) T tile[tile_rows * copied_stride<T>];
   const Tiles tiles(layer.out);
   const Epilogue epilogue = forward_epilogue(layer.activation);
@@ -52,7 +52,7 @@ void linear_forward(const Pass& pass, const LinearLayer<T>& layer, const LayerBu
 }
 
 template <class T>
-void linear_backward(const Pass& pass, const LinearLayer<T>& layer, const LayerBuffers<T>& buffers, int64_t batch,
+void linear_backward(const Pass& pass, const LinearLayer<T>& layer, const LinearBuffers<T>& buffers, int64_t batch,
                      const GradientTarget<T>& target) {
   alignas(64) T tile[sum_block<T> * packed_stride];
   const Tiles tiles(target.width);

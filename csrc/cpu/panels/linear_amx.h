@@ -8,8 +8,6 @@
 constexpr int64_t amx_rows = 32;         // of a tile of results
 constexpr int64_t amx_sum_block = 1024;  // a tile's rows of that many bfloat16 are 64 KiB
 
-inline int64_t padded(int64_t n) { return (n + 31) / 32 * 32; }
-
 // GCC's intrinsics do not say that they read memory: before them, what was stored must be.
 inline void memory_is_read() { __asm__ volatile("" ::: "memory"); }
 
@@ -93,7 +91,7 @@ struct Rows32 {
       : from(worker.from(padded(n) / 32) * 32), to(worker.to(padded(n) / 32) * 32) {}
 };
 
-inline void linear_forward(const Pass& pass, const LinearLayer<float>& layer, const LayerBuffers<float>& buffers,
+inline void linear_forward(const Pass& pass, const LinearLayer<float>& layer, const LinearBuffers<float>& buffers,
                            int64_t batch) {
   alignas(64) uint16_t tile[amx_rows * amx_sum_block];
   alignas(64) float sums[amx_rows * panel];
@@ -143,7 +141,7 @@ inline void linear_forward(const Pass& pass, const LinearLayer<float>& layer, co
   }
 }
 
-inline void linear_backward(const Pass& pass, const LinearLayer<float>& layer, const LayerBuffers<float>& buffers,
+inline void linear_backward(const Pass& pass, const LinearLayer<float>& layer, const LinearBuffers<float>& buffers,
                             int64_t batch, const GradientTarget<float>& target) {
   alignas(64) uint16_t tile[amx_rows * amx_sum_block];
   alignas(64) float sums[amx_rows * panel], transposed[32 * 32];

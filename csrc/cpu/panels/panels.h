@@ -5,13 +5,16 @@
 
 #include <cstdint>
 
-#include "../../core/step.h"
+#include "../../core/mlp.h"
 
 namespace fastgan::cpu {
 
 constexpr int64_t panel = 32;
 
 inline int64_t panel_count(int64_t batch) { return (batch + panel - 1) / panel; }
+
+// A width, filled up to whole blocks of 32.
+inline int64_t padded(int64_t width) { return (width + panel - 1) / panel * panel; }
 
 // Samples in a panel of a half.
 inline int64_t samples_in(int64_t in_half, int64_t batch) {
@@ -37,29 +40,13 @@ Panels<T> half_of(const Panels<T>& both, int half) {
 // Layers as thin as this have their weight gradient from dot products along the batch.
 constexpr int64_t thin_width = 8;
 
-// A linear layer as its products read it.
+// What a linear layer reads and writes.
 template <class T>
-struct LinearLayer {
-  int64_t in, out;
-  const T* weight;  // (out, in)
-  const T* bias;    // (out), or null
-  ActivationArguments activation;
-};
-
-// What a layer reads and writes.
-template <class T>
-struct LayerBuffers : LayerMatrices<Panels<T>> {
+struct LinearBuffers : LayerMatrices<Panels<T>> {
   Panels<T> x;  // the input, which is the output of the layer before
   // Of bfloat16, where the products take those (linear_amx.h): x and grad_z with the features in pairs, [width /
   // 2][32][2]; widths are filled up to multiples of 32.
   uint16_t *x_pairs = nullptr, *grad_pairs = nullptr;
-  // For the weight gradient: x with the samples as rows, [in / 32][samples][32]; or of bfloat16, grad_z, and x with the
-  // samples in pairs, [in / 16][panels][16][16][2].
-  T* x_rows = nullptr;
-  uint16_t *grad_rounded = nullptr, *x_transposed = nullptr;
-  T* mask = nullptr;     // dropout: in panels, times the scale
-  T* moments = nullptr;  // batch_norm: mean and 1 / standard deviation of each half: [half][2][width]
-  T* sums = nullptr;     // batch_norm: of a panel, [panels][2][width]; backward: then of a half
 };
 
 }  // namespace fastgan::cpu

@@ -1,7 +1,7 @@
 // Matrix products on panels, included once for each instruction set, inside its namespace.
 //
 // One tile of a product has up to tile_rows rows and a panel's 32 columns, all of which stay in registers over the
-// whole sum: 14 x 32 floats fill 28 of AVX-512's 32 registers and reach 175-180 GFLOP/s of the 186 that one core has.
+// whole sum: 14 x 32 floats fill 28 of AVX-512's 32 registers.
 
 #if defined(FASTGAN_ISA_AVX512)
 constexpr int vector_bytes = 64, tile_rows = 14;
