@@ -171,7 +171,7 @@ class Plan:
                 self._watch.dict(state)
             else:
                 self._fresh[id(parameter)] = state
-            for tensor in states[id(parameter)]:
+            for tensor in states[id(parameter)].values():
                 self._watch.tensor(tensor)
         for optimizer in self._optimizers:
             self._watch.dict(optimizer.state)
@@ -191,16 +191,15 @@ class Plan:
                 elif layer.kind not in (plan_layers.LINEAR, plan_layers.IDENTITY):
                     raise AssertionError(f"the engine is told nothing of what a {layer.kind} has")
                 for is_bias, parameter in layer.parameters():
-                    index = -1  # that of no optimizer; -2 of one that finds it frozen
-                    if id(parameter) in groups:
-                        index = self._groups.index(groups[id(parameter)]) if parameter.requires_grad else -2
+                    own = groups.get(id(parameter))
                     engine.add_parameter(
                         network,
                         is_bias,
                         parameter,
-                        self._averages.get(id(parameter)),
-                        index,
-                        states.get(id(parameter), []),
+                        average=self._averages.get(id(parameter)),
+                        is_in_optimizer=own is not None,
+                        group=self._groups.index(own) if own and parameter.requires_grad else None,
+                        state=states.get(id(parameter), {}),
                     )
         for average, buffer in self._copies:
             engine.add_copied_buffer(average, buffer)

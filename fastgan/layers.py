@@ -8,7 +8,6 @@ The engine asks it once and then watches what was read (csrc/bindings/watch.h); 
 
 from __future__ import annotations
 
-import inspect
 import sys
 from collections.abc import Iterator
 from types import BuiltinFunctionType, FunctionType
@@ -39,12 +38,6 @@ HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_p
 WALKS = ("parameters", "named_parameters", "buffers", "named_buffers", "modules", "named_modules", "_named_members")
 
 
-def _options(kind: type[nn.Module]) -> dict[str, Any]:
-    """The options of an activation's module, which are its attributes too, with their defaults."""
-    parameters = inspect.signature(kind).parameters.values()
-    return {p.name: p.default for p in parameters if p.default is not inspect.Parameter.empty}
-
-
 class _Read(NamedTuple):
     """How an activation's module is read."""
 
@@ -62,7 +55,7 @@ def _read_as(name: str, options: dict[str, Any]) -> _Read:
 
 
 # Activation modules by exact type: a subclass may compute anything.
-ACTIVATIONS = {a.module: _read_as(name, _options(a.module)) for name, a in reference.ACTIVATIONS.items()}
+ACTIVATIONS = {a.module: _read_as(name, a.options) for name, a in reference.ACTIVATIONS.items()}
 
 # The parameters and buffers that a class knows, None among them; an activation knows none.
 PARAMETERS: dict[type[nn.Module], tuple[str, ...]] = {
@@ -77,7 +70,7 @@ BUFFERS: dict[type[nn.Module], tuple[str, ...]] = {
 READ: dict[type[nn.Module], tuple[str, ...]] = {
     nn.BatchNorm1d: ("training", "momentum", "eps", "track_running_stats"),
     nn.Dropout: ("training", "p", "inplace"),
-    **{kind: tuple(_options(kind)) for kind in ACTIVATIONS if _options(kind)},
+    **{a.module: tuple(a.options) for a in reference.ACTIVATIONS.values() if a.options},
 }
 # What a module keeps its parts in.
 PARTS = ("_parameters", "_buffers", "_modules")

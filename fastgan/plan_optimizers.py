@@ -119,8 +119,8 @@ def check(group: Group) -> None:
 _STATE = ("step", "exp_avg", "exp_avg_sq")
 
 
-def state(group: Group, parameter: Tensor) -> tuple[dict[str, Any], list[Tensor]]:
-    """A parameter's state, and its tensors in the engine's order.
+def state(group: Group, parameter: Tensor) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """A parameter's state, and of it the tensors that the engine takes.
 
     Where there is none, it is made as the optimizer would, but not given to it.
 
@@ -164,4 +164,4 @@ def state(group: Group, parameter: Tensor) -> tuple[dict[str, Any], list[Tensor]
             value.stride() != parameter.stride() or not value.is_contiguous()
         ):
             raise CannotPlan(f"{name} has a state whose {key} is laid out otherwise than its parameter")
-    return found, [found[key] for key in names]
+    return found, {key: found[key] for key in names}

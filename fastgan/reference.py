@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from types import ModuleType
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -22,19 +22,32 @@ class Activation(NamedTuple):
     module: type[nn.Module]  # the same with its default parameters, its `negative_slope` being the slope
     # (namespace, name) of the functions of torch that the module's forward calls, one through the other
     calls: tuple[tuple[ModuleType, str], ...]
+    # the module's options, which are its attributes too, with their defaults: what its own signature says may have been
+    # wrapped by somebody before this file is read
+    options: dict[str, Any]
+
+    def __call__(self, x: Tensor, negative_slope: float = 0.01) -> Tensor:
+        return self.function(x, negative_slope)
 
 
 # The one table of activations; its compiled twin is csrc/core/activation.h, which has the same names.
 ACTIVATIONS: dict[str, Activation] = {
-    "identity": Activation(lambda x, slope: x, nn.Identity, ()),
-    "relu": Activation(lambda x, slope: torch.relu(x), nn.ReLU, ((F, "relu"), (torch, "relu"))),
-    "leaky_relu": Activation(lambda x, slope: F.leaky_relu(x, slope), nn.LeakyReLU, ((F, "leaky_relu"),)),
-    "elu": Activation(lambda x, slope: F.elu(x), nn.ELU, ((F, "elu"),)),
-    "tanh": Activation(lambda x, slope: torch.tanh(x), nn.Tanh, ((torch, "tanh"),)),
-    "sigmoid": Activation(lambda x, slope: torch.sigmoid(x), nn.Sigmoid, ((torch, "sigmoid"),)),
-    "softplus": Activation(lambda x, slope: F.softplus(x), nn.Softplus, ((F, "softplus"),)),
-    "silu": Activation(lambda x, slope: F.silu(x), nn.SiLU, ((F, "silu"),)),
-    "gelu": Activation(lambda x, slope: F.gelu(x), nn.GELU, ((F, "gelu"),)),
+    "identity": Activation(lambda x, slope: x, nn.Identity, (), {}),
+    "relu": Activation(lambda x, slope: torch.relu(x), nn.ReLU, ((F, "relu"), (torch, "relu")), {"inplace": False}),
+    "leaky_relu": Activation(
+        lambda x, slope: F.leaky_relu(x, slope),
+        nn.LeakyReLU,
+        ((F, "leaky_relu"),),
+        {"negative_slope": 0.01, "inplace": False},
+    ),
+    "elu": Activation(lambda x, slope: F.elu(x), nn.ELU, ((F, "elu"),), {"alpha": 1.0, "inplace": False}),
+    "tanh": Activation(lambda x, slope: torch.tanh(x), nn.Tanh, ((torch, "tanh"),), {}),
+    "sigmoid": Activation(lambda x, slope: torch.sigmoid(x), nn.Sigmoid, ((torch, "sigmoid"),), {}),
+    "softplus": Activation(
+        lambda x, slope: F.softplus(x), nn.Softplus, ((F, "softplus"),), {"beta": 1.0, "threshold": 20.0}
+    ),
+    "silu": Activation(lambda x, slope: F.silu(x), nn.SiLU, ((F, "silu"),), {"inplace": False}),
+    "gelu": Activation(lambda x, slope: F.gelu(x), nn.GELU, ((F, "gelu"),), {"approximate": "none"}),
 }
 
 

@@ -118,6 +118,9 @@ def python_arrows(path: str, text: str, modules: Mapping[str, str]) -> Iterator[
             names = [name if name in modules else base for name in inner]
         elif isinstance(node, ast.Constant) and isinstance(node.value, str) and node.value.startswith("fastgan."):
             names = [node.value] if node.value in modules else []
+        elif isinstance(node, ast.Call) and ast.unparse(node.func).endswith(("import_module", "__import__")):
+            if node.args and isinstance(node.args[0], ast.JoinedStr) and "fastgan." in ast.unparse(node.args[0]):
+                yield Arrow(path, node.lineno, "a name put together at run time", False)
         for name in names:
             if name.partition(".")[0] == "fastgan":
                 # A name of what is compiled, or is no module, comes from the package that has it.

@@ -7,7 +7,9 @@ colour what commands print: conftest.py imports this before fastgan, which reads
 from __future__ import annotations
 
 import os
+import sys
 
+CAME_FIRST = "fastgan" not in sys.modules
 # The report begins with those that are set.
 SETTINGS = (
     "FASTGAN_REQUIRE_BACKENDS",  # cpu,simt: backends whose absence is a failure, not a skip

@@ -17,6 +17,8 @@ from hypothesis import HealthCheck, settings
 import fastgan
 from fastgan import backend as fastgan_backend
 
+assert clean_environment.CAME_FIRST, "fastgan was imported before clean_environment.py, and has read the environment"
+
 
 def listed(setting: str) -> tuple[str, ...]:
     return tuple(filter(None, os.environ.get(setting, "").split(",")))

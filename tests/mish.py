@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 TABLE_ENTRY = """\
-    "mish": Activation(lambda x, slope: F.mish(x), nn.Mish, ((F, "mish"),)),
+    "mish": Activation(lambda x, slope: F.mish(x), nn.Mish, ((F, "mish"),), {"inplace": False}),
 """
 COMPILED_ENTRY = """\
 template <>

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import inspect
 from itertools import pairwise
 
 import pytest
@@ -63,7 +64,12 @@ def test_the_table_of_activations() -> None:
     for name, activation in DEFINITIONS.items():
         assert activation.module.__module__ == "torch.nn.modules." + ("linear" if name == "identity" else "activation")
         assert activation.module.__name__.lower() == name.replace("_", "")
-        assert torch.equal(activation.function(x, 0.2), ACTIVATION_MODULES[name]()(x))
+        assert torch.equal(activation(x, 0.2), ACTIVATION_MODULES[name]()(x))
+        if name != "identity":  # which takes any options and ignores them
+            given = inspect.signature(activation.module).parameters.values()
+            assert activation.options == {option.name: option.default for option in given}
+            module = activation.module()
+            assert {option: getattr(module, option) for option in activation.options} == activation.options
     slope = DEFINITIONS["leaky_relu"].function
     assert torch.equal(slope(x, 0.3), torch.nn.LeakyReLU(0.3)(x))
 

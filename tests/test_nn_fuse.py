@@ -5,7 +5,10 @@ from __future__ import annotations
 import copy
 import io
 import pickle
+import subprocess
+import sys
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
@@ -17,6 +20,8 @@ from torch.nn.utils import parametrizations
 from fastgan.nn import MLP, FusedSequential, fuse, unfuse
 
 pytestmark = pytest.mark.usefixtures("backend")
+
+ROOT = Path(__file__).parent.parent
 
 
 class Named(nn.Sequential):
@@ -281,3 +286,34 @@ def test_inputs_that_are_no_tensors_pass_as_in_torch(calls) -> None:
     assert_close_in_float64(module((input, input)), module(torch.stack((input, input))))
     with pytest.raises(TypeError, match="must be Tensor, not list"):
         fuse(nn.Sequential(nn.Linear(4, 2)))([1.0])
+
+
+WRAPPED_EARLY = """
+from torch import nn
+
+def wrap(kind):
+    init = kind.__init__
+    def __init__(self, *args, **kwargs):
+        init(self, *args, **kwargs)
+    kind.__init__ = __init__
+
+for kind in (nn.ELU, nn.GELU, nn.LeakyReLU, nn.Softplus, nn.ReLU, nn.SiLU):
+    wrap(kind)
+import torch
+from fastgan import layers
+from fastgan.nn import MLP, fuse
+
+x = torch.randn(64, 4, dtype=torch.float64)
+for activation in (nn.ELU(2.0), nn.GELU("tanh"), nn.LeakyReLU(0.4), nn.Softplus(3.0), nn.ReLU(True), nn.SiLU()):
+    plain = nn.Sequential(nn.Linear(4, 8), activation, nn.Linear(8, 3)).double()
+    expected = plain(x)
+    error = (fuse(plain)(x) - expected).abs().max()
+    assert error < 1e-12, (activation, error)
+assert layers.fused_activation(nn.LeakyReLU(0.2)) == ("leaky_relu", 0.2)
+"""
+
+
+def test_constructors_that_were_wrapped_before_fastgan_was_imported() -> None:
+    """A tool that sees every module made, and hides the signature: the layers are what their attributes say."""
+    done = subprocess.run([sys.executable, "-c", WRAPPED_EARLY], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr

@@ -93,13 +93,11 @@ class StepEngine {
 
   void set_dropout(int64_t network, double p) { tensors_.networks[network].layers.back().drop = p; }
 
-  // Of the last layer added: its weight, then its bias. Group -1: frozen.
-  void add_parameter(int64_t network, bool is_bias, const py::object& value, const py::object& average, int64_t group,
-                     const std::vector<py::object>& state) {
+  // Of the last layer added: its weight, then its bias. Without a group it is frozen, or in no optimizer.
+  void add_parameter(int64_t network, bool is_bias, const py::object& value, const py::object& average,
+                     bool is_in_optimizer, std::optional<int64_t> group, const py::dict& state) {
     Layer& layer = tensors_.networks[network].layers.back();
-    std::vector<Tensor> tensors;
-    for (const py::object& object : state) tensors.push_back(tensor_of(object));
-    (is_bias ? layer.bias : layer.weight) = Parameter(value, average, group, tensors);
+    (is_bias ? layer.bias : layer.weight) = Parameter(value, average, is_in_optimizer, group, state);
   }
 
   // A buffer of the generator that its moving average takes over as it is.
@@ -347,7 +345,8 @@ void register_step_engine(py::module_& m) {
       .def("add_layer", &StepEngine::add_layer)
       .def("set_batch_norm", &StepEngine::set_batch_norm)
       .def("set_dropout", &StepEngine::set_dropout)
-      .def("add_parameter", &StepEngine::add_parameter)
+      .def("add_parameter", &StepEngine::add_parameter, py::arg("network"), py::arg("is_bias"), py::arg("value"),
+           py::arg("average"), py::arg("is_in_optimizer"), py::arg("group"), py::arg("state"))
       .def("add_copied_buffer", &StepEngine::add_copied_buffer)
       .def("add_group", &StepEngine::add_group)
 #ifndef FASTGAN_SIMT

@@ -219,7 +219,7 @@ class CudaStep {
     std::vector<Update> list;
     for (Network& network : networks_.networks) {
       network.for_parameters([&](Parameter& parameter) {
-        if (parameter.group < 0) return;
+        if (!parameter.is_updated()) return;
         const bool here = counts_on_device(parameter);
         TORCH_CHECK(here || parameter.step.is_cpu(), "an optimizer's step count must be on the CPU, or on ",
                     parameter.value.device(), " as float32 or float64, but one is ", parameter.step.scalar_type(),
@@ -255,8 +255,8 @@ class CudaStep {
       Update& update = updates_->list[k];
       Parameter& parameter = *update.parameter;
       parameter.device_step = updates_->steps_of<T>() + k;
-      const AdamGroup& group = groups[parameter.group];
-      const Tensor& rate = learning_rates[parameter.group];
+      const AdamGroup& group = groups[*parameter.group];
+      const Tensor& rate = learning_rates[*parameter.group];
       cuda::AdamDue now{group.options, group.learning_rate, rate.defined() ? data<float>(rate) : nullptr, nullptr,
                         nullptr};
       if (update.own_count)
@@ -327,7 +327,7 @@ class CudaStep {
                           const std::vector<Tensor>& learning_rates, bool draws, const Tensor& result) {
     for (const Network& network : networks_.networks)
       network.for_parameters([](const Parameter& parameter) {
-        TORCH_CHECK(parameter.group < 0 || counts_on_device(parameter),
+        TORCH_CHECK(!parameter.is_updated() || counts_on_device(parameter),
                     "Attempting CUDA graph capture of TrainStep.step, but an optimizer counts its steps on the host. "
                     "Set capturable=True when constructing it (or in its param_groups) if you intend to capture it.");
       });

@@ -5,6 +5,7 @@
 #include <torch/csrc/autograd/python_variable.h>
 #include <torch/csrc/autograd/variable.h>
 
+#include <optional>
 #include <utility>
 #include <vector>
 
@@ -27,16 +28,24 @@ inline void bump_version(const Tensor& tensor) {
 
 struct Parameter {
   Parameter() = default;
-  // State: step, exp_avg, exp_avg_sq and, with amsgrad, max_exp_avg_sq. Group -1: not updated, no state; -2: and an
-  // optimizer holds it.
-  Parameter(pybind11::object value, pybind11::object average, int64_t group, const std::vector<Tensor>& state)
-      : group(group), value_object_(std::move(value)), average_object_(std::move(average)) {
+  // Without a group it is not updated and has no state. State: step, exp_avg, exp_avg_sq and, with amsgrad,
+  // max_exp_avg_sq.
+  Parameter(pybind11::object value, pybind11::object average, bool is_in_optimizer, std::optional<int64_t> group,
+            const pybind11::dict& state)
+      : group(group),
+        is_in_optimizer_(is_in_optimizer),
+        value_object_(std::move(value)),
+        average_object_(std::move(average)) {
     hold();
-    if (group < 0) return;
-    TORCH_CHECK(state.size() >= 3, "a parameter's state must hold step, exp_avg and exp_avg_sq");
-    step = state[0], exp_avg = state[1], exp_avg_sq = state[2];
-    if (state.size() > 3) max_exp_avg_sq = state[3];
+    if (!is_updated()) return;
+    const auto tensor = [&](const char* name) { return state.contains(name) ? tensor_of(state[name]) : Tensor(); };
+    step = tensor("step"), exp_avg = tensor("exp_avg"), exp_avg_sq = tensor("exp_avg_sq");
+    max_exp_avg_sq = tensor("max_exp_avg_sq");
+    TORCH_CHECK(step.defined() && exp_avg.defined() && exp_avg_sq.defined(),
+                "a parameter's state must hold step, exp_avg and exp_avg_sq");
   }
+
+  bool is_updated() const { return group.has_value(); }
 
   bool exists() const { return bool(value_object_); }
   void hold() { value = tensor_of(value_object_), average = tensor_or_none(average_object_); }
@@ -55,8 +64,8 @@ struct Parameter {
 
   // The coming update, which is counted in `step`. Most parameters have the numbers of the one before.
   void prepare(const std::vector<AdamGroup>& groups, const Parameter* before) {
-    if (group < 0) return;
-    const AdamGroup& of = groups[group];
+    if (!is_updated()) return;
+    const AdamGroup& of = groups[*group];
     count = steps_done() + 1;
     set_steps_done(count);
     if (before != nullptr && before->group == group && before->count == count) {
@@ -71,7 +80,7 @@ struct Parameter {
   AdamParameter<T> adam_parameter() const {
     AdamParameter<T> to;
     to.value = pointer<T>(value);
-    if (group < 0) return to;
+    if (!is_updated()) return to;
     to.exp_avg = pointer<T>(exp_avg), to.exp_avg_sq = pointer<T>(exp_avg_sq);
     to.max_exp_avg_sq = pointer<T>(max_exp_avg_sq);
     to.average = pointer<T>(average);
@@ -81,15 +90,15 @@ struct Parameter {
 
   // Autograd must know that the values have changed, and gradients of before are gone, as after zero_grad.
   void after_update(double average_rate) {
-    if (group >= 0)
+    if (is_updated())
       bump_version(value), bump_version(average);
     else if (average.defined())
       average.lerp_(value.detach(), average_rate);
-    if (group != -1 && value.grad().defined()) value.mutable_grad() = Tensor();
+    if (is_in_optimizer_ && value.grad().defined()) value.mutable_grad() = Tensor();
   }
 
   Tensor value, average, step, exp_avg, exp_avg_sq, max_exp_avg_sq;
-  int64_t group = -1;
+  std::optional<int64_t> group;       // of the optimizers' groups
   double count = 0;                   // of updates, the due one included
   const void* device_step = nullptr;  // where a device has the AdamStep of the update that is due
 
@@ -97,6 +106,7 @@ struct Parameter {
   const AdamStep<float>* adam(float) const { return &float_step; }
   const AdamStep<double>* adam(double) const { return &double_step; }
 
+  bool is_in_optimizer_ = false;
   pybind11::object value_object_, average_object_;
   AdamStep<float> float_step{};
   AdamStep<double> double_step{};

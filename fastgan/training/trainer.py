@@ -6,11 +6,11 @@ import os
 import signal
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
+from typing_extensions import Unpack
 
 from fastgan import data as data_module
 from fastgan.data.dataset import DataError, Dataset
@@ -23,9 +23,6 @@ from fastgan.training.finite import NonFiniteError, find_non_finite
 from fastgan.training.report import Reporter, StopSignals
 from fastgan.training.run_folder import RunFolder, is_same_data
 from fastgan.training.state import TrainState
-
-if TYPE_CHECKING:
-    from typing_extensions import Unpack
 
 
 class Trainer:

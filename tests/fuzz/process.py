@@ -7,13 +7,12 @@ import random
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 import torch.optim.optimizer as torch_optimizer
 from torch import nn
 from torch.nn.modules import module as torch_module
 
 import fastgan
-from fastgan import backend
+from fastgan import backend, layers
 
 from .statements import PROCESS, NotHere, statement
 
@@ -83,10 +82,7 @@ def patch_class(process: Process, r: random.Random) -> str:
 @statement(PROCESS)
 def patch_function(process: Process, r: random.Random) -> str:
     """Of torch's functions, which the layers call."""
-    space, name = r.choice(
-        [(F, n) for n in ("linear", "relu", "leaky_relu", "batch_norm", "dropout", "elu", "silu", "gelu", "softplus")]
-        + [(torch, "tanh"), (torch, "sigmoid")]
-    )
+    space, name = r.choice([(space, name) for space, names in layers.FUNCTIONS.items() for name in names])
     original = getattr(space, name)
     process.set(space, name, lambda *inputs, **keywords: original(*inputs, **keywords) * 0.9)
     return f"{space.__name__}.{name} patched"

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fastgan import reference
 from fastgan.nn import fuse, unfuse
 
 from .networks import Backwards, Calls, Iterates, Named, Wrapped, fill, layer
@@ -115,6 +116,14 @@ def train_or_eval(world: World, r: random.Random) -> str:
     return f"{path}.train({to})"
 
 
+OPTIONS: dict[str, list[Any]] = {  # values for those of the activations
+    "negative_slope": [0.0, 0.5, -0.3, 2],
+    "inplace": [True, False],
+    "alpha": [1.0, 0.5, 1],
+    "beta": [1.0, 3.0],
+    "threshold": [20.0, 0.5],
+    "approximate": ["tanh", "none"],
+}
 ATTRIBUTES: dict[type, list[tuple[str, list[Any]]]] = {
     nn.BatchNorm1d: [
         ("momentum", [None, 0.0, 0.5, 1.0, 0]),
@@ -126,11 +135,11 @@ ATTRIBUTES: dict[type, list[tuple[str, list[Any]]]] = {
         ("training", [0, 1]),
     ],
     nn.Dropout: [("p", [0.0, 0.5, 1.0, 0]), ("inplace", [True, False]), ("training", [0, 1])],
-    nn.LeakyReLU: [("negative_slope", [0.0, 0.5, -0.3, 2]), ("inplace", [True, False])],
-    nn.ReLU: [("inplace", [True, False])],
-    nn.ELU: [("alpha", [1.0, 0.5, 1]), ("inplace", [True, False])],
-    nn.Softplus: [("beta", [1.0, 3.0]), ("threshold", [20.0, 0.5])],
-    nn.GELU: [("approximate", ["tanh", "none"])],
+    **{
+        activation.module: [(option, OPTIONS[option]) for option in activation.options]
+        for activation in reference.ACTIVATIONS.values()
+        if activation.options
+    },
     nn.Linear: [("in_features", [1, 99]), ("out_features", [1, 99]), ("extra", [1])],
 }
 
