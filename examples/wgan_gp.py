@@ -28,5 +28,6 @@ for step in range(301):
     g_optimizer.step()
 
     if step % 100 == 0:
+        estimate = (critic(real).mean() - critic(fake).mean()).item()  # the critic's loss has the penalty in it too
         mean = generator(torch.randn(1000, 2)).mean(dim=0).tolist()
-        print(f"step {step:3d}  Wasserstein estimate {-critic_loss.item():.3f}  mean {mean[0]:.2f}, {mean[1]:.2f}")
+        print(f"step {step:3d}  Wasserstein estimate {estimate:.3f}  mean {mean[0]:.2f}, {mean[1]:.2f}")

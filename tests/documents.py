@@ -15,7 +15,13 @@ import fastgan
 
 ROOT = Path(__file__).resolve().parent.parent
 AT_THE_TOP = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")]
-DOCUMENTS = [*AT_THE_TOP, *sorted((ROOT / "docs").rglob("*.md"))]
+# Those beside the code that they describe, and the notes to records, where they are: not all are in a distribution.
+BESIDE_CODE = [
+    path
+    for pattern in ("csrc/*/README.md", "tests/*/README.md", "bench/results/*.md")
+    for path in sorted(ROOT.glob(pattern))
+]
+DOCUMENTS = [*AT_THE_TOP, *sorted((ROOT / "docs").rglob("*.md")), *BESIDE_CODE]
 # What a block may be: code, commands, or what no one runs: drawings, and what a block before printed.
 LANGUAGES = ("python", "sh", "text")
 COMMAND = re.compile(r"fastgan [a-z-]|python -m (bench|tools)|python \S+\.py|make [a-z]|pip install |tools/\S+\.sh")
@@ -33,7 +39,12 @@ class Example(NamedTuple):
     text: str
 
     def __str__(self) -> str:
-        return f"{self.document.name}:{self.line}"
+        return f"{shown(self.document)}:{self.line}"
+
+
+def shown(document: Path) -> str:
+    """A document's path: there are several READMEs."""
+    return document.relative_to(ROOT).as_posix() if document.is_relative_to(ROOT) else document.name
 
 
 def blank(text: str) -> str:
@@ -57,14 +68,14 @@ def unknown_blocks(document: Path) -> list[str]:
     """The blocks in a language that nothing here runs, and lines of shell blocks that are no command known here."""
     text = document.read_text(encoding="utf-8")
     unknown = [
-        f"{document.name}:{line_of(text, match.start('code'))}: a block of {match['language'] or 'no language'}"
+        f"{shown(document)}:{line_of(text, match.start('code'))}: a block of {match['language'] or 'no language'}"
         for match in FENCE.finditer(text)
         if match["language"] not in LANGUAGES
     ]
     for block in blocks(document, "sh"):
         for number, line in enumerate(block.text.splitlines(), block.line):
             if line.strip() and not line.startswith("#") and not COMMAND.match(without_setting(line)):
-                unknown.append(f"{document.name}:{number}: {line}")
+                unknown.append(f"{shown(document)}:{number}: {line}")
     return unknown
 
 
@@ -87,7 +98,7 @@ def commands(document: Path) -> Iterator[Example]:
         command = without_setting(line)
         if COMMAND.match(command):
             for part in command.split(" && "):
-                yield Example(document, number, part)
+                yield Example(document, number, without_setting(part))
 
 
 def arguments(command: str) -> list[str]:

@@ -43,11 +43,26 @@ def test_the_page_has_what_was_measured(made_up: dict[str, Any]) -> None:
         assert line in text.splitlines()
     assert "your own loop" not in text  # not measured
     flowing = " ".join(text.split())
+    assert "In the tables over batches and widths PyTorch eager takes real and fake as two batches." in flowing
     assert flowing.startswith(
         "Measured on 2026-11-23 on 2 threads of a CPU (avx512), with PyTorch 2.13.0, at commit abc"
     )
     assert "products reached 150 GFLOP/s in float32, 1.2 TFLOP/s in bfloat16" in flowing
     assert "aim" not in text
+
+
+def test_what_a_loop_of_ones_own_compares_with(made_up: dict[str, Any]) -> None:
+    whole = next(row for row in made_up["rows"] if row["case"] == "step ring float32" and row["contender"] == "fastgan")
+    made_up["rows"].append(
+        {**whole, "contender": "fastgan modules", "against": {"torch": 1.5, "torch one batch": 0.99}}
+    )
+    text = benchmark_page.markdown(made_up, "cpu.json")
+    lines = text.splitlines()
+    assert "| your own loop: fastgan's modules and losses against PyTorch's | 1.50 | | | |" in lines
+    assert "The rows of your own loop compare with the same loop in PyTorch, which takes" in text
+    assert "| step ring float32, own loop | `torch one batch` | 0.99 |" in lines
+    made_up["rows"] = [row for row in made_up["rows"] if "sweep" not in row]
+    assert "In the tables over batches" not in benchmark_page.markdown(made_up, "cpu.json")
 
 
 def test_all_that_is_slower_is_told(made_up: dict[str, Any]) -> None:

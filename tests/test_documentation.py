@@ -34,6 +34,7 @@ from documents import (
     check_span,
     commands,
     line_of,
+    shown,
     unknown_blocks,
 )
 from PIL import Image
@@ -46,7 +47,7 @@ from fastgan.cli import app
 # How many blocks of a document are marked as not run.
 NOT_RUN: dict[str, int] = {}
 
-BLOCKS = {document.relative_to(ROOT).as_posix(): blocks(document, "python") for document in DOCUMENTS}
+BLOCKS = {shown(document): blocks(document, "python") for document in DOCUMENTS}
 COMMANDS = [example for document in DOCUMENTS for example in commands(document)]
 FASTGAN = [example for example in COMMANDS if example.text.startswith("fastgan ")]
 OTHERS = [example for example in COMMANDS if not example.text.startswith("fastgan ")]
@@ -88,11 +89,11 @@ def run(examples: list[Example], assumes: bool = False) -> None:
         defined.update({name: value for name, value in names.items() if before.get(name) is not value})
 
 
-@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda document: document.relative_to(ROOT).as_posix())
+@pytest.mark.parametrize("document", DOCUMENTS, ids=shown)
 def test_no_block_is_left_out(document: Path) -> None:
     assert not unknown_blocks(document)
     marked = [block for language in LANGUAGES for block in blocks(document, language, marked=True)]
-    assert len(marked) == NOT_RUN.get(document.relative_to(ROOT).as_posix(), 0), [str(block) for block in marked]
+    assert len(marked) == NOT_RUN.get(shown(document), 0), [str(block) for block in marked]
 
 
 SPANS = [
@@ -108,12 +109,19 @@ def test_names_in_the_prose(span: Example) -> None:
     check_span(span.text)
 
 
-@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda document: document.relative_to(ROOT).as_posix())
+@pytest.mark.parametrize("document", DOCUMENTS, ids=shown)
 def test_links_within_the_repository(document: Path) -> None:
     """Files and pictures that are linked to exist; what is within a page `make docs` checks."""
     text = FENCE.sub("", document.read_text(encoding="utf-8"))
     linked = {target.partition("#")[0] for target in re.findall(r"\]\(([^)\s]+)\)", text) if "://" not in target}
     assert not [target for target in linked if not (document.parent / target).exists()]
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=shown)
+def test_lines_fit_a_screen(document: Path) -> None:
+    """All but the rows of tables, which cannot be broken."""
+    lines = document.read_text(encoding="utf-8").splitlines()
+    assert not [i for i, line in enumerate(lines, 1) if len(line) > 120 and not line.startswith("|")]
 
 
 # Commands.

@@ -52,8 +52,10 @@ def markdown(record: dict[str, Any], file: str) -> str:
     parts = [
         _where(record, file),
         *_table(step_tables.ratios(rows)),
+        *map(_filled, step_tables.notes_on_ratios(rows)),
         *_table(step_tables.absolute(record)),
         *(text for axis in step_tables.SWEEPS for text in _table(step_tables.sweep(rows, axis))),
+        *map(_filled, step_tables.notes_on_sweeps(rows)),
         *_table(_losses(rows)),
         *_table(_networks(rows)),
         *_table(_by_pass(rows, "linear_act ", "`linear_act`, batch x in x out")),

@@ -43,6 +43,16 @@ def ratios(rows: Iterable[Row]) -> Table:
     ]
 
 
+def notes_on_ratios(rows: Iterable[Row]) -> list[str]:
+    """What the rows of the user's own loop compare with, where there are any."""
+    if not any(contender == "fastgan modules" for contender, _ in _by_configuration(rows)):
+        return []
+    return [
+        "The rows of your own loop compare with the same loop in PyTorch, which takes real and fake as two batches. "
+        "Where one batch is faster, it is in the last table."
+    ]
+
+
 def absolute(record: Row) -> Table:
     """Milliseconds of a TrainStep, the share of the machine's best product, and peak memory, by configuration."""
     cells = _by_configuration(record["rows"])
@@ -67,6 +77,13 @@ def sweep(rows: Iterable[Row], axis: str) -> Table:
         [SWEEPS[axis], *map(str, values)],
         *([title, *(number(cells.get((contender, value))) for value in values)] for contender, title in SWEPT.items()),
     ]
+
+
+def notes_on_sweeps(rows: Iterable[Row]) -> list[str]:
+    """How PyTorch's step takes its batches there, where there is a sweep."""
+    if not any("sweep" in row for row in rows):
+        return []
+    return ["In the tables over batches and widths PyTorch eager takes real and fake as two batches."]
 
 
 def slower_than_peers(rows: Iterable[Row]) -> Iterator[tuple[str, str, float]]:
