@@ -35,9 +35,9 @@ class TrainStep:
     else runs composed, of fused ops under autograd; so does each step with the R1 penalty. `plan` says in one line
     which path runs and, when it is not the fastest, why.
 
-    A Linear's bias right before a BatchNorm1d, in a tree of nn.Sequential, has no gradient, since the mean of the batch
-    is taken off again; it is taken as zero on every path. In a plain loop rounding leaves a remainder, which Adam
-    scales up to whole steps, another one on each machine.
+    A Linear's bias right before a BatchNorm1d, in a tree of nn.Sequential, has no gradient, since BatchNorm subtracts
+    the batch mean; every path sets it to zero. In a plain loop rounding leaves a small remainder, which Adam scales up
+    to full steps, different ones on each machine.
 
     D's last layer. Whatever it is, its output is taken for a logit, but for nn.Sigmoid, the tutorials' form with
     BCELoss: the step then is the loop with BCELoss on D's own output. The Sigmoid is folded into the loss, which is
@@ -46,8 +46,8 @@ class TrainStep:
     penalty differentiates D's own output, Sigmoid included. A Sigmoid that cannot be folded, because it or a module
     around it has hooks or is wrapped (torch.compile, DataParallel), is trained with BCELoss on D's output, as is a D
     of one's own class where autograd says that a Sigmoid made its output. A probability that D computes in another
-    way cannot be told from a logit: such a D must return the logit. nn.LogSigmoid, nn.Hardsigmoid, nn.Softmax and
-    nn.LogSoftmax as the last layer of an nn.Sequential are refused. Any layer may be G's last.
+    way cannot be told from a logit: such a D must return the logit. nn.LogSigmoid, nn.Hardsigmoid,
+    nn.Softmax, nn.Softmin and nn.LogSoftmax as the last layer of an nn.Sequential are refused. Any layer may be G's last.
     """
 
     def __init__(
