@@ -18,7 +18,7 @@ namespace {
 //   accepts(x, weights)               whether to try at all; with_dtype(dtype, f) then calls f(Tag<T>)
 //   fits(here, network)               whether the kernels take it
 //   forward, backward(here, network)
-//   strided_input                     whether the input may have any strides
+//   set_input(call, x)                forward's input
 //   keeps_intermediates               whether backward can keep grad_z and grad_y
 //   needs_grad_z                      whether backward needs a place for every grad_z
 template <class Scope>
@@ -53,7 +53,7 @@ class Scratch {
 
 template <>
 struct WholeMlp<CpuScope> {
-  static constexpr bool strided_input = true, keeps_intermediates = true, needs_grad_z = false;
+  static constexpr bool keeps_intermediates = true, needs_grad_z = false;
 
   template <class T>
   struct Network : cpu::Mlp<T> {
@@ -79,6 +79,10 @@ struct WholeMlp<CpuScope> {
     dtype == at::kFloat ? f(Tag<float>{}) : f(Tag<double>{});
   }
 
+  template <class Call>
+  static void set_input(Call& call, const Tensor& x) {  // of any strides
+    call.network.input = {call.data(x), x.size(1), x.stride(0), x.stride(1)};
+  }
   template <class T>
   static bool fits(const CpuScope&, const Network<T>&) {
     return true;
@@ -98,7 +102,7 @@ struct WholeMlp<CpuScope> {
 
 template <>
 struct WholeMlp<CudaScope> {
-  static constexpr bool strided_input = false, keeps_intermediates = false, needs_grad_z = true;
+  static constexpr bool keeps_intermediates = false, needs_grad_z = true;
 
   template <class T>
   struct Network : cuda::NarrowNetwork<T> {
@@ -116,6 +120,10 @@ struct WholeMlp<CudaScope> {
     bindings::with_dtype(dtype, "mlp", f);
   }
 
+  template <class Call>
+  static void set_input(Call& call, const Tensor& x) {
+    call.network.layers[0].x = call.keep(x);
+  }
   template <class T>
   static bool fits(const CudaScope& here, const Network<T>& network) {
     return cuda::is_narrow<T>(here, network);
@@ -126,7 +134,7 @@ struct WholeMlp<CudaScope> {
   }
   template <class T>
   static void backward(const CudaScope& here, Network<T>& network) {
-    network.input_width = static_cast<int>(network.layers[0].in);
+    network.input_width = network.layers[0].in;
     cuda::mlp_backward<T>(here, network, allow_tf32());
   }
 };
@@ -140,17 +148,20 @@ struct WholeCall {
     network.batch = x.size(0);
     network.count = static_cast<int>(weights.size());
     for (size_t l = 0; l < weights.size(); ++l) {
-      network.layers[l].in = weights[l].size(1);
-      network.layers[l].out = weights[l].size(0);
-      network.layers[l].activation = layers[l];
+      auto& layer = network.layers[l];
+      layer.in = static_cast<decltype(layer.in)>(weights[l].size(1));
+      layer.out = static_cast<decltype(layer.out)>(weights[l].size(0));
+      layer.activation = layers[l];
     }
   }
 
+  static const T* data(const Tensor& tensor) { return bindings::data<T>(tensor); }
+  // Of the tensor as a contiguous matrix, or null where it is undefined.
   const T* keep(const Tensor& tensor) {
     if (!tensor.defined()) return nullptr;
-    if (tensor.is_contiguous()) return data<T>(tensor);
+    if (tensor.is_contiguous()) return data(tensor);
     kept.push_back(tensor.contiguous());
-    return data<T>(kept.back());
+    return data(kept.back());
   }
   T* make(Tensor& tensor, at::IntArrayRef sizes) {
     tensor = at::empty(sizes, options);
@@ -176,10 +187,9 @@ std::optional<std::vector<LayerOutput>> whole_forward(const Scope& here, const T
     auto& network = call.network;
     if (!Whole::fits(here, network)) return;
     outputs.emplace(weights.size());
-    const Tensor input = Whole::strided_input ? x : x.contiguous();
-    network.input = {data<T>(input), input.size(1), input.stride(0), input.stride(1)};
+    Whole::set_input(call, x);
     for (size_t l = 0; l < weights.size(); ++l) {
-      MlpLayer<T>& layer = network.layers[l];
+      auto& layer = network.layers[l];
       LayerOutput& out = (*outputs)[l];
       layer.weight = call.keep(weights[l]);
       layer.bias = call.keep(biases.get(l).value_or(Tensor()));
@@ -211,7 +221,7 @@ std::optional<MlpGradients> whole_backward(const Scope& here, const Tensor& grad
     network.grad_output = call.keep(grad_output);
     if (need.input) network.grad_input = call.make(made.input, x.sizes());
     for (size_t l = 0; l < weights.size(); ++l) {
-      MlpLayer<T>& layer = network.layers[l];
+      auto& layer = network.layers[l];
       layer.weight = call.keep(weights[l]);
       layer.x = call.keep(l == 0 ? x : outputs[l - 1]);
       layer.saved = call.keep(saved[l]);

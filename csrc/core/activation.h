@@ -22,15 +22,8 @@
 
 namespace fastgan {
 
-enum class Activation : int {
-#define FASTGAN_ENUMERATOR(name) name,
-  FASTGAN_ACTIVATIONS(FASTGAN_ENUMERATOR)
-#undef FASTGAN_ENUMERATOR
-};
-
-#define FASTGAN_STRING(name) #name,
-constexpr const char* activation_names[] = {FASTGAN_ACTIVATIONS(FASTGAN_STRING)};
-#undef FASTGAN_STRING
+enum class Activation : int { FASTGAN_ACTIVATIONS(FASTGAN_ENUMERATOR) };
+constexpr const char* activation_names[] = {FASTGAN_ACTIVATIONS(FASTGAN_NAME)};
 constexpr int activation_count = sizeof(activation_names) / sizeof(activation_names[0]);
 
 inline std::optional<Activation> activation_named(std::string_view name) {

@@ -23,22 +23,22 @@ struct LayerMatrices {
   Matrix grad_z{};  // the gradient by z
 };
 
-// y = activation(x weight^T + bias).
-template <class T>
+// y = activation(x weight^T + bias). Width: int where registers are scarce.
+template <class T, class Width = int64_t>
 struct LinearLayer {
-  int64_t in = 0, out = 0;
+  Width in = 0, out = 0;
   ActivationArguments activation{Activation::identity, 0};
   const T* weight = nullptr;  // (out, in), never null
   const T* bias = nullptr;    // (out); null without one
 };
 
 // And where its passes read and write. Null where not wanted, unless said otherwise.
-template <class T>
-struct MlpLayer : LinearLayer<T> {
+template <class T, class Width = int64_t>
+struct MlpLayer : LinearLayer<T, Width> {
   T* y = nullptr;  // forward: (batch, out)
   T* z = nullptr;  // forward: the pre-activation, of activations whose derivative is a function of it
 
-  const T* x = nullptr;      // backward, never null: (batch, in)
+  const T* x = nullptr;      // backward, never null: (batch, in); on CUDA forward reads the first layer's
   const T* saved = nullptr;  // backward, never null: (batch, out), y or z, whichever the activation saves
   T* grad_z = nullptr;       // backward: (batch, out), kept where given
   T* grad_y = nullptr;       // backward: (batch, out), kept where given
@@ -51,7 +51,6 @@ template <class T>
 struct MlpPass {
   int64_t batch = 0;
   int count = 0;
-  StridedRows<T> input;            // forward: (batch, in)
   const T* grad_output = nullptr;  // backward: (batch, out of the last layer)
   T* grad_input = nullptr;         // backward: (batch, in); null where not wanted
   int lowest = 0;                  // backward: no gradient goes below this layer's z; 0 where grad_input is wanted

@@ -13,6 +13,13 @@
 #define FASTGAN_INLINE inline __attribute__((always_inline))
 #endif
 
+// Calls X with each type of elements.
+#define FASTGAN_EACH_FLOATING(X) X(float) X(double) X(bfloat16) X(float16)
+
+// A list of kinds is a macro that calls X(name) with each: its enumeration and their names are made of it.
+#define FASTGAN_ENUMERATOR(name) name,
+#define FASTGAN_NAME(name) #name,
+
 namespace fastgan {
 
 struct bfloat16 {

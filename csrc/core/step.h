@@ -10,15 +10,8 @@ namespace fastgan {
 // Each pass has a switch over them: one that is added does not compile until all of them know it.
 #define FASTGAN_LAYER_KINDS(X) X(linear) X(batch_norm) X(dropout) X(identity)
 
-enum class LayerKind : int {
-#define FASTGAN_ENUMERATOR(name) name,
-  FASTGAN_LAYER_KINDS(FASTGAN_ENUMERATOR)
-#undef FASTGAN_ENUMERATOR
-};
-
-#define FASTGAN_STRING(name) #name,
-constexpr const char* layer_kind_names[] = {FASTGAN_LAYER_KINDS(FASTGAN_STRING)};
-#undef FASTGAN_STRING
+enum class LayerKind : int { FASTGAN_LAYER_KINDS(FASTGAN_ENUMERATOR) };
+constexpr const char* layer_kind_names[] = {FASTGAN_LAYER_KINDS(FASTGAN_NAME)};
 
 // y = activation(z), and z is what the kind says of the layer's input.
 template <class T>

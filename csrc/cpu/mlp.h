@@ -12,6 +12,7 @@ namespace fastgan::cpu {
 template <class T>
 struct Mlp : MlpPass<T> {
   MlpLayer<T>* layers = nullptr;
+  StridedRows<T> input;  // forward: (batch, in)
 };
 
 // Bytes of scratch memory for each, aligned to 64.

@@ -16,15 +16,8 @@ namespace fastgan::cpu {
   X(generator_backward)        \
   X(generator_update)
 
-enum class StepPhase : int {
-#define FASTGAN_ENUMERATOR(name) name,
-  FASTGAN_STEP_PHASES(FASTGAN_ENUMERATOR)
-#undef FASTGAN_ENUMERATOR
-};
-
-#define FASTGAN_STRING(name) #name,
-constexpr const char* step_phase_names[] = {FASTGAN_STEP_PHASES(FASTGAN_STRING)};
-#undef FASTGAN_STRING
+enum class StepPhase : int { FASTGAN_STEP_PHASES(FASTGAN_ENUMERATOR) };
+constexpr const char* step_phase_names[] = {FASTGAN_STEP_PHASES(FASTGAN_NAME)};
 constexpr int step_phase_count = sizeof(step_phase_names) / sizeof(step_phase_names[0]);
 
 // Whether this processor, and this build, have what StepProblem::bf16 takes (AMX).

@@ -162,10 +162,7 @@ void act_double_backward(const Context& context, ActivationArguments arguments, 
   template void act_backward<T>(const Context&, ActivationArguments, int64_t, int64_t, const T*, const T*, T*, T*);    \
   template void act_double_backward<T>(const Context&, ActivationArguments, int64_t, const T*, const T*, const T*, T*, \
                                        T*);
-FASTGAN_INSTANTIATE(float)
-FASTGAN_INSTANTIATE(double)
-FASTGAN_INSTANTIATE(bfloat16)
-FASTGAN_INSTANTIATE(float16)
+FASTGAN_EACH_FLOATING(FASTGAN_INSTANTIATE)
 #undef FASTGAN_INSTANTIATE
 
 }  // namespace fastgan::cuda

@@ -133,10 +133,7 @@ void bce_backward(const Context& context, const BceArguments<T>& a, const T* gra
   template void bce_elementwise<T>(const Context&, const BceArguments<T>&, T*); \
   template void bce_sum<T>(const Context&, const BceArguments<T>&, double, T*); \
   template void bce_backward<T>(const Context&, const BceArguments<T>&, const T*, int64_t, double, T*, T*);
-FASTGAN_INSTANTIATE(float)
-FASTGAN_INSTANTIATE(double)
-FASTGAN_INSTANTIATE(bfloat16)
-FASTGAN_INSTANTIATE(float16)
+FASTGAN_EACH_FLOATING(FASTGAN_INSTANTIATE)
 #undef FASTGAN_INSTANTIATE
 
 }  // namespace fastgan::cuda

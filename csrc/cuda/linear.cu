@@ -16,10 +16,7 @@ void linear_forward(const Context& context, const LinearForward<T>& a, Rounding 
 }
 
 #define FASTGAN_INSTANTIATE(T) template void linear_forward<T>(const Context&, const LinearForward<T>&, Rounding);
-FASTGAN_INSTANTIATE(float)
-FASTGAN_INSTANTIATE(double)
-FASTGAN_INSTANTIATE(bfloat16)
-FASTGAN_INSTANTIATE(float16)
+FASTGAN_EACH_FLOATING(FASTGAN_INSTANTIATE)
 #undef FASTGAN_INSTANTIATE
 
 }  // namespace fastgan::cuda

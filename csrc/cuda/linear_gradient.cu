@@ -28,10 +28,7 @@ void linear_weight_gradient(const Context& context, const LinearWeightGradient<T
 #define FASTGAN_INSTANTIATE(T)                                                                     \
   template void linear_input_gradient<T>(const Context&, const LinearInputGradient<T>&, Rounding); \
   template void linear_weight_gradient<T>(const Context&, const LinearWeightGradient<T>&, Rounding);
-FASTGAN_INSTANTIATE(float)
-FASTGAN_INSTANTIATE(double)
-FASTGAN_INSTANTIATE(bfloat16)
-FASTGAN_INSTANTIATE(float16)
+FASTGAN_EACH_FLOATING(FASTGAN_INSTANTIATE)
 #undef FASTGAN_INSTANTIATE
 
 }  // namespace fastgan::cuda

@@ -131,10 +131,7 @@ void logits_loss_backward(const Context& context, int64_t n, const compute_t<T>*
   template void logits_loss_sum<T>(const Context&, const LogitsTerm<T>*, int, T*);    \
   template void logits_loss_elementwise<T>(const Context&, const LogitsTerm<T>&, T*); \
   template void logits_loss_backward<T>(const Context&, int64_t, const compute_t<T>*, const T*, int64_t, double, T*);
-FASTGAN_INSTANTIATE(float)
-FASTGAN_INSTANTIATE(double)
-FASTGAN_INSTANTIATE(bfloat16)
-FASTGAN_INSTANTIATE(float16)
+FASTGAN_EACH_FLOATING(FASTGAN_INSTANTIATE)
 #undef FASTGAN_INSTANTIATE
 
 }  // namespace fastgan::cuda

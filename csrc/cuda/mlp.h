@@ -12,7 +12,7 @@ constexpr int max_narrow_layers = 8;
 constexpr int max_narrow_width = 256;  // of what stays on chip between two layers
 
 template <class T>
-struct NarrowLayer : MlpLayer<T> {
+struct NarrowLayer : MlpLayer<T, int> {
   AdamParameter<T> adam_weight, adam_bias;  // of mlp_update, instead of grad_weight and grad_bias
 };
 
@@ -34,7 +34,6 @@ struct NarrowNetwork : MlpPass<T> {
 template <class T>
 bool is_narrow(const Context& context, const NarrowNetwork<T>& network);
 
-// The input is contiguous.
 template <class T>
 void mlp_forward(const Context& context, const NarrowNetwork<T>& network, bool tf32);
 

@@ -102,24 +102,23 @@ __global__ void __launch_bounds__(tile_threads, 2)
   const int64_t row0 = int64_t{blockIdx.x} * samples;
   for (int l = 0; l < network.count; ++l) {
     const NarrowLayer<T>& layer = network.layers[l];
-    const int in = int(layer.in), out = int(layer.out);
-    const Matrix<T> x = matrix(network.input.data, in, network.batch, in);
-    const Matrix<T> weight = matrix(layer.weight, in, out, in);
+    const Matrix<T> x = matrix(layer.x, layer.in, network.batch, layer.in);
+    const Matrix<T> weight = matrix(layer.weight, layer.in, layer.out, layer.in);
     T* const next = l + 1 < network.count ? resident + l % 2 * N::resident_size : nullptr;
     const auto epilogue = [&](const C* tile, int col0) {
       with_activation(layer.activation.activation, [&](auto act) {
         using A = decltype(act);
         const C slope = C(layer.activation.negative_slope);
-        const bool real = col0 + int(threadIdx.x) < out;
+        const bool real = col0 + int(threadIdx.x) < layer.out;
         const C bias = real && layer.bias != nullptr ? load(layer.bias + col0 + threadIdx.x) : C(0);
         const auto nothing = [](int, int) { return 0; };
-        for_tile<N, T, sizeof(T) == 8 ? 1 : 4>(tile, col0, out, nothing, [&](int sample, int col, C sum, int) {
+        for_tile<N, T, sizeof(T) == 8 ? 1 : 4>(tile, col0, layer.out, nothing, [&](int sample, int col, C sum, int) {
           const C z = layer.bias != nullptr ? sum + bias : sum;
           T y{};
           if (real) store(&y, A::value(z, slope));
           if (next != nullptr) next[sample * N::resident_stride + col] = y;
           if (!real || row0 + sample >= network.batch) return;
-          const int64_t place = (row0 + sample) * out + col;
+          const int64_t place = (row0 + sample) * layer.out + col;
           if (layer.z != nullptr) store(layer.z + place, z);
           if (layer.y != nullptr) layer.y[place] = y;
         });
@@ -134,7 +133,7 @@ __global__ void __launch_bounds__(tile_threads, 2)
 template <class T>
 struct Before {
   __device__ __forceinline__ Before(const NarrowNetwork<T>& network, int l)
-      : width(l == 0 ? network.input_width : int(network.layers[l].in)),
+      : width(l == 0 ? network.input_width : network.layers[l].in),
         activation(l == 0 ? network.input_activation : network.layers[l - 1].activation),
         saved(l == 0 ? network.input_saved : network.layers[l - 1].saved),
         grad(l == 0 ? network.grad_input : network.layers[l - 1].grad_z) {}
@@ -153,13 +152,12 @@ __device__ __forceinline__ void backward_chain(const NarrowNetwork<T>& network, 
   const int last = network.count - 1;
   const NarrowLayer<T>& top = network.layers[last];
   if (network.grad_output != nullptr) {
-    const int out = int(top.out);
     with_activation(top.activation.activation, [&](auto act) {
       using A = decltype(act);
       const C slope = C(top.activation.negative_slope);
-      for (int i = threadIdx.x; i < samples * out; i += tile_threads) {
-        if (row0 + i / out >= network.batch) break;
-        const int64_t place = row0 * out + i;
+      for (int i = threadIdx.x; i < samples * top.out; i += tile_threads) {
+        if (row0 + i / top.out >= network.batch) break;
+        const int64_t place = row0 * top.out + i;
         store(top.grad_z + place, gradient<A>(C(load(network.grad_output + place)), C(load(top.saved + place)), slope));
       }
     });
@@ -167,9 +165,8 @@ __device__ __forceinline__ void backward_chain(const NarrowNetwork<T>& network, 
   }
   for (int l = last; l > network.lowest || (l == 0 && network.grad_input != nullptr); --l) {
     const NarrowLayer<T>& layer = network.layers[l];
-    const int in = int(layer.in), out = int(layer.out);
-    const Matrix<T> grad_z = matrix<T>(layer.grad_z, out, network.batch, out);
-    const Matrix<T> weight = matrix(layer.weight, in, Before<T>(network, l).width, out);
+    const Matrix<T> grad_z = matrix<T>(layer.grad_z, layer.out, network.batch, layer.out);
+    const Matrix<T> weight = matrix(layer.weight, layer.in, Before<T>(network, l).width, layer.out);
     const auto epilogue = [&](const C* tile, int col0) {
       const Before<T> before(network, l);  // again: what lives through the product takes registers from it
       T* const next = resident + (l + 1) % 2 * N::resident_size;
@@ -215,14 +212,13 @@ __device__ __forceinline__ void weight_gradient_tile(const NarrowNetwork<T>& net
   using Arithmetic = typename N::template Arithmetic<weight_tile, weight_tile, Major::row, Major::row>;
   using C = typename N::C;
   const int64_t batch = network.batch;
-  const int in = int(layer.in), out = int(layer.out);
-  const int tiles_across = (in + weight_tile - 1) / weight_tile;
+  const int tiles_across = (layer.in + weight_tile - 1) / weight_tile;
   const int row0 = tile_index / tiles_across * weight_tile, col0 = tile_index % tiles_across * weight_tile;
   C* const tile = reinterpret_cast<C*>(stage_memory);
   Arithmetic arithmetic;
   arithmetic.clear();
-  const typename N::Rows a{stage_memory, matrix<T>(layer.grad_z, out, out, batch), row0};
-  const typename N::Rows b{stage_memory + N::Rows::shared_elements, matrix(layer.x, in, in, batch), col0};
+  const typename N::Rows a{stage_memory, matrix<T>(layer.grad_z, layer.out, layer.out, batch), row0};
+  const typename N::Rows b{stage_memory + N::Rows::shared_elements, matrix(layer.x, layer.in, layer.in, batch), col0};
   const bool sums_bias = wants_bias<trains>(layer) && col0 == 0 && threadIdx.x < weight_tile;
   C bias_sum = 0;
   multiply_tiles(arithmetic, a, b, 0, batch, [&](int stage) {
@@ -232,14 +228,14 @@ __device__ __forceinline__ void weight_gradient_tile(const NarrowNetwork<T>& net
   arithmetic.write(tile, N::weight_stride);
   __syncthreads();
   if (wants_weight<trains>(layer)) {
-    const Tile<C, weight_tile, N::weight_stride> sums{tile, row0, col0, out, in};
+    const Tile<C, weight_tile, N::weight_stride> sums{tile, row0, col0, layer.out, layer.in};
     if constexpr (trains)
       update_tile(sums, layer.adam_weight, network.average_rate);
     else
       store_tile(sums, layer.grad_weight);
   }
   const int row = row0 + int(threadIdx.x);
-  if (sums_bias && row < out) {
+  if (sums_bias && row < layer.out) {
     if constexpr (trains)
       update(layer.adam_bias, *layer.adam_bias.step, row, bias_sum, network.average_rate);
     else
@@ -264,7 +260,7 @@ __global__ void __launch_bounds__(tile_threads, 2)
   for (int l = network.lowest; l < network.count; ++l) {
     const NarrowLayer<T>& layer = network.layers[l];
     if (!wants_weight<trains>(layer) && !wants_bias<trains>(layer)) continue;
-    const int tiles = weight_tiles(int(layer.in), int(layer.out));
+    const int tiles = weight_tiles(layer.in, layer.out);
     for (; tile < tiles; tile += gridDim.x) weight_gradient_tile<N, trains>(network, layer, tile, resident);
     tile -= tiles;
   }
@@ -286,7 +282,7 @@ template <bool trains, class T>
 void run_backward(const Context& context, const NarrowNetwork<T>& network, bool tf32) {
   int64_t work = (network.batch + samples - 1) / samples, tiles = 0;
   for (int l = network.lowest; l < network.count; ++l)
-    tiles += weight_tiles(int(network.layers[l].in), int(network.layers[l].out));
+    tiles += weight_tiles(network.layers[l].in, network.layers[l].out);
   work = std::max(work, tiles);
   with_arithmetic<T>(tf32, [&](auto tensor_cores) {
     const auto kernel = mlp_backward_kernel<T, tensor_cores, trains>;

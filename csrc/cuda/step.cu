@@ -294,12 +294,11 @@ class Passes {
     NarrowNetwork<T> to = {};
     to.batch = rows_.count();
     to.count = network_.count;
-    to.input = {input_, network_.in(), network_.in(), 1};
     for (int l = 0; l < network_.count; ++l) {
       const StepLayer<T>& layer = network_.layers[l];
       const LayerBuffers<T>& own = buffers_.layers[l];
       NarrowLayer<T>& narrow = to.layers[l];
-      narrow.in = layer.in, narrow.out = layer.out;
+      narrow.in = int(layer.in), narrow.out = int(layer.out);
       narrow.activation = layer.activation;
       narrow.weight = layer.weight.value, narrow.bias = layer.bias.value;
       narrow.x = x(l);

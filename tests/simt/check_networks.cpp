@@ -22,7 +22,6 @@ void check_network(int64_t batch, const std::vector<int>& sizes, bool tf32, int 
   fastgan::cuda::NarrowNetwork<T> network = {};
   network.batch = batch;
   network.count = count;
-  network.input = {x.data(), sizes[0], sizes[0], 1};
   network.lowest = lowest;
   network.grad_output = grad_output.data();
   network.grad_input = input ? grad_input.data() : nullptr;
