@@ -47,7 +47,8 @@ class TrainStep:
     around it has hooks or is wrapped (torch.compile, DataParallel), is trained with BCELoss on D's output, as is a D
     of one's own class where autograd says that a Sigmoid made its output. A probability that D computes in another
     way cannot be told from a logit: such a D must return the logit. nn.LogSigmoid, nn.Hardsigmoid,
-    nn.Softmax, nn.Softmin and nn.LogSoftmax as the last layer of an nn.Sequential are refused. Any layer may be G's last.
+    nn.Softmax, nn.Softmin and nn.LogSoftmax as the last layer of an nn.Sequential are refused. Any layer may be G's
+    last.
     """
 
     def __init__(

@@ -53,7 +53,7 @@ def insert(file: Path, text: str, before: str, after: str) -> None:
 
 def add_to(checkout: Path) -> None:
     """The two edits."""
-    insert(checkout / "fastgan" / "reference.py", TABLE_ENTRY, before="}\n", after="\nACTIVATIONS")
+    insert(checkout / "fastgan" / "reference.py", TABLE_ENTRY, before="}\n\n", after="\nACTIVATIONS")
     header = checkout / "csrc" / "core" / "activation.h"
     insert(header, " X(mish)", before="\n\n", after="#define FASTGAN_ACTIVATIONS(X)")
     insert(header, COMPILED_ENTRY, before="// The gradient by z of", after="struct Act<")

@@ -269,14 +269,18 @@ void parameter_gradients(const MlpLayer<T>& layer, int64_t batch, Team& team, in
           TileTask<T> task{};
           task.a = gradients;
           task.b = x_rows + block * samples * panel;
-          task.k = samples;
           task.c = tile;
-          task.accumulate = first > 0;
           // The next rows of x, half of which another thread has packed.
           task.fetch = {task.b + samples * panel, panel * panel, panel};
           if (i > rows.begin || block + 1 == group_end) task.fetch = {tile};
           if (first > 0) load_tile(height, width, to, in, tile);
-          multiply<T, Storage::packed>(height, task);
+          for (int64_t s = 0; s < samples; s += samples_a_chain) {
+            task.k = std::min(samples_a_chain, samples - s);
+            task.accumulate = first > 0 || s > 0;
+            multiply<T, Storage::packed>(height, task);
+            task.a += task.k * packed_stride, task.b += task.k * panel;
+            task.fetch.from += task.fetch.after * (samples_a_chain / panel);
+          }
           store_tile(height, width, tile, to, in);
         }
       }

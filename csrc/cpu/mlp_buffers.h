@@ -15,6 +15,10 @@ constexpr int64_t panels_a_thread = 16;
 // Samples over which a weight gradient is summed at once; the sums of the next ones are added to it.
 constexpr int64_t samples_at_once = 1024;
 
+// Of these, as many are added one to the other, and then as one to the sum of those before: each addition rounds by a
+// share of what the sum has reached.
+constexpr int64_t samples_a_chain = 64;
+
 // Tiles of samples whose gradients a thread takes through a layer at once.
 constexpr int64_t row_tiles_at_once = 16;
 
