@@ -2,8 +2,8 @@
 // bfloat16 or float16; tf32 as in linear.h.
 #pragma once
 
+#include "../core/adam.h"
 #include "../core/mlp.h"
-#include "../core/step.h"
 #include "platform.h"
 
 namespace fastgan::cuda {
@@ -12,12 +12,12 @@ constexpr int max_narrow_layers = 8;
 constexpr int max_narrow_width = 256;  // of what stays on chip between two layers
 
 template <class T>
-struct NarrowLayer : MlpLayer<T> {
+struct NarrowLayer : MlpLayer<T, int> {
   AdamParameter<T> adam_weight, adam_bias;  // of mlp_update, instead of grad_weight and grad_bias
 };
 
-// As a kernel takes it: by value, its layers with it. Every layer's grad_z has a place, and no grad_y is kept. The last
-// grad_z is there already where grad_output is null, and then lowest is 0 where grad_input is wanted.
+// As a kernel takes it: by value, its layers with it. Every layer's grad_z has a place, and no grad_y is kept; the last
+// grad_z is there already where grad_output is null.
 template <class T>
 struct NarrowNetwork : MlpPass<T> {
   NarrowLayer<T> layers[max_narrow_layers];
@@ -34,7 +34,6 @@ struct NarrowNetwork : MlpPass<T> {
 template <class T>
 bool is_narrow(const Context& context, const NarrowNetwork<T>& network);
 
-// The input is contiguous.
 template <class T>
 void mlp_forward(const Context& context, const NarrowNetwork<T>& network, bool tf32);
 
