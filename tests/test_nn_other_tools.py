@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import gc
 import io
 import pickle
 from collections.abc import Callable, Iterator
@@ -403,6 +404,7 @@ def test_copies_and_wrappers(name, twins) -> None:
 def process_group(tmp_path) -> Iterator[None]:
     torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path / 'group'}", rank=0, world_size=1)
     yield
+    gc.collect()  # of what holds the group: were it the last to, gloo's threads and Python's lock could wait for each other
     torch.distributed.destroy_process_group()
 
 
