@@ -404,7 +404,7 @@ def test_copies_and_wrappers(name, twins) -> None:
 def process_group(tmp_path) -> Iterator[None]:
     torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path / 'group'}", rank=0, world_size=1)
     yield
-    gc.collect()  # of what holds the group: were it the last to, gloo's threads and Python's lock could wait for each other
+    gc.collect()  # what holds the group must not be the last to: gloo's threads and Python's lock can block each other
     torch.distributed.destroy_process_group()
 
 
