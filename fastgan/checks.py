@@ -23,6 +23,13 @@ def choice(name: str, value: Any, allowed: Collection[str]) -> None:
         raise ValueError(f"{name} must be one of {', '.join(allowed)}, not {value!r}")
 
 
+def decay(name: str, value: Any) -> None:
+    """TypeError unless value is a real number; ValueError unless it is in [0, 1)."""
+    number(name, value, 0.0, 1.0)
+    if value == 1.0:
+        raise ValueError(f"{name} must be in [0, 1), not 1: the average would never move")
+
+
 def number(name: str, value: Any, low: float = -math.inf, high: float = math.inf, *, low_open: bool = False) -> None:
     """TypeError unless value is a real number; ValueError unless it is finite and in [low, high] or (low, high]."""
     # The type first: an isinstance of an abstract class takes longer than the rest of a call's checks.

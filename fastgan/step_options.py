@@ -48,9 +48,7 @@ class StepOptions:
         checks.number("r1_gamma", self.r1_gamma, 0.0)
         checks.integer("r1_every", self.r1_every, 1)
         checks.integer("num_classes", self.num_classes, 0)
-        checks.number("ema_decay", self.ema_decay, 0.0, 1.0)
-        if self.ema_decay == 1.0:
-            raise ValueError("ema_decay must be in [0, 1), not 1: the average would never move")
+        checks.decay("ema_decay", self.ema_decay)
         checks.choice("precision", self.precision, PRECISIONS)
 
 

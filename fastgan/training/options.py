@@ -78,9 +78,7 @@ def one_of(allowed: Collection[str]) -> Check:
 
 def decay(name: str, value: Any) -> Any:
     """A number in [0, 1)."""
-    checks.number(name, value, 0.0, 1.0)
-    if value == 1.0:
-        raise ValueError(f"{name} must be in [0, 1), not 1: the average would never move")
+    checks.decay(name, value)
     return value
 
 
