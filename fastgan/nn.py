@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from fastgan import backend, bystanders, checks, functional, layers, reference
+from fastgan import backend, checks, functional, layers, other_tools, reference
 from fastgan.layers import computes_linear, fused_activation, global_hooks
 
 __all__ = [
@@ -245,7 +245,7 @@ class _Fused:
             output = _reader.run(self, input)
             if output is not None:
                 return output
-        if type(input) not in _PLAIN_TENSORS or bystanders.are_there():
+        if type(input) not in _PLAIN_TENSORS or other_tools.are_there():
             return self._plain_class.forward(self, input)
         if self._plain_class.forward not in layers.SEQUENTIAL_FORWARDS:  # patched since, on the class
             return self._plain_class.forward(self, input)

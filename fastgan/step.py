@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from fastgan import checks, ending, functional, layers
+from fastgan import checks, discriminator_output, functional, layers
 from fastgan.engine import CannotPlan, Plan
 from fastgan.nn import is_fully_fused
 from fastgan.statistics import StepStats
@@ -105,7 +105,7 @@ class TrainStep:
         self.ema, self.ema_decay = ema, ema_decay
         self.precision, self.engine = precision, bool(engine)
         self._options()
-        ending.warn_of_hidden_sigmoid(discriminator)
+        discriminator_output.warn_of_hidden_sigmoid(discriminator)
         self.real_target, self.fake_target = float(real_target), float(fake_target)
         self.r1_gamma, self.ema_decay = float(r1_gamma), float(ema_decay)
         self.steps_done = 0
@@ -125,7 +125,7 @@ class TrainStep:
         """The options in force. They are public attributes, which may have been set since: each path refuses the same
         ones."""
         options = read(StepOptions, self)
-        ending.check(self.discriminator)
+        discriminator_output.check(self.discriminator)
         return options
 
     @property
@@ -136,7 +136,7 @@ class TrainStep:
         if plan is not None:
             return plan.text
         halves = "one batch" if is_fully_fused(self.discriminator) else "two batches (D is not one fused MLP)"
-        last = ending.Ending(self.discriminator).text
+        last = discriminator_output.DiscriminatorOutput(self.discriminator).text
         return (
             f"composed: fused ops under autograd, real and fake through D as {halves}, {self.precision}; "
             f"{last + '; ' if last else ''}not one call, because {self._no_plan}"
@@ -242,7 +242,7 @@ class TrainStep:
         return seconds
 
     def _composed_step(self, real: Tensor, labels: Tensor | None, noise: Tensor | None, penalize: bool) -> StepStats:
-        last = ending.Ending(self.discriminator)
+        last = discriminator_output.DiscriminatorOutput(self.discriminator)
         conditions = None if labels is None else F.one_hot(labels, self.num_classes).to(real.dtype)
         if noise is None:
             rows = self.d_steps + (0 if self.reuse_fake else 1)
@@ -275,7 +275,12 @@ class TrainStep:
         return torch.autocast(like.device.type, dtype or torch.bfloat16, enabled=dtype is not None, cache_enabled=False)
 
     def _update_discriminator(
-        self, last: ending.Ending, real: Tensor, fake: Tensor, condition: Tensor | None, penalize: bool
+        self,
+        last: discriminator_output.DiscriminatorOutput,
+        real: Tensor,
+        fake: Tensor,
+        condition: Tensor | None,
+        penalize: bool,
     ) -> tuple[Tensor, Tensor, Tensor]:
         with self._autocast(real):
             real_input, fake_input = _conditioned(real, condition), _conditioned(fake, condition)
@@ -294,7 +299,9 @@ class TrainStep:
         _update(self.d_optimizer, total, layers.cancelled_biases(self.discriminator))
         return d_loss, real_logits, fake_logits
 
-    def _update_generator(self, last: ending.Ending, fake: Tensor, condition: Tensor | None) -> Tensor:
+    def _update_generator(
+        self, last: discriminator_output.DiscriminatorOutput, fake: Tensor, condition: Tensor | None
+    ) -> Tensor:
         with self._autocast(fake):
             g_loss = last.generator_loss(last.run(_conditioned(fake, condition)), self.loss)
         _update(self.g_optimizer, g_loss, layers.cancelled_biases(self.generator))

@@ -37,7 +37,7 @@ _VIEWS = (
 )
 
 
-class Ending:
+class DiscriminatorOutput:
     """A discriminator, as a loss meets it.
 
     Attributes:
