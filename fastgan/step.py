@@ -6,12 +6,12 @@ import contextlib
 import copy
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from fastgan import checks, discriminator_output, functional, layers
 from fastgan.engine import CannotPlan, Plan
+from fastgan.labels import LabelCheck
 from fastgan.nn import is_fully_fused
 from fastgan.statistics import StepStats
 from fastgan.step_options import AUTOCAST_DTYPES, StepOptions, StepParts, read
@@ -109,6 +109,7 @@ class TrainStep:
         self.real_target, self.fake_target = float(real_target), float(fake_target)
         self.r1_gamma, self.ema_decay = float(r1_gamma), float(ema_decay)
         self.steps_done = 0
+        self._labels = LabelCheck()
         self._has_updated = False  # whether the composed step under way has called an optimizer
         self._plan: Plan | None = None
         self._no_plan, self._plan_again = "", 0
@@ -119,7 +120,8 @@ class TrainStep:
         self.__dict__.pop("_plan", None)
 
     def __getstate__(self) -> dict[str, object]:
-        return {**vars(self), "_plan": None, "_plan_again": 0}  # a copy or a pickle plans anew
+        # A copy or a pickle plans anew, and hears nothing of the labels of others.
+        return {**vars(self), "_plan": None, "_plan_again": 0, "_labels": LabelCheck()}
 
     def _options(self) -> StepOptions:
         """The options in force. They are public attributes, which may have been set since: each path refuses the same
@@ -165,7 +167,8 @@ class TrainStep:
         Args:
             real: (batch, data), used by every D step, or (d_steps, batch, data), one batch a D step.
             labels: (batch,) or (d_steps, batch), integers in [0, num_classes): of the real samples, and asked of the
-                fakes. Needed exactly when num_classes > 0.
+                fakes. Needed exactly when num_classes > 0. Labels on a GPU are looked at there: a sample with one that
+                is not in this range is of no class, the statistics of its step are NaN, and a later step raises.
             noise: (d_steps + 1, batch, latent), one batch for each D step and one for G; with reuse_fake
                 (d_steps, batch, latent). None draws it from torch's generator of real's device.
 
@@ -173,8 +176,10 @@ class TrainStep:
             The StepStats of the last D step and the G step.
 
         Raises:
-            ValueError, TypeError, RuntimeError: a shape, dtype, label or device does not fit; nothing was updated.
+            ValueError, TypeError, RuntimeError: a shape, dtype, label or device does not fit, or labels of an earlier
+                step on a GPU did not; nothing was updated.
         """
+        self._labels.hear()
         penalize = self.r1_gamma > 0 and self.steps_done % self.r1_every == 0
         statistics = None if penalize else self._planned_step(real, labels, noise)
         if statistics is None:
@@ -243,7 +248,7 @@ class TrainStep:
 
     def _composed_step(self, real: Tensor, labels: Tensor | None, noise: Tensor | None, penalize: bool) -> StepStats:
         last = discriminator_output.DiscriminatorOutput(self.discriminator)
-        conditions = None if labels is None else F.one_hot(labels, self.num_classes).to(real.dtype)
+        conditions = None if labels is None else self._labels.one_hot(labels, self.num_classes, real.dtype)
         if noise is None:
             rows = self.d_steps + (0 if self.reuse_fake else 1)
             noise = torch.randn(rows, real.shape[1], self._latent_size(), device=real.device, dtype=real.dtype)
@@ -262,12 +267,8 @@ class TrainStep:
         if self.ema is not None:
             self._update_ema(self.ema)
         with torch.no_grad():
-            return StepStats(
-                d_loss.detach(),
-                g_loss.detach(),
-                last.score(real_logits),
-                last.score(fake_logits),
-            )
+            statistics = d_loss.detach(), g_loss.detach(), last.score(real_logits), last.score(fake_logits)
+            return StepStats(*(statistics if labels is None else map(self._labels.marked, statistics)))
 
     def _autocast(self, like: Tensor) -> torch.autocast:
         # Uncached: a cached 16-bit copy of a weight would outlive the weight's update within the step.
@@ -384,7 +385,7 @@ class TrainStep:
             raise ValueError(
                 f"labels must have shape ({real.shape[1]},) or {tuple(real.shape[:2])}, not {tuple(labels.shape)}"
             )
-        # On a device the comparison below would wait for it; there an out-of-range label trips one_hot's own check.
+        # On a device the comparison below would wait for it; there LabelCheck or the engine's kernels look.
         labels = labels.long()
         if labels.device.type == "cpu" and (labels.min() < 0 or labels.max() >= self.num_classes):
             raise ValueError(

@@ -346,6 +346,54 @@ def test_sizes_of_batch_that_take_turns() -> None:
         assert_same_training(ours, plain)
 
 
+def test_another_thread_draws_while_a_step_is_captured() -> None:
+    """Neither of the two is refused, and the step's own draws are those of the plain loop."""
+    generator = nn.Sequential(nn.Linear(3, 8), nn.ReLU(), nn.Dropout(0.5), nn.Linear(8, 4))
+    step = twin(TrainStep, generator, MLP([4, 8, 1]), adam)
+    stop, drawn, errors = threading.Event(), [0], []
+
+    def draw() -> None:
+        own = torch.cuda.Stream()
+        with torch.cuda.stream(own):
+            while not stop.is_set() and not errors:
+                try:
+                    assert torch.randn(1000, device="cuda").isfinite().all()
+                    drawn[0] += 1
+                except RuntimeError as error:
+                    errors.append(error)
+
+    thread = threading.Thread(target=draw)
+    thread.start()
+    try:
+        for i in range(150):  # each size runs, is captured, and makes room for others
+            for _ in range(2):
+                assert all(value.isfinite() for value in step.step(torch.randn(2 + i % 50, 4)))
+    finally:
+        stop.set()
+        thread.join()
+    assert not errors
+    assert drawn[0] > 0
+
+
+@pytest.mark.parametrize("engine", [True, False], ids=["engine", "composed"])
+@pytest.mark.parametrize("label", [3, -1, 1 << 40])
+def test_a_label_out_of_range_is_told_and_harms_nothing(label: int, engine: bool) -> None:
+    """Launch by launch, captured and replayed; the sample is as one of no class."""
+    step = twin(TrainStep, *networks(num_classes=3, dtype=torch.float32), adam, num_classes=3, engine=engine)
+    real, labels, noise = inputs({"num_classes": 3}, torch.float32)
+    odd = labels.clone()
+    odd[1] = label
+    for _ in range(5):
+        assert all(value.isnan() for value in step.step(real, odd, noise))
+        with pytest.raises(
+            ValueError, match=rf"labels must be in \[0, 3\), but those of an earlier step held {label}\."
+        ):
+            step.step(real, labels, noise)
+        assert all(value.isfinite() for value in step.step(real, labels, noise))
+    assert all(parameter.isfinite().all() for parameter in step.generator.parameters())
+    assert all(parameter.isfinite().all() for parameter in step.discriminator.parameters())
+
+
 @pytest.mark.parametrize("path", ["narrow", "tiled"])
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_sanitize_whole_step(path: str, precision: str) -> None:

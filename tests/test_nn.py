@@ -264,7 +264,7 @@ def test_functional_call_and_meta_device() -> None:
     results = [torch.func.functional_call(module, *given) for module in (ours, torchs)]
     assert_within_bound(*results, torch.func.functional_call(in_double(torchs), *as_double(given)))
     assert MLP(SIZES, device="meta")(input.to("meta")).shape == (3, 3)
-    abstract = MLP(SIZES, "elu", device="meta").to_empty(device="cpu")
+    abstract = MLP(SIZES, "elu", device="meta").to_empty(device=input.device)
     abstract.load_state_dict(torchs.state_dict())
     assert_same_output(abstract, torchs, input)
 

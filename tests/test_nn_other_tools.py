@@ -179,7 +179,9 @@ def dynamic(module: nn.Module, input: Tensor, fuse_again: bool, layers_fused: bo
 @pytest.mark.parametrize("layers_fused", [False, True], ids=["layers", "fused layers"])
 @pytest.mark.parametrize("when", ["before", "between"])
 @pytest.mark.parametrize("quantize", [static, aware, dynamic])
-def test_eager_quantization(quantize, when, layers_fused) -> None:
+def test_eager_quantization(quantize, when, layers_fused, backend) -> None:
+    if backend == "cuda":
+        pytest.skip("PyTorch's quantized layers run on the CPU alone")
     input = torch.randn(8, 4)
     expected = quantize(quantizable(False), input, False, layers_fused)
     module = quantize(quantizable(when == "before"), input, when == "between", layers_fused)
@@ -271,7 +273,7 @@ PATCHES: dict[str, tuple[Any, str, Callable[..., Any]]] = {
     "Named.forward": (Named, "forward", lambda old: lambda self, x: old(self, x) + 1),
     "Module.__call__": (nn.Module, "__call__", lambda old: lambda self, *a, **k: old(self, *a, **k) + 1),
     "F.linear": (F, "linear", lambda old: lambda x, w, b=None: old(x, 2 * w, b)),
-    "F.leaky_relu": (F, "leaky_relu", lambda old: lambda x, slope, inplace: old(x, 2 * slope)),
+    "F.leaky_relu": (F, "leaky_relu", lambda old: lambda x, negative_slope, inplace: old(x, 2 * negative_slope)),
     "torch.tanh": (torch, "tanh", lambda old: lambda x: old(x) + 1),
 }
 
@@ -379,7 +381,7 @@ COPIES: dict[str, Callable[[nn.Module], nn.Module]] = {
     "saved tensors on the CPU": lambda m: lambda x: with_saved_tensors_on_cpu(m, x),
     "compile": lambda m: torch.compile(m, fullgraph=True, backend="aot_eager"),
     "compiled in place": lambda m: m.compile(backend="aot_eager") or m,
-    "to_empty": lambda m: copy.deepcopy(m).to_empty(device="cpu").requires_grad_().apply(
+    "to_empty": lambda m: copy.deepcopy(m).to_empty(device=torch.get_default_device()).requires_grad_().apply(
         lambda part: [p.data.fill_(0.5) for p in part.parameters()] and part
     ),
 }  # fmt: skip
@@ -401,8 +403,9 @@ def test_copies_and_wrappers(name, twins) -> None:
 
 
 @pytest.fixture
-def process_group(tmp_path) -> Iterator[None]:
-    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path / 'group'}", rank=0, world_size=1)
+def process_group(tmp_path, backend) -> Iterator[None]:
+    own = "cuda:nccl,cpu:gloo" if torch.get_default_device().type == "cuda" else "gloo"
+    torch.distributed.init_process_group(own, init_method=f"file://{tmp_path / 'group'}", rank=0, world_size=1)
     yield
     gc.collect()  # what holds the group must not be the last to: gloo's threads and Python's lock can block each other
     torch.distributed.destroy_process_group()
@@ -412,7 +415,7 @@ def sharded(module: nn.Module) -> nn.Module:
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
 
-    return fully_shard(module, mesh=init_device_mesh("cpu", (1,)))
+    return fully_shard(module, mesh=init_device_mesh(torch.get_default_device().type, (1,)))
 
 
 @pytest.mark.skipif(not torch.distributed.is_available(), reason="torch.distributed is not in this build")
@@ -482,7 +485,7 @@ def test_classes_of_every_making_are_fused_and_told_of_no_twin() -> None:
 
 
 def test_skip_init_and_conv_bn_fusion() -> None:
-    layer = nn.utils.skip_init(nn.Linear, 4, 2)
+    layer = nn.utils.skip_init(nn.Linear, 4, 2, device=torch.get_default_device())
     nn.init.ones_(layer.weight), nn.init.zeros_(layer.bias)
     assert torch.equal(fuse(nn.Sequential(layer, nn.ReLU()))(torch.ones(1, 4)), torch.full((1, 2), 4.0))
     torch.manual_seed(0)

@@ -141,9 +141,14 @@ def test_modes_without_gradients(mode: Callable[[], Any]) -> None:
     assert y.is_inference() == (mode is torch.inference_mode)
 
 
-def train(seed: int, start: threading.Barrier | None, found: dict[int, list[Tensor]]) -> None:
+def train(seed: int, device: torch.device, start: threading.Barrier | None, found: dict[int, list[Tensor]]) -> None:
     """A small GAN, its data and noise from a generator of its own."""
-    random = torch.Generator().manual_seed(seed)
+    with device:  # the default of the thread that asks is not that of others
+        train_there(seed, start, found)
+
+
+def train_there(seed: int, start: threading.Barrier | None, found: dict[int, list[Tensor]]) -> None:
+    random = torch.Generator(torch.get_default_device()).manual_seed(seed)
     networks = [fastgan.nn.MLP(sizes) for sizes in ([2, 8, 3], [3, 8, 1])]
     parameters = [list(network.parameters()) for network in networks]
     with torch.no_grad():
@@ -159,12 +164,13 @@ def train(seed: int, start: threading.Barrier | None, found: dict[int, list[Tens
 
 def test_two_trainings_in_two_threads() -> None:
     """They end with the bits that they have one after the other."""
+    device = torch.get_default_device()
     alone: dict[int, list[Tensor]] = {}
     together: dict[int, list[Tensor]] = {}
     for seed in (1, 2):
-        train(seed, None, alone)
+        train(seed, device, None, alone)
     start = threading.Barrier(2)
-    threads = [threading.Thread(target=train, args=(seed, start, together)) for seed in (1, 2)]
+    threads = [threading.Thread(target=train, args=(seed, device, start, together)) for seed in (1, 2)]
     for thread in threads:
         thread.start()
     for thread in threads:

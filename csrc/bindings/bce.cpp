@@ -50,7 +50,8 @@ Layout grad_input_layout(const Tensor& input, const Tensor& target, const Option
 }
 
 Layout grad_target_layout(const Tensor& input, const OptionalTensor& pos_weight) {
-  return is_given(pos_weight) ? contiguous_layout(input.sym_sizes()) : unary_layout(input);  // log sigma(-x) - ..., -x
+  // log sigma(-x) - ..., or -x; torch's log sigma is contiguous on the CPU alone.
+  return is_given(pos_weight) && !input.device().is_cuda() ? contiguous_layout(input.sym_sizes()) : unary_layout(input);
 }
 
 // The elements of `tensor`, broadcast to `sizes`, as a repeating pattern: its own memory where it is that already (one

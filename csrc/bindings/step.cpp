@@ -122,6 +122,7 @@ class StepEngine {
     const bool has_labels = !labels_object.is_none(), has_noise = !noise_object.is_none();
     if (has_labels != (settings_.classes > 0)) return py::none();
     const at::NoGradGuard no_grad;
+    check_labels_before();
     Tensor real, labels, noise;
     if (!take(real_object, 3, first().scalar_type(), real)) return py::none();
     if (real.size(2) != settings_.data || real.size(1) < settings_.least_batch) return py::none();
@@ -249,13 +250,22 @@ class StepEngine {
     return true;
   }
 
+  // Of steps on a device that are done by now.
+  void check_labels_before() {
+#if defined(FASTGAN_SIMT) || defined(FASTGAN_WITH_CUDA)
+    const std::optional<int64_t> label = cuda_.odd_label();
+    TORCH_CHECK_VALUE(!label, "labels must be in [0, ", settings_.classes, "), but those of an earlier step held ",
+                      *label, ". That step took the sample as one of no class, and its statistics are NaN.");
+#endif
+  }
+
   template <class T>
   void run(const StepInputs& inputs, bool draws, const Tensor& result) {
 #if defined(FASTGAN_SIMT) || defined(FASTGAN_WITH_CUDA)
     if (is_on_cuda()) return cuda_.run<T>(settings_, inputs, groups_, learning_rates_, draws, result);
 #endif
 #ifndef FASTGAN_SIMT
-    if (draws) inputs.noise.normal_();
+    if (draws) tensors_.draw(noise_);
     std::fill_n(seconds_, cpu::step_phase_count, 0.0);
     cpu_.seconds = timed_ ? seconds_ : nullptr;
     cpu_.run<T>(settings_, inputs, groups_, result);

@@ -12,16 +12,17 @@
 #include <memory>
 #include <optional>
 #include <tuple>
+#include <utility>
 #include <vector>
 
 #include "../cuda/adam.h"
 #include "../cuda/step.h"
 #include "layer_path.h"
 #include "scopes.h"
+#include "step_graphs.h"
 #include "step_networks.h"
 
 #ifdef FASTGAN_WITH_CUDA
-#include <ATen/cuda/CUDAGraph.h>
 #include <c10/cuda/CUDACachingAllocator.h>
 #endif
 
@@ -95,9 +96,10 @@ class CudaStep {
                         : allow_tf32() ? cuda::Rounding::tf32
                                        : cuda::Rounding::none;
     options_.narrow = prefers_narrow(inputs.batch());
+    if (settings.classes > 0 && odd_label_ == nullptr) odd_label_ = std::make_unique<HostWord>(networks_.first());
 #ifdef FASTGAN_WITH_CUDA
     const c10::cuda::CUDAGuard guard(networks_.first().device());
-    if (is_capturing()) return run_within_a_graph<T>(settings, inputs, groups, learning_rates, draws, result);
+    if (is_capturing_now()) return run_within_a_graph<T>(settings, inputs, groups, learning_rates, draws, result);
 #endif
     reserve_updates<T>(own_updates_);
     updates_ = &own_updates_;
@@ -110,7 +112,7 @@ class CudaStep {
 #ifdef FASTGAN_WITH_CUDA
       replay_or_run<T>(settings, inputs, draws);
 #else
-      if (draws) inputs.noise.normal_();
+      if (draws) networks_.draw(inputs.noise);
       launch<T>(settings, inputs, own_memory_);
 #endif
     } catch (...) {
@@ -118,6 +120,13 @@ class CudaStep {
       throw;
     }
     result.copy_(updates_->sums, /*non_blocking=*/true);
+  }
+
+  // A label of an earlier step that was not in [0, classes), where its step has got so far.
+  std::optional<int64_t> odd_label() {
+    if (odd_label_ == nullptr) return std::nullopt;
+    const int64_t label = std::exchange(*static_cast<volatile int64_t*>(odd_label_->address()), 0);
+    return label == 0 ? std::nullopt : std::optional<int64_t>(label);  // zero is never odd
   }
 
   void prepare(int network) {
@@ -163,7 +172,7 @@ class CudaStep {
     std::vector<Update> list;  // the generator's first
     int64_t of_generator = 0;
     bool is_set = false;
-    Tensor due, steps, counts, counters, sums;
+    Tensor due, steps, counts, counters, sums, odd_label;
 
     cuda::AdamDue* due_list() const { return static_cast<cuda::AdamDue*>(due.mutable_data_ptr()); }
     template <class T>
@@ -192,6 +201,12 @@ class CudaStep {
     here.rounds_to_bf16 = options_.rounding == cuda::Rounding::bf16;
     here_ = &here, memory_ = &memory;
     swap_masks(memory);
+    options_.odd_labels = {};
+    if (settings.classes > 0) {
+      options_.odd_labels.found = static_cast<unsigned*>(updates_->odd_label.mutable_data_ptr());
+      // A graph of the caller's may outlive this.
+      if (updates_ == &own_updates_) options_.odd_labels.told = odd_label_->address();
+    }
     try {
       run_step<T>(*this, networks_, settings, inputs);
     } catch (...) {
@@ -234,6 +249,7 @@ class CudaStep {
     updates.counts = at::empty({count}, options.dtype(at::kFloat));
     updates.counters = at::zeros({cuda::Context::counter_count}, options.dtype(at::kInt));
     updates.sums = at::zeros({4}, options);
+    updates.odd_label = at::zeros({1}, options.dtype(at::kInt));
     updates.due = at::empty({count * int64_t(sizeof(cuda::AdamDue))}, bytes());
     updates.list = std::move(list);
   }
@@ -314,12 +330,6 @@ class CudaStep {
   // As many sizes of batch as usually take turns, the smaller last batch of an epoch among them.
   static constexpr size_t most_captured = 4;
 
-  bool is_capturing() const {
-    cudaStreamCaptureStatus status = cudaStreamCaptureStatusNone;
-    C10_CUDA_CHECK(cudaStreamIsCapturing(at::cuda::getCurrentCUDAStream(), &status));
-    return status != cudaStreamCaptureStatusNone;
-  }
-
   // Within a graph of the caller's: all that the launches use is memory of that graph, and nothing is believed of it
   // afterwards. So the replays count for themselves, as those of torch.optim's capturable optimizers do.
   template <class T>
@@ -393,7 +403,7 @@ class CudaStep {
     copied(inputs.real, given.real, true), copied(inputs.labels, given.labels, true);
     copied(inputs.noise, given.noise, !draws);
     const auto all = [&] {
-      if (draws) inputs.noise.normal_();
+      if (draws) networks_.draw(inputs.noise);
       launch<T>(settings, inputs, captured.memory);
     };
     read_addresses(addresses_);
@@ -405,26 +415,12 @@ class CudaStep {
       captured.has_run = true;
       return;
     }
-    if (captured.graph == nullptr) captured.graph = capture(all);
-    captured.graph->replay();
-  }
-
-  template <class F>
-  std::unique_ptr<at::cuda::CUDAGraph> capture(const F& all) const {
-    auto graph = std::make_unique<at::cuda::CUDAGraph>();
-    const c10::cuda::CUDAStreamGuard on(c10::cuda::getStreamFromPool(false, networks_.first().device().index()));
-    graph->capture_begin({0, 0}, cudaStreamCaptureModeThreadLocal);
-    try {
-      all();
-    } catch (...) {
-      try {
-        graph->capture_end();
-      } catch (...) {  // what went wrong first is what is told
-      }
-      throw;
+    if (captured.graph == nullptr) {
+      if (capture_stream_ == nullptr) capture_stream_ = std::make_unique<CaptureStream>(given.real.device().index());
+      captured.graph = capture(*capture_stream_, networks_.generator, all);
     }
-    graph->capture_end();
-    return graph;
+    capture_stream_->is_replayed_on(at::cuda::getCurrentCUDAStream());
+    captured.graph->replay();
   }
 
   // Memory that was made on one stream and is used on another must not be handed out again before the work there is
@@ -440,7 +436,8 @@ class CudaStep {
           c10::cuda::CUDACachingAllocator::recordStream(tensor->storage().data_ptr(), stream);
     };
     const Updates& updates = own_updates_;
-    record(updates_stream_, {&updates.due, &updates.steps, &updates.counts, &updates.counters, &updates.sums});
+    record(updates_stream_,
+           {&updates.due, &updates.steps, &updates.counts, &updates.counters, &updates.sums, &updates.odd_label});
     const Memory& memory = captured.memory;
     std::vector<const Tensor*> tensors = {&memory.inputs.real, &memory.inputs.noise, &memory.inputs.labels,
                                           &memory.scratch, &memory.workspace};
@@ -450,6 +447,7 @@ class CudaStep {
   }
 
   std::optional<cudaStream_t> updates_stream_;
+  std::unique_ptr<CaptureStream> capture_stream_;    // goes after the graphs
   std::vector<std::unique_ptr<Captured>> captured_;  // the latest first
   std::vector<void*> addresses_;
 #endif
@@ -457,7 +455,8 @@ class CudaStep {
   StepNetworks& networks_;
   cuda::StepOptions options_;
   Updates own_updates_;
-  Memory own_memory_;  // where there are no graphs
+  std::unique_ptr<HostWord> odd_label_;  // where there are classes
+  Memory own_memory_;                    // where there are no graphs
   // Of the step under way:
   Updates* updates_ = nullptr;
   Memory* memory_ = nullptr;

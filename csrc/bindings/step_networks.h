@@ -1,7 +1,10 @@
 // What the whole-step engine knows of the two networks and of the step: read once from Python, kept from step to step.
 #pragma once
 
+#include <ATen/core/Generator.h>
+
 #include <algorithm>
+#include <optional>
 #include <vector>
 
 #include "../core/step.h"
@@ -70,6 +73,11 @@ struct StepNetworks {
     TORCH_INTERNAL_ASSERT(false, "the generator has no parameter");
   }
 
+  // What draws; torch's own generator of the device where it is none.
+  std::optional<at::Generator> generator;
+
+  void draw(const Tensor& noise) const { noise.normal_(0, 1, generator); }
+
   // As torch.nn.functional.dropout draws it: batch after batch, layer after layer.
   void draw_masks(int network, int half, int64_t batch) {
     for (Layer& layer : networks[network].layers) {
@@ -77,7 +85,7 @@ struct StepNetworks {
       layer.masks.resize(2);
       Tensor& mask = layer.masks[half];
       if (!mask.defined() || mask.size(0) != batch) mask = at::zeros({batch, layer.out}, first().options());
-      if (layer.drop < 1) mask.bernoulli_(1 - layer.drop);
+      if (layer.drop < 1) mask.bernoulli_(1 - layer.drop, generator);
     }
   }
 

@@ -10,7 +10,6 @@
 #else
 #include <cuda_runtime.h>
 
-#include <cstdio>
 #include <stdexcept>
 #include <string>
 #endif
@@ -139,18 +138,6 @@ using Itself = T;
 #endif
 
 namespace fastgan::cuda {
-
-// Ends the program of a device, as torch's own checks on a device do, where the input is such as no kernel can go on
-// with; only there it can be seen without waiting.
-__device__ inline void device_check(bool good, const char* sentence) {
-  if (good) return;
-#ifdef FASTGAN_SIMT
-  simt::fault(sentence);
-#elif defined(__CUDACC__)
-  printf("fastgan: %s\n", sentence);
-  __trap();
-#endif
-}
 
 // The block's dynamic shared memory, aligned to 16 bytes.
 __device__ inline unsigned char* dynamic_shared() {

@@ -338,7 +338,8 @@ class Passes {
 // D's loss, and the gradient by z of its last layer.
 template <class T>
 void loss(const Context& context, const StepProblem<T>& problem, const NetworkBuffers<T>& discriminator, Rows rows,
-          double first, double second, double sign, T* sum, T* first_score, T* second_score) {
+          const StepOptions& options, double first, double second, double sign, T* sum, T* first_score,
+          T* second_score) {
   const LayerBuffers<T>& last = discriminator.layers.back();
   step_loss(context, StepLoss<T>{.batch = rows.batch,
                                  .halves = rows.halves,
@@ -349,16 +350,19 @@ void loss(const Context& context, const StepProblem<T>& problem, const NetworkBu
                                  .sign = sign,
                                  .grad_z = last.grad_z,
                                  .loss = sum,
-                                 .score = {first_score, second_score}});
+                                 .score = {first_score, second_score},
+                                 .odd_label = options.odd_labels.found,
+                                 .is_last_of_step = rows.halves == 1});
 }
 
 // G's output beside its labels, where there are labels.
 template <class T>
-void pack_fakes(const Context& context, const StepProblem<T>& problem, const Buffers<T>& buffers) {
+void pack_fakes(const Context& context, const StepProblem<T>& problem, const Buffers<T>& buffers,
+                const StepOptions& options) {
   if (problem.classes == 0) return;
   const int64_t data = problem.generator.out();
   const PackedRows<T> packed{{buffers.generator.layers.back().y, data, data, 1}, buffers.fakes};
-  pack_rows(context, &packed, 1, problem.batch, problem.labels, problem.classes);
+  pack_rows(context, &packed, 1, problem.batch, problem.labels, problem.classes, options.odd_labels);
 }
 
 }  // namespace
@@ -378,15 +382,15 @@ void discriminator_step(const Context& context, const StepProblem<T>& problem, v
   const Rows half{problem.batch, 1}, both{problem.batch, 2};
   const PackedRows<T> packed[] = {{problem.noise, buffers.generator.input},
                                   {problem.real, buffers.discriminator.input}};
-  pack_rows(context, packed, 2, problem.batch, problem.labels, problem.classes);
+  pack_rows(context, packed, 2, problem.batch, problem.labels, problem.classes, options.odd_labels);
   Passes<T>(context, problem.generator, buffers.generator, half, buffers.generator.input, buffers.gradient, options)
       .forward();
-  pack_fakes(context, problem, buffers);
+  pack_fakes(context, problem, buffers, options);
   const Passes<T> passes(context, problem.discriminator, buffers.discriminator, both, buffers.discriminator.input,
                          buffers.gradient, options);
   passes.forward();
-  loss(context, problem, buffers.discriminator, both, problem.real_target, problem.fake_target, 1, &sums->d_loss,
-       &sums->real_score, &sums->fake_score);
+  loss(context, problem, buffers.discriminator, both, options, problem.real_target, problem.fake_target, 1,
+       &sums->d_loss, &sums->real_score, &sums->fake_score);
   passes.backward({}, true, T(0));
 }
 
@@ -400,16 +404,16 @@ void generator_step(const Context& context, const StepProblem<T>& problem, void*
                             buffers.gradient, options);
   if (fresh) {
     const PackedRows<T> packed{problem.noise, buffers.generator.input};
-    pack_rows(context, &packed, 1, problem.batch, problem.labels, problem.classes);
+    pack_rows(context, &packed, 1, problem.batch, problem.labels, problem.classes, options.odd_labels);
     generator.forward();
-    pack_fakes(context, problem, buffers);
+    pack_fakes(context, problem, buffers, options);
   }
   const Passes<T> discriminator(context, problem.discriminator, buffers.discriminator, half, buffers.fakes,
                                 buffers.gradient, options);
   discriminator.forward();
   const double target = problem.minimax ? 0 : 1;
-  loss<T>(context, problem, buffers.discriminator, half, target, target, problem.minimax ? -1 : 1, &sums->g_loss,
-          nullptr, nullptr);
+  loss<T>(context, problem, buffers.discriminator, half, options, target, target, problem.minimax ? -1 : 1,
+          &sums->g_loss, nullptr, nullptr);
   const LayerBuffers<T>& output = buffers.generator.layers.back();
   discriminator.backward({output.grad_z, output.saved, problem.generator.layers[problem.generator.count - 1].activation,
                           problem.generator.out()},

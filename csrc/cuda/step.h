@@ -6,12 +6,14 @@
 #include "../core/step.h"
 #include "linear.h"
 #include "platform.h"
+#include "step_parts.h"
 
 namespace fastgan::cuda {
 
 struct StepOptions {
   Rounding rounding = Rounding::none;
   bool narrow = false;  // networks that fit take the kernels of mlp.h
+  OddLabels odd_labels;
 };
 
 // Bytes of workspace that the step of such a problem needs, aligned to 256.

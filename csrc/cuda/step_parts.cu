@@ -17,7 +17,7 @@ struct PackedList {
 
 template <class T>
 __global__ void __launch_bounds__(threads) pack_rows_kernel(const __grid_constant__ PackedList<T> packed, int64_t batch,
-                                                            const int64_t* labels, int64_t classes) {
+                                                            const int64_t* labels, int64_t classes, OddLabels odd) {
   const PackedRows<T>& p = packed.list[blockIdx.y];
   const StridedRows<T>& rows = p.rows;
   const int64_t width = rows.width + classes;
@@ -28,7 +28,8 @@ __global__ void __launch_bounds__(threads) pack_rows_kernel(const __grid_constan
       return;
     }
     const int64_t label = labels[row];
-    device_check(label >= 0 && label < classes, "a label is not in [0, num_classes)");
+    // Ending the program, as torch's own check on a device does, would take all else that is on the device with it.
+    if ((label < 0 || label >= classes) && atomicExch(odd.found, 1u) == 0 && odd.told != nullptr) *odd.told = label;
     p.to[i] = label == col - rows.width ? T(1) : T(0);
   });
 }
@@ -56,6 +57,8 @@ __global__ void __launch_bounds__(threads)
   if (threadIdx.x == 0) own[0] = loss, own[1] = score;
   if (!is_last_block(counter, gridDim.x * gridDim.y) || threadIdx.x > 0) return;
   T total = 0;
+  const bool is_odd = a.odd_label != nullptr && *a.odd_label != 0;
+  if (is_odd && a.is_last_of_step) *a.odd_label = 0;
   for (int h = 0; h < a.halves; ++h) {
     loss = score = 0;
     for (unsigned block = 0; block < gridDim.x; ++block) {
@@ -63,9 +66,9 @@ __global__ void __launch_bounds__(threads)
       loss += sums[0], score += sums[1];
     }
     total += T(a.sign * loss / double(a.batch));
-    if (a.score[h] != nullptr) *a.score[h] = T(score / double(a.batch));
+    if (a.score[h] != nullptr) *a.score[h] = is_odd ? T(NAN) : T(score / double(a.batch));
   }
-  *a.loss = total;
+  *a.loss = is_odd ? T(NAN) : total;
 }
 
 // The factor of element i of a matrix as wide as the layer.
@@ -122,7 +125,7 @@ Grid grid_of(const Context& context, int64_t n, unsigned down = 1) {
 
 template <class T>
 void pack_rows(const Context& context, const PackedRows<T>* packed, int count, int64_t batch, const int64_t* labels,
-               int64_t classes) {
+               int64_t classes, OddLabels odd) {
   PackedList<T> list = {};
   int64_t widest = 0;
   for (int i = 0; i < count; ++i) {
@@ -130,7 +133,7 @@ void pack_rows(const Context& context, const PackedRows<T>* packed, int count, i
     widest = std::max(widest, packed[i].rows.width + classes);
   }
   launch(context, "pack_rows", pack_rows_kernel<T>, grid_of(context, batch * widest, static_cast<unsigned>(count)),
-         list, batch, labels, classes);
+         list, batch, labels, classes, odd);
 }
 
 template <class T>
@@ -164,12 +167,12 @@ void update_parameter(const Context& context, const AdamParameter<T>& parameter,
          average_rate);
 }
 
-#define FASTGAN_INSTANTIATE(T)                                                                                 \
-  template void pack_rows<T>(const Context&, const PackedRows<T>*, int, int64_t, const int64_t*, int64_t);     \
-  template void step_loss<T>(const Context&, const StepLoss<T>&);                                              \
-  template void dropout_forward<T>(const Context&, const Dropout<T>&, ActivationArguments, const T*, T*, T*);  \
-  template void dropout_backward<T>(const Context&, const Dropout<T>&, ActivationArguments, int64_t, const T*, \
-                                    const T*, T*);                                                             \
+#define FASTGAN_INSTANTIATE(T)                                                                                        \
+  template void pack_rows<T>(const Context&, const PackedRows<T>*, int, int64_t, const int64_t*, int64_t, OddLabels); \
+  template void step_loss<T>(const Context&, const StepLoss<T>&);                                                     \
+  template void dropout_forward<T>(const Context&, const Dropout<T>&, ActivationArguments, const T*, T*, T*);         \
+  template void dropout_backward<T>(const Context&, const Dropout<T>&, ActivationArguments, int64_t, const T*,        \
+                                    const T*, T*);                                                                    \
   template void update_parameter<T>(const Context&, const AdamParameter<T>&, int64_t, const T*, T);
 FASTGAN_INSTANTIATE(float)
 FASTGAN_INSTANTIATE(double)

@@ -7,6 +7,12 @@
 
 namespace fastgan::cuda {
 
+// What is made of a label that is not in [0, classes): it is of no class, and the statistics of its step are NaN.
+struct OddLabels {
+  unsigned* found = nullptr;  // zero before a step and after it; null where there are no labels
+  int64_t* told = nullptr;    // in memory that the host reads: the first such label of a step; or null
+};
+
 // Rows of any strides, each followed by a one-hot label, as a matrix.
 template <class T>
 struct PackedRows {
@@ -18,7 +24,7 @@ constexpr int most_packed = 2;
 // One launch for `count` such matrices. labels is (batch), or null where classes is 0.
 template <class T>
 void pack_rows(const Context& context, const PackedRows<T>* packed, int count, int64_t batch, const int64_t* labels,
-               int64_t classes);
+               int64_t classes, OddLabels odd);
 
 // The losses of one or two halves of a batch of logits, each against its own target, and the gradient by z of the last
 // layer.
@@ -29,10 +35,12 @@ struct StepLoss {
   const T *logits, *saved;         // (halves * batch); saved: what the derivative of the activation is a function of
   ActivationArguments activation;  // of the last layer
   double target[2];
-  double sign;  // 1, or -1
-  T* grad_z;    // (halves * batch)
-  T* loss;      // sign times the sum over the halves of their means
-  T* score[2];  // the mean sigmoid of each half, or null
+  double sign;                    // 1, or -1
+  T* grad_z;                      // (halves * batch)
+  T* loss;                        // sign times the sum over the halves of their means
+  T* score[2];                    // the mean sigmoid of each half, or null
+  unsigned* odd_label = nullptr;  // OddLabels::found
+  bool is_last_of_step = false;
 };
 template <class T>
 void step_loss(const Context& context, const StepLoss<T>& arguments);

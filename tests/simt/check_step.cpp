@@ -201,6 +201,30 @@ void check_all_layers() {
   expect(moved, "running statistics move");
 }
 
+// Labels that are none: of no class, noted, and the statistics of that step alone are NaN.
+template <class T>
+void check_odd_labels() {
+  for (const bool fresh : {false, true}) {
+    Training<T> odd(false, 3);
+    odd.labels.data()[4] = 3, odd.labels.data()[7] = -2;
+    unsigned found = 0;
+    int64_t told = 0;
+    const fastgan::cuda::StepOptions step_options{Rounding::none, false, {&found, &told}};
+    const auto sums = odd.run(step_options, fresh);
+    for (const T value : {sums.d_loss, sums.g_loss, sums.real_score, sums.fake_score})
+      expect(std::isnan(value), "the statistics of a step with odd labels are NaN");
+    expect(found == 0 && (told == 3 || told == -2), "odd labels are told");
+    for (const auto& parameter : odd.parameters)
+      for (int64_t i = 0; i < parameter->value.size(); ++i)
+        expect(std::isfinite(parameter->value[i]), "odd labels leave the parameters finite");
+    odd.labels.data()[4] = 0, odd.labels.data()[7] = 2, told = 0;
+    const auto after = odd.run(step_options, fresh);
+    for (const T value : {after.d_loss, after.g_loss, after.real_score, after.fake_score})
+      expect(std::isfinite(value), "the next step's statistics are finite");
+    expect(found == 0 && told == 0, "labels of a class are not told");
+  }
+}
+
 // Batch normalisation on its own: the normalised half has mean 0 and variance 1, and its gradient is orthogonal to
 // both.
 template <class T>
@@ -265,6 +289,7 @@ void check_step() {
   check_paths<float>(2, Optimizer::all_options);
   check_all_layers<float>();
   check_batch_norm<float>();
+  check_odd_labels<float>();
   check_loss<float>(7);
   if (few) return;
   check_loss<float>(3000);  // several blocks
@@ -279,6 +304,7 @@ void check_step() {
     expect((training.batches.data()[0] > 0) == (optimizer == Optimizer::plain), "batches are counted in training");
   }
   check_batch_norm<double>();
+  check_odd_labels<double>();
 }
 
 }  // namespace checks
