@@ -36,7 +36,7 @@ class LabelCheck:
         odd = (labels < 0) | (labels >= classes)
         self._is_odd = odd.any()
         if not torch.cuda.is_current_stream_capturing():
-            told = torch.empty((), dtype=torch.long, pin_memory=True)
+            told = torch.empty((), dtype=torch.long, device="cpu", pin_memory=True)
             values = torch.where(odd, labels, 0).flatten()
             told.copy_(values.take(values.abs().argmax()), non_blocking=True)
             event = torch.cuda.Event()
