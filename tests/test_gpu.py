@@ -6,6 +6,7 @@ The functions named `sanitize` call every kernel once at small sizes: what tools
 from __future__ import annotations
 
 import copy
+import ctypes
 import threading
 from collections.abc import Callable, Iterator
 from itertools import pairwise
@@ -162,6 +163,24 @@ def test_two_streams_at_once(name: str) -> None:
     for seed in range(2):
         for a, b in zip(found[seed], expected[seed], strict=True):
             torch.testing.assert_close(a, b, rtol=0, atol=0)
+
+
+def test_streams_that_are_not_torchs_share_no_counters() -> None:
+    """One may be destroyed with work under way, and its handle then be that of another."""
+    call, runtime, handle = losses(n=100_000), torch.cuda.cudart(), ctypes.c_uint64()
+    expected = [t.clone() for t in call()]
+    torch.cuda.synchronize()
+    assert int(runtime.cudaStreamCreate(ctypes.addressof(handle))) == 0
+    try:
+        with torch.cuda.stream(torch.cuda.ExternalStream(handle.value)):
+            with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profiled:
+                found = call()
+                torch.cuda.synchronize()
+        assert all(map(torch.equal, found, expected))
+        names = [event.name.lower() for event in profiled.events()]
+        assert any("memset" in name or "fill" in name for name in names), names
+    finally:
+        runtime.cudaStreamDestroy(handle.value)
 
 
 @pytest.mark.parametrize("name", CALLS)

@@ -55,6 +55,7 @@ class CudaScope : public cuda::Context {
  private:
 #ifndef FASTGAN_SIMT
   c10::cuda::CUDAGuard guard_;
+  bool is_external_ = false;
 #endif
   at::TensorOptions options_;
   mutable std::vector<Tensor> memory_;  // may be freed at the end of the call: torch's allocator keeps stream order
@@ -76,18 +77,23 @@ inline unsigned* CudaScope::counters() const {
 
 inline CudaScope::CudaScope(const Tensor& like) : guard_(like.device()), options_(like.options().dtype(at::kByte)) {
   const cudaDeviceProp& properties = *at::cuda::getDeviceProperties(like.device().index());
-  stream = at::cuda::getCurrentCUDAStream(like.device().index());
+  const c10::cuda::CUDAStream current = at::cuda::getCurrentCUDAStream(like.device().index());
+  stream = current;
+  // Torch's id of such a stream is its handle; of the default stream both are zero.
+  is_external_ = stream != nullptr && reinterpret_cast<intptr_t>(stream) == static_cast<intptr_t>(current.id());
   multiprocessors = properties.multiProcessorCount;
   shared_limit = properties.sharedMemPerBlockOptin;
 }
 
 // Work on one stream runs in order, so a stream's kernels can take turns at its counters. A captured graph may be
-// replayed on any stream, beside others: it has counters of its own, set to zero in the graph. Those of a stream live
-// as long as the process, so they do not come from torch's allocator: its pool of the moment may be that of a graph.
+// replayed on any stream, beside others: it has counters of its own, set to zero in the graph; and so has a call on a
+// stream that is not torch's, which may be destroyed with work under way, and whose handle may then be another's. Those
+// of a stream of torch's live as long as the process, so they do not come from torch's allocator: its pool of the
+// moment may be that of a graph.
 inline unsigned* CudaScope::counters() const {
   cudaStreamCaptureStatus capturing = cudaStreamCaptureStatusNone;
   C10_CUDA_CHECK(cudaStreamIsCapturing(stream, &capturing));
-  if (capturing != cudaStreamCaptureStatusNone) {
+  if (capturing != cudaStreamCaptureStatusNone || is_external_) {
     memory_.push_back(at::zeros({counter_count}, options_.dtype(at::kInt)));
     return static_cast<unsigned*>(memory_.back().mutable_data_ptr());
   }
