@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 from pathlib import Path
 
@@ -49,7 +50,31 @@ RIGHT = (
     "matrix_loads",
     "fresh_memory_is_poison",
 )
-RACES = ("removed_barrier", "missing_fence", "race_between_blocks")
+# What the race detector says, and ThreadSanitizer sees as well.
+RACES = {
+    "removed_barrier": "a static shared variable of 256 bytes",
+    "missing_fence": "reads global memory at",
+    "race_between_blocks": "writes global memory at",
+}
+# What orders the accesses of a kernel, and the sentence where it is left out.
+ORDERED = {
+    "fences_on_both_sides": {
+        "no_fence_of_the_reader": "which thread 32 of block",
+        "no_fence_of_the_writer": "which thread 32 of block",
+        "fence_of_the_block_alone": "which thread 32 of block",
+    },
+    "barrier_before_reuse": {"no_barrier_before_reuse": "a static shared variable of 256 bytes"},
+    "lanes_with_syncwarp": {"lanes_without_syncwarp": "a static shared variable of 128 bytes"},
+    "copy_read_after_a_barrier": {"copy_read_without_a_barrier": "dynamic shared memory, 4 bytes"},
+    "copy_over_after_a_barrier": {"copy_over_what_is_read": "dynamic shared memory, 4 bytes"},
+    "ldmatrix_after_a_barrier": {"ldmatrix_without_a_barrier": "dynamic shared memory, 4 bytes"},
+    "halves_of_one_word": {"the_same_half_of_a_word": ", 2 bytes"},
+    "named_barrier_of_the_reader": {"named_barrier_of_others": "a static shared variable of 128 bytes"},
+    "count_read_by_an_atomic": {"plain_read_beside_an_atomic": "atomically changes"},
+    "grid_barrier_between": {"no_grid_barrier_between": "global memory at"},
+    "launches_between": {"no_launch_between": "global memory at"},
+}
+UNORDERED = {name: sentence for pairs in ORDERED.values() for name, sentence in pairs.items()}
 CHECKS = ("core", "losses", "layers", "networks", "adam", "step")
 
 
@@ -62,32 +87,115 @@ def program(kind: str, name: str) -> Path:
     return build.build(kind).with_name(name)
 
 
-def run(file: Path, *arguments: str, engine: str = "threads") -> subprocess.CompletedProcess[str]:
+def run(file: Path, *arguments: str, engine: str = "threads", races: bool = False) -> subprocess.CompletedProcess[str]:
     # A report must end the program, whatever the options this runs under.
     options = {"ASAN_OPTIONS": "detect_leaks=0", "TSAN_OPTIONS": "halt_on_error=1 exitcode=66", "UBSAN_OPTIONS": ""}
+    options["FASTGAN_SIMT_RACE"] = str(int(races))
     environment = {**os.environ, **options, "FASTGAN_SIMT_ENGINE": engine}
     return subprocess.run([file, *arguments], env=environment, capture_output=True, text=True, timeout=500)
 
 
 def test_every_planted_fault_has_its_test() -> None:
-    listed = run(program("plain", "faults"), "--list").stdout.split()
-    assert set(listed[1::2]) == {*PLANTED, *OVERRUNS, *RIGHT, *RACES, "global_overrun"}
+    listed = run(program("race", "faults"), "--list").stdout.split()
+    assert set(listed[1::2]) == {*PLANTED, *OVERRUNS, *RIGHT, *RACES, *ORDERED, *UNORDERED, "global_overrun"}
 
 
 @pytest.mark.parametrize("engine", ["fibers", "threads"])
-@pytest.mark.parametrize("name", RIGHT)
+@pytest.mark.parametrize("name", [*RIGHT, *ORDERED])
 def test_right_kernels_run(engine: str, name: str) -> None:
-    done = run(program("plain", "faults"), name, engine=engine)
+    done = run(program("race", "faults"), name, engine=engine)
     assert (done.returncode, done.stdout.strip()) == (0, "ran to its end"), done.stderr
 
 
 @pytest.mark.parametrize("engine", ["fibers", "threads"])
 @pytest.mark.parametrize("name", [*PLANTED, *OVERRUNS])
 def test_planted_faults_are_caught(engine: str, name: str) -> None:
-    sentence = run(program("plain", "faults"), name, engine=engine).stdout
+    sentence = run(program("race", "faults"), name, engine=engine).stdout
     assert sentence.startswith("caught: simt: kernel k"), sentence
     assert {**PLANTED, **OVERRUNS}[name] in sentence
     assert sentence.endswith(".\n")
+
+
+# The blocks of a launch run one after the other here, in either order: what they race for is seen in both.
+@pytest.mark.parametrize("order", [(), ("--descending",)])
+@pytest.mark.parametrize("name", [*RACES, *UNORDERED])
+def test_the_detector_finds_races_in_any_order(name: str, order: tuple[str, ...]) -> None:
+    sentence = run(program("race", "faults"), name, *order, engine="fibers", races=True).stdout
+    assert re.match(r"caught: simt: kernel k, block \([01],0,0\), thread \d+: a race: it ", sentence), sentence
+    assert {**RACES, **UNORDERED}[name] in sentence
+    # Both accesses with who and where, each with its line.
+    assert re.search(r"which thread \d+ of block \([01],0,0\)", sentence)
+    assert len(re.findall(r"\bfaults_races\.cpp:\d+", sentence)) >= 2
+    assert sentence.endswith("and nothing orders the two.\n")
+
+
+def test_the_detector_sees_what_a_copy_still_writes() -> None:
+    sentence = run(program("race", "faults"), "read_before_the_copy_is_there", engine="fibers", races=True).stdout
+    assert "where an asynchronous copy that thread 0 of block (0,0,0) started" in sentence
+
+
+@pytest.mark.parametrize("order", [(), ("--descending",)])
+@pytest.mark.parametrize("name", [*RIGHT, *ORDERED])
+def test_the_detector_is_silent_on_right_kernels(name: str, order: tuple[str, ...]) -> None:
+    done = run(program("race", "faults"), name, *order, engine="fibers", races=True)
+    assert (done.returncode, done.stdout.strip()) == (0, "ran to its end"), done.stderr
+
+
+# In the kernels themselves, in short selections: what is left out, and what the detector then says.
+LEFT_OUT = {
+    "the fence between the ticket and what the others wrote": (
+        "reduce.h",
+        "  if (is_last) __threadfence();",
+        "logits_loss.cu",
+        "losses",
+        "kernel logits_loss_sum, block",
+    ),
+    "the fence between what is written and the ticket": (
+        "reduce.h",
+        "  __threadfence();  // this thread's writes come before the block's ticket\n",
+        "linear.cu",
+        "layers",
+        "kernel linear, block",
+    ),
+    "the barrier before a sum's place is used again": (
+        "reduce.h",
+        "  __syncthreads();  // partial may be used again\n",
+        "step_parts.cu",
+        "step",
+        "kernel step_loss, block",
+    ),
+    "the barrier before a column sum's place is used again": (
+        "batch_norm.cu",
+        "  __syncthreads();  // the place may be used again\n",
+        "batch_norm.cu",
+        "step",
+        "kernel batch_norm_forward, block",
+    ),
+}
+
+
+@pytest.mark.parametrize("what", [pytest.param(w, marks=pytest.mark.deep if k else ()) for k, w in enumerate(LEFT_OUT)])
+def test_the_detector_finds_what_is_left_out_of_a_kernel(what: str, tmp_path: Path) -> None:
+    file, text, source, check, kernel = LEFT_OUT[what]
+    program("race", "kernel_checks")
+    changed = build.build_changed(file, text, "", source, tmp_path)
+    done = run(changed, "--few", check, engine="fibers", races=True)
+    assert done.returncode != 0
+    assert kernel in done.stderr
+    assert "a race: it" in done.stderr
+
+
+@pytest.mark.parametrize("check", CHECKS)
+def test_kernels_have_no_races(check: str) -> None:
+    done = run(program("race", "kernel_checks"), "--few", check, engine="fibers", races=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.deep
+@pytest.mark.parametrize("check", CHECKS)
+def test_kernels_have_no_races_in_any_check(check: str) -> None:
+    done = run(program("race", "kernel_checks"), check, engine="fibers", races=True)
+    assert done.returncode == 0, done.stdout + done.stderr
 
 
 @pytest.mark.deep
@@ -107,7 +215,7 @@ def test_thread_sanitizer_sees_races(name: str) -> None:
 
 
 @pytest.mark.deep
-@pytest.mark.parametrize("name", RIGHT)
+@pytest.mark.parametrize("name", [*RIGHT, *ORDERED])
 @pytest.mark.parametrize("kind", ["address", "thread"])
 def test_sanitizers_are_silent_on_right_kernels(kind: str, name: str) -> None:
     done = run(program(kind, "faults"), name)
@@ -116,7 +224,7 @@ def test_sanitizers_are_silent_on_right_kernels(kind: str, name: str) -> None:
 
 @pytest.mark.parametrize("check", CHECKS)
 def test_kernels(check: str) -> None:
-    done = run(program("plain", "kernel_checks"), check, engine="fibers")
+    done = run(program("race", "kernel_checks"), check, engine="fibers")
     assert done.returncode == 0, done.stdout
 
 

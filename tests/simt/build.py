@@ -1,13 +1,15 @@
 """Builds the CUDA sources against the host model: `python tests/simt/build.py [KIND ...]`.
 
 Kinds: `module`, the Python module behind the backend `simt`; and the program of kernel checks, without torch: `plain`,
-`address` (with AddressSanitizer and UndefinedBehaviorSanitizer), `thread` (with ThreadSanitizer) and `coverage`
-(counting branches). Everything goes to build/simt/, and only what changed is compiled again.
+`race` (with the race detector of race.cpp), `address` (with AddressSanitizer and UndefinedBehaviorSanitizer), `thread`
+(with ThreadSanitizer) and `coverage` (counting branches). Everything goes to build/simt/, and only what changed is
+compiled again.
 """
 
 from __future__ import annotations
 
 import fcntl
+import shutil
 import subprocess
 import sys
 import sysconfig
@@ -16,14 +18,16 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 HERE = Path(__file__).resolve().parent
 FOLDER = ROOT / "build" / "simt"
-ENGINE = ("engine", "fibers", "threads", "ptx")
+ENGINE = ("engine", "fibers", "threads", "ptx", "race", "tsan")
 FLAGS = {
     "module": "-O2 -fPIC -fvisibility=hidden -fopenmp",
     "plain": "-O2",
     "address": "-O1 -fsanitize=address,undefined -fno-sanitize-recover=undefined -fno-omit-frame-pointer",
     "thread": "-O1 -fsanitize=thread",
+    "race": "-O2 -fsanitize=thread --param=tsan-instrument-func-entry-exit=0 -DFASTGAN_RACE",
     "coverage": "-O0 --coverage -DFASTGAN_INLINE=inline",
 }
+LINK = {"module": "-pthread -shared", "race": "-pthread"}  # race has its own idea of what the sanitizer calls
 COMMON = "-std=c++20 -g1 -pthread -DFASTGAN_SIMT -Wno-attributes -Werror=switch"
 
 
@@ -50,8 +54,9 @@ def bindings() -> Path:
 
 def ninja_file(kind: str) -> str:
     """What to compile and link, in ninja's words."""
-    flags, link = f"{COMMON} {FLAGS[kind]} -I{HERE}", "-pthread"
+    flags, link = f"{COMMON} {FLAGS[kind]} -I{HERE}", LINK.get(kind, f"-pthread {FLAGS[kind]}")
     faults: list[Path] = []  # a second program
+    # Of an inline function the linker takes the first it meets: those that a sanitizer has been through.
     sources = [*kernel_sources(), *(HERE / f"{name}.cpp" for name in ENGINE)]
     if kind == "module":
         import torch
@@ -61,12 +66,11 @@ def ninja_file(kind: str) -> str:
         flags += "".join(f" -isystem {path}" for path in includes)
         flags += f" -DFASTGAN_LIBRARY=fastgan_simt -D_GLIBCXX_USE_CXX11_ABI={int(torch.compiled_with_cxx11_abi())}"
         libraries = Path(torch.__file__).parent / "lib"
-        link += f" -shared -L{libraries} -lc10 -ltorch -ltorch_cpu -ltorch_python"
+        link += f" -L{libraries} -lc10 -ltorch -ltorch_cpu -ltorch_python"
         sources.insert(0, bindings())  # which takes longest
     else:
-        link += f" {FLAGS[kind]}"
         sources += sorted(HERE.glob("check_*.cpp"))
-        faults = [HERE / "faults.cpp"] if kind != "coverage" else []
+        faults = sorted(HERE.glob("faults*.cpp")) if kind != "coverage" else []
     lines = [
         f"builddir = {FOLDER / kind}",
         "rule compile",
@@ -84,10 +88,12 @@ def ninja_file(kind: str) -> str:
         lines.append(f"build {objects([source])}: compile {source}")
         if source.name == "bindings.cpp":  # which compute nothing
             lines.append("  more = -O1 -g0")
+        if kind == "race" and source.stem in ENGINE and source.parent == HERE:
+            lines.append("  more = -fno-sanitize=thread")
     lines.append(f"build {target(kind)}: link {objects(sources)}")
     if faults:
         engine = [source for source in sources if source.stem in ENGINE and source.parent == HERE]
-        lines.append(f"build {target(kind).with_name('faults')}: link {objects([*engine, *faults])}")
+        lines.append(f"build {target(kind).with_name('faults')}: link {objects([*faults, *engine])}")
     return "\n".join(lines) + "\n"
 
 
@@ -108,6 +114,42 @@ def build(kind: str) -> Path:
     if done.returncode != 0:
         raise RuntimeError(f"{kind} does not build:\n{done.stdout[-4000:]}{done.stderr[-1000:]}")
     return target(kind)
+
+
+def build_changed(file: str, before: str, after: str, source: str, folder: Path) -> Path:
+    """Kernel checks of the kind `race` in which one source of csrc/cuda/ is compiled from a copy of the sources.
+
+    Args:
+        file: the file to change, of csrc/cuda/.
+        before: text that it holds once.
+        after: what takes its place.
+        source: the file to compile again, of csrc/cuda/; of inline functions, the program has its versions.
+        folder: where to put the copy and the program.
+
+    Raises:
+        RuntimeError: it does not compile or link; the message is the compiler's.
+    """
+    program = build("race")
+    shutil.copytree(ROOT / "csrc", folder / "csrc")
+    shutil.copytree(HERE, folder / "tests" / "simt", ignore=shutil.ignore_patterns("*.cpp", "__pycache__"))
+    changed = folder / "csrc" / "cuda" / file
+    text = changed.read_text()
+    if text.count(before) != 1:
+        raise ValueError(f"{file} must hold the text to change once, not {text.count(before)} times: {before!r}")
+    changed.write_text(text.replace(before, after))
+    compiled, rest = folder / "changed.o", sorted(FOLDER.joinpath("race").glob("*.o"))
+    engine = {f"{name}.simt.o" for name in ENGINE}
+    rest = [o for o in rest if o.name not in {f"{Path(source).stem}.cuda.o"} and not o.name.startswith("faults")]
+    rest.sort(key=lambda o: o.name in engine)
+    flags = [*COMMON.split(), *FLAGS["race"].split(), f"-I{folder / 'tests' / 'simt'}"]
+    for command in (
+        ["g++", *flags, "-x", "c++", "-c", folder / "csrc" / "cuda" / source, "-o", compiled],
+        ["g++", compiled, *rest, *LINK["race"].split(), "-o", folder / program.name],
+    ):
+        done = subprocess.run(command, capture_output=True, text=True)
+        if done.returncode != 0:
+            raise RuntimeError(f"{source} with a change does not build:\n{done.stderr[-4000:]}")
+    return folder / program.name
 
 
 if __name__ == "__main__":

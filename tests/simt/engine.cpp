@@ -15,6 +15,7 @@
 namespace simt {
 
 thread_local bool in_fiber = false;
+thread_local bool acts_for_others = false;
 
 namespace {
 
@@ -36,6 +37,11 @@ bool same(Site a, Site b) {
   return a.line() == b.line() && a.column() == b.column() && std::strcmp(a.file_name(), b.file_name()) == 0;
 }
 
+struct ForOthers {
+  ForOthers() { acts_for_others = true; }
+  ~ForOthers() { acts_for_others = false; }
+};
+
 // Arrives at a meeting; the last to come runs act() and lets the others go.
 template <class Act>
 void meet(Meeting& m, int expected, const char* what, unsigned mask, Site site, void* argument, const Act& act) {
@@ -53,12 +59,17 @@ void meet(Meeting& m, int expected, const char* what, unsigned mask, Site site, 
   } else if (!same(m.site, site)) {
     fault(std::string(what) + " at " + place_of(site) + " is divergent: others wait in the one at " + place_of(m.site));
   }
+  if (m.arrived == 0) m.threads.clear();
+  m.threads.push_back(current->number);
   if (mask != 0) m.arguments[lane()] = argument;
   if (++m.arrived < expected) {
     const uint64_t round = m.round.load(std::memory_order_relaxed);
     return in_fiber ? wait_in_fiber(m, round) : wait_in_thread(m, round, lock);
   }
-  act();
+  {
+    const ForOthers guard;
+    act();
+  }
   m.arrived = 0;
   m.round.fetch_add(1, std::memory_order_relaxed);
   if (!in_fiber) {
@@ -71,16 +82,25 @@ void meet(Meeting& m, int expected, const char* what, unsigned mask, Site site, 
 
 void set_engine(Engine engine) { chosen_engine = engine == Engine::threads; }
 
-void fault(const std::string& what) {
+std::string sentence(const std::string& what) {
   const Thread& t = *current;
   const auto index = [](dim3 i) {
     return "(" + std::to_string(i.x) + "," + std::to_string(i.y) + "," + std::to_string(i.z) + ")";
   };
-  throw Fault("simt: kernel " + std::string(t.block->launch->name) + ", block " + index(t.block_index) + ", thread " +
-              std::to_string(t.number) + ": " + what + ".");
+  return "simt: kernel " + std::string(t.block->launch->name) + ", block " + index(t.block_index) + ", thread " +
+         std::to_string(t.number) + ": " + what + ".";
 }
 
-void fence() { fence_word.fetch_add(1, std::memory_order_acq_rel); }
+void fault(const std::string& what) { throw Fault(sentence(what)); }
+
+static void change_fence_word() { fence_word.fetch_add(1, std::memory_order_acq_rel); }
+
+void block_fence() { change_fence_word(); }
+
+void fence() {
+  change_fence_word();
+  race::fence();
+}
 
 void launch(const char* name, dim3 blocks, dim3 threads, size_t shared_bytes, bool cooperative,
             const std::function<void()>& kernel) {
@@ -95,7 +115,9 @@ void launch(const char* name, dim3 blocks, dim3 threads, size_t shared_bytes, bo
     throw Fault(about + "a block may have at most 227 KB of dynamic shared memory, not " +
                 std::to_string(shared_bytes) + " bytes.");
   launch.descending = launches.fetch_add(1, std::memory_order_relaxed) % 2 == 1;
-  if (engine() == Engine::fibers)
+  const bool on_fibers = engine() == Engine::fibers;
+  race::start_launch(on_fibers);
+  if (on_fibers)
     run_fibers(launch);
   else
     run_threads(launch);
@@ -103,6 +125,7 @@ void launch(const char* name, dim3 blocks, dim3 threads, size_t shared_bytes, bo
 
 void Launch::place(Thread& thread, Block& block, int64_t index, int number) const {
   if (descending) index = block_count() - 1 - index;
+  block.number = index;
   thread.block = &block;
   thread.number = number;
   thread.thread_index = {number % threads.x, number / threads.x % threads.y, number / (threads.x * threads.y)};
@@ -118,6 +141,7 @@ void Block::prepare(Launch& of) {
     threads = of.thread_count();
     warps = std::make_unique<Warp[]>((threads + 31) / 32);
   }
+  race::start_block(*this);
   dynamic_bytes = of.shared_bytes;
   const size_t room = (dynamic_bytes + 255) / 256 * 256;
   const size_t total = red_zone + room + red_zone + static_slots * static_slot + 256;
@@ -205,15 +229,22 @@ void block_barrier(const char* what, int id, int threads, Site site) {
   if (id != 0 && (threads <= 0 || threads % 32 != 0 || threads > block.threads))
     fault("a named barrier's number of threads must be a multiple of 32 within the block, not " +
           std::to_string(threads));
-  meet(block.barriers[id], id == 0 ? block.threads : threads, what, 0, site, nullptr, [] {});
+  Meeting& barrier = block.barriers[id];
+  meet(barrier, id == 0 ? block.threads : threads, what, 0, site, nullptr, [&] {
+    if (barrier.expected == block.threads)
+      race::meet_block();
+    else
+      race::meet(barrier.threads);
+  });
 }
 
 void grid_barrier(Site site) {
   Launch& launch = *current->block->launch;
   if (!launch.cooperative) fault("grid_barrier needs a cooperative launch");
-  fence();
-  meet(launch.grid, int(launch.block_count() * launch.thread_count()), "grid_barrier", 0, site, nullptr, [] {});
-  fence();
+  change_fence_word();
+  meet(launch.grid, int(launch.block_count() * launch.thread_count()), "grid_barrier", 0, site, nullptr,
+       [] { race::meet_grid(); });
+  change_fence_word();
 }
 
 void meet_warp(const char* what, unsigned mask, void* argument, Collective all, Site site) {
@@ -224,7 +255,10 @@ void meet_warp(const char* what, unsigned mask, void* argument, Collective all, 
           std::to_string(mask));
   if (lanes < 32) mask &= (1u << lanes) - 1;  // there are no other lanes
   Meeting& meeting = block.warps[warp].meetings[__builtin_ctz(mask)];
-  meet(meeting, __builtin_popcount(mask), what, mask, site, argument, [&] { all(meeting.arguments.data(), mask); });
+  meet(meeting, __builtin_popcount(mask), what, mask, site, argument, [&] {
+    all(meeting.arguments.data(), mask);
+    if (std::strcmp(what, "__syncwarp") == 0) race::meet_lanes(mask);
+  });
 }
 
 std::string describe_wait(const std::vector<Meeting*>& meetings, int ended) {

@@ -7,6 +7,7 @@
 #include <mutex>
 #include <vector>
 
+#include "race.h"
 #include "simt.h"
 
 namespace simt {
@@ -22,7 +23,8 @@ struct Meeting {
   Site site;
   unsigned mask = 0;
   std::array<void*, 32> arguments;
-  std::mutex mutex;  // of the thread engine
+  std::vector<int> threads;  // who came; for the race detector
+  std::mutex mutex;          // of the thread engine
   std::condition_variable changed;
 };
 
@@ -37,6 +39,7 @@ constexpr unsigned char poison = 0xff;
 
 struct Block {
   Launch* launch = nullptr;
+  int64_t number = 0;  // within the grid, x fastest
   int threads = 0;
   std::array<Meeting, 16> barriers;
   std::unique_ptr<Warp[]> warps;
@@ -46,6 +49,7 @@ struct Block {
   size_t dynamic_bytes = 0;
   std::array<std::atomic<const void*>, static_slots> keys{};
   std::array<std::atomic<size_t>, static_slots> sizes{};
+  race::BlockClocks clocks;
 
   void prepare(Launch& of);   // fresh shared memory, all of it poison
   void check_memory() const;  // that nothing wrote into the red zones
@@ -74,6 +78,7 @@ struct Copies {
     void* target;
     const void* source;
     int bytes, size;
+    const void* from;  // the instruction after it
   };
   std::vector<Copy> list;
   std::vector<size_t> groups;  // where each closed group ends in the list
@@ -93,6 +98,11 @@ std::string describe_wait(const std::vector<Meeting*>& meetings, int ended);
 struct Abandoned {};  // thrown through the threads of a launch that had a fault
 
 extern thread_local bool in_fiber;
+extern thread_local bool acts_for_others;       // the last to come to a meeting
+constexpr size_t stack_bytes = 128 * 1024;      // of a fiber
+std::string sentence(const std::string& what);  // of a fault of the current thread
+// Ends the launch with an error of the current fiber, where nothing may be thrown.
+[[noreturn]] void abandon_fiber(std::exception_ptr error);
 void thread_ends();  // checks that the current thread left nothing undone
 
 }  // namespace simt

@@ -13,8 +13,6 @@ namespace simt {
 
 namespace {
 
-constexpr size_t stack_bytes = 128 * 1024;
-
 void fiber_main();
 
 #if defined(__x86_64__)
@@ -140,7 +138,8 @@ struct Scheduler {
         fiber.copies.groups.clear();
         fiber.ended = false;
         fiber.waits_at = nullptr;
-        fiber.context.start(stacks.at(size_t(b) * threads + t));
+        fiber.thread.stack = stacks.at(size_t(b) * threads + t);
+        fiber.context.start(fiber.thread.stack);
       }
     }
     const size_t all = size_t(count) * threads;
@@ -189,6 +188,14 @@ void wait_in_fiber(Meeting& meeting, uint64_t round) {
   fiber.waits_at = &meeting;
   fiber.round = round;
   Context::change(fiber.context, scheduler->main);
+}
+
+void abandon_fiber(std::exception_ptr error) {
+  Fiber& fiber = *scheduler->running;
+  scheduler->error = error;
+  fiber.ended = true;
+  Context::change(fiber.context, scheduler->main);
+  __builtin_unreachable();
 }
 
 void run_fibers(Launch& launch) {

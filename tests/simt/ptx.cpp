@@ -15,8 +15,11 @@ void start_copy(void* shared, const void* global, int bytes, int size) {
   if (!is_shared(shared, size)) fault("an asynchronous copy goes outside the block's shared memory");
   if (bytes < 0 || bytes > size)
     fault("an asynchronous copy reads " + std::to_string(bytes) + " bytes of " + std::to_string(size));
+  const void* const from = __builtin_return_address(0);
+  race::access(global, bytes, race::Access::read, from);
+  race::access(shared, size, race::Access::copy, from);
   std::memset(shared, poison, size);
-  current->copies->list.push_back({shared, global, bytes, size});
+  current->copies->list.push_back({shared, global, bytes, size, from});
 }
 
 void close_group() { current->copies->groups.push_back(current->copies->list.size()); }
@@ -27,6 +30,8 @@ void finish_groups(size_t pending) {
   const size_t done = copies.groups[copies.groups.size() - pending - 1];
   for (size_t i = 0; i < done; ++i) {
     const Copies::Copy& copy = copies.list[i];
+    race::access(copy.source, copy.bytes, race::Access::read, copy.from);
+    race::access(copy.target, copy.size, race::Access::copied, copy.from);
     std::memcpy(copy.target, copy.source, copy.bytes);
     std::memset(static_cast<unsigned char*>(copy.target) + copy.bytes, 0, copy.size - copy.bytes);
   }
@@ -42,7 +47,8 @@ void load_matrices(uint32_t (&r)[4], const void* row, bool transposed, Site site
     const void* row;
     uint32_t* r;
     bool transposed;
-  } mine{row, r, transposed};
+    const void* read[4][2];  // the elements that the lane gets
+  } mine{row, r, transposed, {}};
   meet_warp(
       transposed ? "ldmatrix.x4.trans" : "ldmatrix.x4", 0xffffffffu, &mine,
       [](void* const* arguments, unsigned) {
@@ -50,20 +56,26 @@ void load_matrices(uint32_t (&r)[4], const void* row, bool transposed, Site site
           Rows& out = *static_cast<Rows*>(arguments[l]);
           const int group = l / 4, t = l % 4;
           for (int matrix = 0; matrix < 4; ++matrix) {
-            const auto element = [&](int i, int j) {
+            const auto element = [&](int i, int j, const void*& read) {
               uint16_t bits;
-              const void* from = static_cast<Rows*>(arguments[matrix * 8 + i])->row;
-              std::memcpy(&bits, static_cast<const uint16_t*>(from) + j, sizeof bits);
+              read = static_cast<const uint16_t*>(static_cast<Rows*>(arguments[matrix * 8 + i])->row) + j;
+              std::memcpy(&bits, read, sizeof bits);
               return uint32_t{bits};
             };
+            auto& read = out.read[matrix];
             const bool tr = out.transposed;
-            const uint32_t low = tr ? element(2 * t, group) : element(group, 2 * t);
-            const uint32_t high = tr ? element(2 * t + 1, group) : element(group, 2 * t + 1);
+            const uint32_t low = tr ? element(2 * t, group, read[0]) : element(group, 2 * t, read[0]);
+            const uint32_t high = tr ? element(2 * t + 1, group, read[1]) : element(group, 2 * t + 1, read[1]);
             out.r[matrix] = low | high << 16;
           }
         }
       },
       site);
+  for (const auto& [low, high] : mine.read) {
+    const bool one = static_cast<const uint16_t*>(low) + 1 == high;
+    race::access(low, one ? 4 : 2, race::Access::read, __builtin_return_address(0));
+    if (!one) race::access(high, 2, race::Access::read, __builtin_return_address(0));
+  }
 }
 
 }  // namespace simt

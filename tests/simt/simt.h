@@ -44,6 +44,7 @@ struct Thread {
   Block* block = nullptr;
   int number = 0;  // within its block
   Copies* copies = nullptr;
+  unsigned char* stack = nullptr;  // of a fiber
 };
 inline constinit thread_local Thread* current = nullptr;
 
@@ -138,6 +139,7 @@ struct Sum {
 };
 
 void fence();
+void block_fence();
 
 }  // namespace simt
 
@@ -208,4 +210,4 @@ T atomicMax(T* p, std::type_identity_t<T> value) {
   return old;
 }
 inline void __threadfence() { simt::fence(); }
-inline void __threadfence_block() { simt::fence(); }
+inline void __threadfence_block() { simt::block_fence(); }
