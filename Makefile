@@ -94,11 +94,12 @@ $(VENV)/installed: $(VENV)/torch $(SOURCES)
 	touch $@
 
 $(VENV)/test-tools: $(VENV)/installed Makefile
-	$(BIN)/python -m pip install --quiet -c constraints.txt pytest pytest-xdist hypothesis expecttest
+	$(BIN)/python -m pip install --quiet -c constraints.txt pytest pytest-xdist hypothesis expecttest \
+		tree-sitter tree-sitter-cpp
 	touch $@
 
 $(VENV)/dev-tools: $(VENV)/torch Makefile
-	$(BIN)/python -m pip install --quiet ruff mypy clang-format gcovr ninja typer rich safetensors matplotlib pillow tomlkit
+	$(BIN)/python -m pip install --quiet ruff mypy clang-format gcovr ninja tree-sitter tree-sitter-cpp typer rich safetensors matplotlib pillow tomlkit
 	touch $@
 
 # The reference is read from the sources, which need not be built for it.

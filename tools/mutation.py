@@ -1,0 +1,232 @@
+"""`python -m tools.mutation`: how many small faults in csrc/core and csrc/cuda the checks of the kernels find.
+
+It plants faults (mutants) one at a time: an operator, a bound, a count, a barrier that is dropped. Each that compiles
+is run under `kernel_checks` (tests/simt/), on the host model. One that no check notices survives: either it changes
+nothing that matters, and tools/mutation_equivalents.tsv says why, or a check is missing. The sample is the same for
+the same --count and --seed, and a larger one holds the smaller one. Results are kept in build/mutation/ for as long as
+sources and checks stay as they are, so that a run which was stopped goes on. `--suite` gives the survivors to tests of
+the conformance suite too; that takes minutes each.
+"""
+
+from __future__ import annotations
+
+import argparse
+import collections
+import csv
+import hashlib
+import json
+import math
+import random
+import sys
+import time
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from tools import mutation_build
+from tools.mutation_build import FOLDER, ROOT, Judge, Tree, Unbuildable, Verdict
+from tools.mutation_sites import KINDS, Mutant, Site
+
+EQUIVALENTS = Path(__file__).with_name("mutation_equivalents.tsv")
+COLUMNS = ("file", "function", "before", "after", "reason")
+WANTED = 95.0  # percent of the mutants that are not equivalent
+
+
+def sample(every: Sequence[Site], count: int, seed: int) -> list[Site]:
+    """`count` of them: barriers and fences all, of each other kind in each file by the root of their number."""
+    strata: dict[tuple[str, str, bool], list[Site]] = collections.defaultdict(list)
+    for site in every:
+        strata[site.mutant.file, site.mutant.kind, site.mutant.is_constant].append(site)
+    chosen = []
+    for (_, kind, _), own in sorted(strata.items()):
+        random.Random(f"{seed} {own[0].mutant.file} {kind}").shuffle(own)
+        weight = math.inf if kind == "sync" else math.sqrt(len(own))
+        chosen += [(-weight / (taken + 1), own[0].mutant.key, site) for taken, site in enumerate(own)]
+    chosen.sort(key=lambda entry: entry[:2])
+    return sorted((site for *_, site in chosen[:count]), key=lambda site: site.mutant.key)
+
+
+def digest(root: Path) -> str:
+    """Of the sources and the checks."""
+    whole = hashlib.sha256()
+    for folder in ("csrc/core", "csrc/cuda", "tests/simt"):
+        for path in sorted((root / folder).iterdir()):
+            if path.suffix in (".h", ".cu", ".cpp"):
+                whole.update(path.name.encode() + path.read_bytes())
+    return whole.hexdigest()[:16]
+
+
+class Results:
+    """Verdicts, kept line by line in a file."""
+
+    def __init__(self, file: Path, of: str) -> None:
+        self.file, self.of = file, of
+        self.verdicts: dict[tuple[str, int, str, str], Verdict] = {}
+        if file.exists():
+            for line in file.read_text().splitlines():
+                entry = json.loads(line)
+                if entry["sources"] == of:
+                    self.verdicts[tuple(entry["mutant"])] = Verdict(entry["status"], entry["how"], entry["alone"])
+
+    def add(self, mutant: Mutant, verdict: Verdict) -> None:
+        self.verdicts[mutant.key] = verdict
+        self.file.parent.mkdir(parents=True, exist_ok=True)
+        with open(self.file, "a") as file:
+            file.write(json.dumps({"sources": self.of, "mutant": mutant.key, **vars(verdict)}) + "\n")
+
+
+def judge_all(chosen: Sequence[Site], results: Results, jobs: int, say: Callable[[str], None]) -> None:
+    """Judges what has no verdict yet."""
+    open_ = [site for site in chosen if site.mutant.key not in results.verdicts]
+    numbered = [(number, site) for number, site in enumerate(chosen) if not site.mutant.is_constant]
+    separate = [site for site in open_ if site.mutant.is_constant]
+    if any(not site.mutant.is_constant for site in open_):
+        tree = Tree("together", jobs=jobs)
+        begun = time.monotonic()
+        left_out = mutation_build.build_together(tree, numbered, tree.kinds())
+        say(f"{len(numbered) - len(left_out)} mutants compiled together in {time.monotonic() - begun:.0f} s")
+        separate += [chosen[number] for number in left_out if chosen[number] in open_]
+        judge = Judge([tree.builder.target(kind) for kind in tree.kinds()])
+
+        def verdict(entry: tuple[int, Site]) -> None:
+            number, site = entry
+            why = judge(number)
+            verdict = Verdict("survived" if why is None else "killed", why or "", False)
+            results.add(site.mutant, verdict)
+            say(f"{verdict.status}: {site.mutant.diff()}" + (f"  ({why})" if why else ""))
+
+        todo = [(number, site) for number, site in numbered if number not in left_out and site in open_]
+        with ThreadPoolExecutor(jobs) as pool:
+            list(pool.map(verdict, todo))
+    if separate:
+        tree = Tree("alone", flags="-O1", jobs=jobs)
+        for kind in tree.kinds():
+            tree.build(kind)
+        seconds = [(["--few"], 20.0), ([], 60.0)]
+        for site in sorted(separate, key=lambda site: site.mutant.key):
+            verdict_ = mutation_build.alone(tree, site.mutant, seconds)
+            results.add(site.mutant, verdict_)
+            say(f"{verdict_.status}: {site.mutant.diff()}  ({verdict_.how or 'alone'})")
+
+
+def judge_by_suite(chosen: Sequence[Site], results: Results, jobs: int, say: Callable[[str], None]) -> None:
+    """Gives what survived the checks of the kernels to the suite: the mutants that were compiled together."""
+    survivors = [
+        (number, site)
+        for number, site in enumerate(chosen)
+        if results.verdicts[site.mutant.key] == Verdict("survived", "", False)
+    ]
+    if not survivors:
+        return
+    tree = Tree("together", jobs=jobs)
+    mutation_build.build_together(tree, survivors, ["module"])
+    module = tree.builder.target("module")
+    begun = time.monotonic()
+    if (why := mutation_build.run_suite(module, -1, 1800)) is not None:
+        raise RuntimeError(f"the suite fails without a mutant: {why}")
+    seconds = 30 + 5 * (time.monotonic() - begun)
+    for number, site in survivors:
+        why = mutation_build.run_suite(module, number, seconds)
+        results.add(site.mutant, Verdict("survived" if why is None else "killed", why or "the suite", False))
+        say(
+            f"{'survived' if why is None else 'killed'} by the suite: {site.mutant.diff()}"
+            + (f"  ({why})" if why else "")
+        )
+
+
+def equivalents(file: Path = EQUIVALENTS) -> dict[tuple[str, str, str, str], str]:
+    """Mutants that were read and found to change nothing that matters: (file, function, before, after) and why."""
+    with open(file, newline="") as lines:
+        rows = list(
+            csv.reader((line for line in lines if not line.startswith("#")), delimiter="\t", quoting=csv.QUOTE_NONE)
+        )
+    if bad := [row for row in rows if len(row) != len(COLUMNS) or not row[-1].strip()]:
+        raise ValueError(f"{file.name}: a line has {', '.join(COLUMNS)}, not {bad[0]}")
+    return {tuple(row[:4]): row[4] for row in rows}
+
+
+def place(mutant: Mutant) -> tuple[str, str, str, str]:
+    return mutant.file, mutant.function, mutant.before, mutant.after
+
+
+def table(title: str, groups: Iterable[tuple[str, list[str]]]) -> list[str]:
+    lines = [f"{title:<40} killed  survived  equivalent  not compiled"]
+    for name, of in groups:
+        counts = [of.count(status) for status in ("killed", "survived", "equivalent", "uncompiled")]
+        lines.append(f"{name:<40} {counts[0]:>6}  {counts[1]:>8}  {counts[2]:>10}  {counts[3]:>12}")
+    return lines
+
+
+def report(
+    every: Sequence[Site], chosen: Sequence[Site], results: Results, known: dict[tuple[str, str, str, str], str]
+) -> tuple[list[str], bool]:
+    """The report's lines, and whether all is as it must be."""
+    status: dict[tuple[str, int, str, str], str] = {}
+    wrong = []
+    for site in chosen:
+        mutant = site.mutant
+        verdict = results.verdicts[mutant.key]
+        listed = place(mutant) in known
+        status[mutant.key] = "equivalent" if listed and verdict.status == "survived" else verdict.status
+        if listed and verdict.status == "killed":
+            wrong.append(f"listed as equivalent but killed: {mutant.diff()}  ({verdict.how})")
+    there = {place(site.mutant) for site in every}
+    stale = [f"listed as equivalent but no longer there: {' | '.join(entry)}" for entry in known if entry not in there]
+    by_kind = ((kind, [status[s.mutant.key] for s in chosen if s.mutant.kind == kind]) for kind in KINDS)
+    files = sorted({site.mutant.file for site in chosen})
+    by_file = ((file, [status[s.mutant.key] for s in chosen if s.mutant.file == file]) for file in files)
+    counts = collections.Counter(status.values())
+    judged = counts["killed"] + counts["survived"]
+    rate = 100.0 * counts["killed"] / max(1, judged)
+    lines = [*table("kind", by_kind), "", *table("file", by_file), ""]
+    lines += [site.mutant.diff() for site in chosen if status[site.mutant.key] == "survived"]
+    lines += ["", *wrong, *stale] if wrong or stale else [""]
+    lines.append(
+        f"{counts['killed']} of {judged} mutants that compile and are not equivalent are killed: {rate:.1f} %"
+        f" ({counts['equivalent']} equivalent, {counts['uncompiled']} do not compile)"
+    )
+    return lines, rate >= WANTED and not stale and not wrong
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m tools.mutation",
+        description=__doc__.split(": ", 1)[1],
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--count", type=int, default=400, help="how many mutants to sample (400)")
+    parser.add_argument("--seed", type=int, default=1, help="which sample (1)")
+    parser.add_argument("--only", metavar="FILE", help="mutants of one file, such as csrc/cuda/tile.h")
+    parser.add_argument("--jobs", type=int, default=1, help="compilers or checks at a time (1)")
+    parser.add_argument("--suite", action="store_true", help="give the survivors to the conformance suite as well")
+    parser.add_argument("--list", action="store_true", help="print the mutants and stop")
+    options = parser.parse_args(arguments)
+
+    every = mutation_build.sites_of(ROOT)
+    among = [site for site in every if options.only in (None, site.mutant.file)]
+    if not among:
+        parser.error(
+            f"--only must be a source of csrc/core or csrc/cuda with something to change, not {options.only!r}"
+        )
+    chosen = sample(among, options.count, options.seed)
+    if options.list:
+        print("\n".join(site.mutant.diff() for site in chosen))
+        return 0
+    results = Results(FOLDER / "results.jsonl", digest(ROOT))
+
+    def say(text: str) -> None:
+        print(time.strftime("%H:%M:%S"), text, flush=True)
+
+    try:
+        judge_all(chosen, results, options.jobs, say)
+        if options.suite:
+            judge_by_suite(chosen, results, options.jobs, say)
+    except Unbuildable as error:
+        sys.exit(f"the sources do not compile without a mutant:\n{str(error)[-4000:]}")
+    lines, good = report(every, chosen, results, equivalents())
+    print("\n" + "\n".join(lines))
+    return 0 if good else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
