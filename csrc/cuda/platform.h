@@ -62,7 +62,11 @@ struct Grid {
 #ifdef FASTGAN_SIMT
 
 template <class... Parameters, class... Arguments>
-void launch(const Context&, const char* name, void (*kernel)(Parameters...), const Grid& grid, Arguments... arguments) {
+void launch(const Context& context, const char* name, void (*kernel)(Parameters...), const Grid& grid,
+            Arguments... arguments) {
+  if (grid.cooperative && grid.blocks.x > static_cast<unsigned>(context.multiprocessors))
+    throw simt::Fault(std::string("simt: kernel ") + name +
+                      ": a cooperative launch has more blocks than are resident.");
   simt::launch(name, grid.blocks, grid.threads, grid.shared_bytes, grid.cooperative,
                [&] { kernel(Parameters(arguments)...); });
 }

@@ -81,6 +81,14 @@ void check_type() {
 }  // namespace
 
 void check_adam() {
+  const Context context;
+  float count = 7;
+  fastgan::cuda::AdamDue on_device{};
+  const fastgan::cuda::AdamDue due{{}, 0.01, nullptr, &count, nullptr};
+  for (const double done : {-1.0, 0.0}) {
+    fastgan::cuda::set_adam(context, &due, &done, 1, &on_device);
+    expect(count == (done < 0 ? 7 : 0), "a count of updates is set, to zero too, or left");
+  }
   check_type<float>();
   check_type<double>();
 }

@@ -1,4 +1,5 @@
 // csrc/core/ by itself: conversions of the 16-bit formats, and the elementary functions, against their definitions.
+#include "../../csrc/core/bce.h"
 #include "../../csrc/core/logits_loss.h"
 #include "check.h"
 
@@ -77,9 +78,45 @@ void check_functions() {
   expect(std::isfinite(fastgan::logits_loss(C(1e4), C(0)).loss), "losses are finite");
 }
 
+// What bce.h promises beyond the formula: small losses keep their digits, and weights that are not finite make of a
+// loss what they make of torch's.
+template <class C>
+void check_bce_digits() {
+  const double relative = sizeof(C) == 8 ? 1e-12 : 2e-6;
+  for (const double x : {-30.0, -15.0, -5.0, 5.0, 15.0, 30.0}) {
+    const double target = x > 0 ? 1 : 0, w = 2, p = 3;  // where the loss is small
+    const double exact = w * (x > 0 ? p : 1) * std::log1p(std::exp(-std::fabs(x)));
+    const double loss = fastgan::bce_loss(C(x), C(target), C(w), C(p));
+    expect_close(loss / exact, 1, 1, relative, "bce of a sure and right logit keeps its digits");
+  }
+  const C infinity = C(INFINITY);
+  for (const C x : {C(-1), C(1)})
+    expect(fastgan::bce_loss(x, C(x > 0 ? 1 : 0), infinity, C(1)) == infinity, "an infinite weight, an infinite loss");
+  expect(fastgan::bce_loss(C(-1), C(1), C(1), infinity) == infinity, "an infinite positive weight, an infinite loss");
+  expect(fastgan::bce_input_gradient(C(1), C(0), infinity, C(1)) == infinity &&
+             fastgan::bce_input_gradient(C(1), C(1), infinity, C(1)) == -infinity,
+         "an infinite weight, an infinite gradient");
+}
+
+// Softplus is linear above 20, as torch's is by default, and not below.
+void check_softplus_threshold() {
+  const fastgan::ActivationArguments softplus{fastgan::Activation::softplus, 0};
+  for (const double z : {19.5, 19.999, 20.0}) {
+    const double negative = 1 / (1 + std::exp(z)), exact = (1 - negative) * negative;
+    expect_close(derivative(softplus, z, 2) / exact, 1, 1, 1e-12, "softplus bends up to 20");
+    expect(apply(softplus, z) != z && derivative(softplus, z, 1) != 1, "softplus is not linear up to 20");
+  }
+  for (const double z : {20.001, 20.5})
+    expect(apply(softplus, z) == z && derivative(softplus, z, 1) == 1 && derivative(softplus, z, 2) == 0,
+           "softplus is linear above 20");
+}
+
 }  // namespace
 
 void check_core() {
+  check_bce_digits<float>();
+  check_bce_digits<double>();
+  check_softplus_threshold();
   check_conversions<fastgan::bfloat16>(8);
   check_conversions<fastgan::float16>(5);
   check_functions<float>();

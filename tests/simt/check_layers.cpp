@@ -106,6 +106,37 @@ void check_activations(int64_t rows, int64_t cols, ActivationArguments act) {
                                         nullptr);
 }
 
+// The gradient by the first columns of a weight alone, whose rows are aligned and longer than what is wanted of them.
+template <class T>
+void check_part_of_input(Rounding rounding) {
+  const double relative = rounding == Rounding::none || sizeof(T) != 4 ? tolerance<T> : bf16_error;
+  for (const int64_t in : {5, 61, 67}) {
+    constexpr int64_t batch = 9, out = 21, stride = 72;
+    const Context context;
+    const auto grad_z = random<T>(batch * out, -1, 1), weight = random<T>(out * stride, -1, 1);
+    Buffer<T> grad_x(batch * in);
+    fastgan::cuda::linear_input_gradient(context,
+                                         fastgan::cuda::LinearInputGradient<T>{batch,
+                                                                               in,
+                                                                               out,
+                                                                               grad_z.data(),
+                                                                               weight.data(),
+                                                                               nullptr,
+                                                                               {Activation::identity, 0},
+                                                                               grad_x.data(),
+                                                                               nullptr,
+                                                                               stride},
+                                         rounding);
+    for (int64_t b = 0; b < batch; ++b)
+      for (int64_t i = 0; i < in; ++i) {
+        double sum = 0;
+        for (int64_t o = 0; o < out; ++o) sum += grad_z[b * out + o] * weight[o * stride + i];
+        expect_close(grad_x[b * in + i], sum, out, relative,
+                     about<T>("gradient by a part of the input", batch, in, out));
+      }
+  }
+}
+
 // Sizes of zero, what is passed on as it is, and more tiles than there are counters.
 void check_edges() {
   const Context context(1 << 20);  // so many processors that k would be shared out wherever it may be
@@ -163,6 +194,8 @@ void check_layers() {
   if (!few) check_edges();
   for_each_type([](auto type) {
     using T = decltype(type);
+    if (!few) check_part_of_input<T>(std::is_same_v<T, float> ? Rounding::tf32 : Rounding::none);
+    if (!few) check_part_of_input<T>(Rounding::none);
     int activation = 0;
     for (const auto& [batch, in, out] :
          {std::array<int64_t, 3>{1, 1, 1}, {7, 33, 5}, {33, 7, 65}, {70, 129, 3}, {3, 264, 66}}) {

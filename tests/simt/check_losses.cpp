@@ -76,6 +76,18 @@ void check_bce(int64_t n, int64_t weight_period, int64_t pos_period, int offset)
   fastgan::cuda::bce_backward<T>(context, a, grad_output.data(), 0, 1.0, grad_input.data(), nullptr);
 }
 
+// More blocks than the last of them has threads.
+void check_many_blocks() {
+  const Context context(128);
+  const int64_t n = 300 * 256 * 4;
+  const auto x = random<double>(n, -5, 5);
+  const fastgan::LogitsTerm<double> term{n, x.data(), 0.0, 1.0, 1.0, nullptr};
+  double loss = 0, exact = 0;
+  fastgan::cuda::logits_loss_sum(context, &term, 1, &loss);
+  for (int64_t i = 0; i < n; ++i) exact += softplus(x[i]);
+  expect_close(loss, exact, exact, tolerance<double>, "a sum over many blocks");
+}
+
 }  // namespace
 
 void check_losses() {
@@ -92,8 +104,10 @@ void check_losses() {
       check_bce<T>(n, 0, 0, 0);
       check_bce<T>(n, n, 1, 1);
       check_bce<T>(n, 3, n, 0);
+      check_bce<T>(n, 2, 2, 0);
     }
   });
+  if (!few) check_many_blocks();
   const Context context;
   std::vector<fastgan::LogitsTerm<float>> many(fastgan::cuda::max_logits_terms + 1);
   float loss = 0;
@@ -104,6 +118,10 @@ void check_losses() {
     refused = true;
   }
   expect(refused, "more terms than fit are refused");
+  const float logit = 0;
+  for (auto& term : many) term = {1, &logit, 0.0, 1.0, 1.0, nullptr};
+  fastgan::cuda::logits_loss_sum(context, many.data(), fastgan::cuda::max_logits_terms, &loss);
+  expect_close(loss, fastgan::cuda::max_logits_terms * std::log(2.0), 1, tolerance<float>, "as many terms as fit");
 }
 
 }  // namespace checks

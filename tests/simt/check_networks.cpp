@@ -120,6 +120,12 @@ void check_networks() {
   expect(!fastgan::cuda::is_narrow(Context(), network), "a hidden layer of 300 is not narrow");
   network.layers[0].out = network.layers[1].in = 256;
   expect(fastgan::cuda::is_narrow(Context(), network), "1024-256-1024 is narrow");
+  network.layers[1].out = 0;
+  expect(!fastgan::cuda::is_narrow(Context(), network), "a network without an output is not narrow");
+  network.layers[1].out = 1024;
+  network.layers[0].in = 0;
+  expect(!fastgan::cuda::is_narrow(Context(), network), "a network without an input is not narrow");
+  network.layers[0].in = 1024;
   network.batch = 0;
   expect(!fastgan::cuda::is_narrow(Context(), network), "an empty batch is not narrow");
   network.batch = 1;
