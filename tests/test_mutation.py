@@ -109,7 +109,7 @@ def test_what_is_found_and_what_is_not(tmp_path: Path, monkeypatch: pytest.Monke
     every = mutation_build.sites_of(root)
     results = mutation.Results(tmp_path / "results.jsonl", mutation.digest(root))
     said: list[str] = []
-    mutation.judge_all(every, results, 2, said.append)
+    mutation.judge_all(every, results, set(), 2, said.append)
     verdicts = {site.mutant.diff().split("]  ")[1]: results.verdicts[site.mutant.key] for site in every}
     same = {  # as the function is defined
         "if (x > 3) return 3;  ->  if (x >= 3) return 3;",
@@ -126,7 +126,7 @@ def test_what_is_found_and_what_is_not(tmp_path: Path, monkeypatch: pytest.Monke
 
     kept = mutation.Results(tmp_path / "results.jsonl", mutation.digest(root))  # a second run has nothing to do
     said.clear()
-    mutation.judge_all(every, kept, 1, said.append)
+    mutation.judge_all(every, kept, set(), 1, said.append)
     assert said == []
     assert kept.verdicts == results.verdicts
     assert len([json.loads(line) for line in (tmp_path / "results.jsonl").read_text().splitlines()]) == len(every)

@@ -29,6 +29,7 @@ from tools.mutation_sites import KINDS, Mutant, Site
 
 EQUIVALENTS = Path(__file__).with_name("mutation_equivalents.tsv")
 COLUMNS = ("file", "function", "before", "after", "reason")
+Place = tuple[str, str, str, str]  # file, function, before, after
 WANTED = 95.0  # percent of the mutants that are not equivalent
 
 
@@ -75,66 +76,95 @@ class Results:
             file.write(json.dumps({"sources": self.of, "mutant": mutant.key, **vars(verdict)}) + "\n")
 
 
-def judge_all(chosen: Sequence[Site], results: Results, jobs: int, say: Callable[[str], None]) -> None:
-    """Judges what has no verdict yet."""
-    open_ = [site for site in chosen if site.mutant.key not in results.verdicts]
+Say = Callable[[str], None]
+Numbered = Sequence[tuple[int, Site]]
+
+
+def judge_all(chosen: Sequence[Site], results: Results, listed: set[Place], jobs: int, say: Say) -> None:
+    """Judges what has no verdict yet; what survives the plain checks and is not listed, under sanitizers too."""
+    open_ = {site.mutant.key for site in chosen if site.mutant.key not in results.verdicts}
     numbered = [(number, site) for number, site in enumerate(chosen) if not site.mutant.is_constant]
-    separate = [site for site in open_ if site.mutant.is_constant]
-    if any(not site.mutant.is_constant for site in open_):
+    separate = [site for site in chosen if site.mutant.is_constant and site.mutant.key in open_]
+    if any(site.mutant.key in open_ for _, site in numbered):
         tree = Tree("together", jobs=jobs)
-        begun = time.monotonic()
-        left_out = mutation_build.build_together(tree, numbered, tree.kinds())
-        say(f"{len(numbered) - len(left_out)} mutants compiled together in {time.monotonic() - begun:.0f} s")
-        separate += [chosen[number] for number in left_out if chosen[number] in open_]
-        judge = Judge([tree.builder.target(kind) for kind in tree.kinds()])
-
-        def verdict(entry: tuple[int, Site]) -> None:
-            number, site = entry
-            why = judge(number)
-            verdict = Verdict("survived" if why is None else "killed", why or "", False)
-            results.add(site.mutant, verdict)
-            say(f"{verdict.status}: {site.mutant.diff()}" + (f"  ({why})" if why else ""))
-
-        todo = [(number, site) for number, site in numbered if number not in left_out and site in open_]
-        with ThreadPoolExecutor(jobs) as pool:
-            list(pool.map(verdict, todo))
+        left_out = build_timed(tree, numbered, ["probe", "plain"], say)
+        separate += [chosen[number] for number in left_out if chosen[number].mutant.key in open_]
+        todo = [(number, site) for number, site in numbered if site.mutant.key in open_ and number not in left_out]
+        judge(todo, Judge(tree.builder.target("plain"), "plain"), "", results, jobs, say)
+    for kind in Tree("together", jobs=jobs).later_kinds():
+        survivors = survivors_before(f"not by {kind}", numbered, results, listed)
+        if survivors:
+            tree = Tree(kind, jobs=jobs)
+            build_timed(tree, survivors, [kind], say)
+            judge(survivors, Judge(tree.builder.target(kind), kind), f"not by {kind}", results, jobs, say)
     if separate:
         tree = Tree("alone", flags="-O1", jobs=jobs)
-        for kind in tree.kinds():
-            tree.build(kind)
-        seconds = [(["--few"], 20.0), ([], 60.0)]
+        tree.build("plain")
         for site in sorted(separate, key=lambda site: site.mutant.key):
-            verdict_ = mutation_build.alone(tree, site.mutant, seconds)
-            results.add(site.mutant, verdict_)
-            say(f"{verdict_.status}: {site.mutant.diff()}  ({verdict_.how or 'alone'})")
+            add(site, mutation_build.alone(tree, site.mutant, [(["--few"], 30.0), ([], 100.0)]), results, say)
 
 
-def judge_by_suite(chosen: Sequence[Site], results: Results, jobs: int, say: Callable[[str], None]) -> None:
-    """Gives what survived the checks of the kernels to the suite: the mutants that were compiled together."""
-    survivors = [
-        (number, site)
-        for number, site in enumerate(chosen)
-        if results.verdicts[site.mutant.key] == Verdict("survived", "", False)
-    ]
+def survivors_before(judged: str, numbered: Numbered, results: Results, listed: set[Place]) -> list[tuple[int, Site]]:
+    """The survivors that are not listed, of those compiled together, which this judge has not seen."""
+    steps = ("", *(f"not by {kind}" for kind in mutation_build.LATER), "not by the suite")
+    survivors = []
+    for number, site in numbered:
+        verdict = results.verdicts.get(site.mutant.key)
+        if verdict is None or verdict.status != "survived" or verdict.alone or place(site.mutant) in listed:
+            continue
+        if steps.index(verdict.how) < steps.index(judged):
+            survivors.append((number, site))
+    return survivors
+
+
+def build_timed(tree: Tree, numbered: Numbered, kinds: Sequence[str], say: Say) -> set[int]:
+    begun = time.monotonic()
+    left_out = mutation_build.build_together(tree, numbered, kinds)
+    say(f"{len(numbered) - len(left_out)} mutants compiled together in {time.monotonic() - begun:.0f} s ({kinds[-1]})")
+    return left_out
+
+
+def judge(
+    todo: Numbered, by: Callable[[int], str | None], survived: str, results: Results, jobs: int, say: Say
+) -> None:
+    """Judges mutants that were compiled together; `survived` is what is kept of one that survives."""
+
+    def one(entry: tuple[int, Site]) -> None:
+        number, site = entry
+        why = by(number)
+        add(
+            site,
+            Verdict("survived" if why is None else "killed", survived if why is None else why, False),
+            results,
+            say,
+        )
+
+    with ThreadPoolExecutor(jobs) as pool:
+        list(pool.map(one, todo))
+
+
+def add(site: Site, verdict: Verdict, results: Results, say: Say) -> None:
+    results.add(site.mutant, verdict)
+    how = ", ".join([*(["alone"] if verdict.alone else []), *([verdict.how] if verdict.how else [])])
+    say(f"{verdict.status}: {site.mutant.diff()}" + (f"  ({how})" if how else ""))
+
+
+def judge_by_suite(chosen: Sequence[Site], results: Results, listed: set[Place], jobs: int, say: Say) -> None:
+    """Gives what survived all else to the suite: of the mutants that were compiled together what is not listed."""
+    survivors = survivors_before("not by the suite", list(enumerate(chosen)), results, listed)
     if not survivors:
         return
     tree = Tree("together", jobs=jobs)
-    mutation_build.build_together(tree, survivors, ["module"])
+    build_timed(tree, survivors, ["module"], say)
     module = tree.builder.target("module")
     begun = time.monotonic()
     if (why := mutation_build.run_suite(module, -1, 1800)) is not None:
         raise RuntimeError(f"the suite fails without a mutant: {why}")
-    seconds = 30 + 5 * (time.monotonic() - begun)
-    for number, site in survivors:
-        why = mutation_build.run_suite(module, number, seconds)
-        results.add(site.mutant, Verdict("survived" if why is None else "killed", why or "the suite", False))
-        say(
-            f"{'survived' if why is None else 'killed'} by the suite: {site.mutant.diff()}"
-            + (f"  ({why})" if why else "")
-        )
+    seconds = 60 + 5 * (time.monotonic() - begun)
+    judge(survivors, lambda n: mutation_build.run_suite(module, n, seconds), "not by the suite", results, jobs, say)
 
 
-def equivalents(file: Path = EQUIVALENTS) -> dict[tuple[str, str, str, str], str]:
+def equivalents(file: Path = EQUIVALENTS) -> dict[Place, str]:
     """Mutants that were read and found to change nothing that matters: (file, function, before, after) and why."""
     with open(file, newline="") as lines:
         rows = list(
@@ -145,7 +175,7 @@ def equivalents(file: Path = EQUIVALENTS) -> dict[tuple[str, str, str, str], str
     return {tuple(row[:4]): row[4] for row in rows}
 
 
-def place(mutant: Mutant) -> tuple[str, str, str, str]:
+def place(mutant: Mutant) -> Place:
     return mutant.file, mutant.function, mutant.before, mutant.after
 
 
@@ -158,7 +188,7 @@ def table(title: str, groups: Iterable[tuple[str, list[str]]]) -> list[str]:
 
 
 def report(
-    every: Sequence[Site], chosen: Sequence[Site], results: Results, known: dict[tuple[str, str, str, str], str]
+    every: Sequence[Site], chosen: Sequence[Site], results: Results, known: dict[Place, str]
 ) -> tuple[list[str], bool]:
     """The report's lines, and whether all is as it must be."""
     status: dict[tuple[str, int, str, str], str] = {}
@@ -212,18 +242,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.list:
         print("\n".join(site.mutant.diff() for site in chosen))
         return 0
+    known = equivalents()
     results = Results(FOLDER / "results.jsonl", digest(ROOT))
 
     def say(text: str) -> None:
         print(time.strftime("%H:%M:%S"), text, flush=True)
 
     try:
-        judge_all(chosen, results, options.jobs, say)
+        judge_all(chosen, results, set(known), options.jobs, say)
         if options.suite:
-            judge_by_suite(chosen, results, options.jobs, say)
+            judge_by_suite(chosen, results, set(known), options.jobs, say)
     except Unbuildable as error:
         sys.exit(f"the sources do not compile without a mutant:\n{str(error)[-4000:]}")
-    lines, good = report(every, chosen, results, equivalents())
+    lines, good = report(every, chosen, results, known)
     print("\n" + "\n".join(lines))
     return 0 if good else 1
 

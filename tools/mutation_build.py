@@ -34,7 +34,12 @@ inline __attribute__((always_inline)) bool is() { return chosen == number; }
 }  // namespace fastgan_mutation
 """
 ERROR = re.compile(r"^(?P<path>[^\s:]+):(?P<line>\d+):(?:\d+:)? (?P<what>(?:fatal )?error:|  required from)", re.M)
-COMPLAINT = re.compile(r"^FAILED.*|simt: kernel.*")  # of the checks, the host model, or pytest
+COMPLAINT = re.compile(
+    r"^FAILED.*|simt: kernel.*|.*(?:ERROR: AddressSanitizer|runtime error:).*"
+)  # of the checks, the host model, or pytest
+# Kinds of the program of checks that find what changes no number, and the engine each runs on: the detector of races,
+# and AddressSanitizer with UndefinedBehaviorSanitizer.
+LATER = {"race": "fibers", "address": "threads"}
 MEMORY = 8 << 30  # bytes that a mutant may take
 # Of the conformance suite, what exercises every kernel through the bindings and takes a minute.
 SUITE = (
@@ -100,11 +105,9 @@ def together(source: str, numbered: Sequence[tuple[int, Site]]) -> str:
             if mutant.kind in ("sync", "statement"):
                 now = f"{{ if (!{chosen}) {now} }}"
                 continue
-            other = (
-                data[node.start_byte : mutant.start] + mutant.new.encode() + data[mutant.end : node.end_byte]
-            ).decode()
+            whole = data[node.start_byte : mutant.start] + mutant.new.encode() + data[mutant.end : node.end_byte]
             # A comment would hide what follows, and lines must keep their numbers.
-            other = " ".join(re.sub(r"//[^\n]*", "", other).split())
+            other = " ".join(re.sub(r"//[^\n]*", "", whole.decode()).split())
             now = f"({chosen} ? ({other}) : ({now}))"
         return now
 
@@ -162,9 +165,9 @@ class Tree:
             raise Unbuildable(done.stdout + done.stderr)
         return target
 
-    def kinds(self) -> list[str]:
-        """Kinds of the program that judge: the checks, and the detector of races where there is one."""
-        return ["plain", *(["race"] if "race" in self.builder.FLAGS else [])]
+    def later_kinds(self) -> list[str]:
+        """What judges the survivors of the plain checks, of LATER."""
+        return [kind for kind in LATER if kind in self.builder.FLAGS]
 
 
 def blamed(output: str, tree: Path, numbered: Sequence[tuple[int, Site]]) -> set[int]:
@@ -189,7 +192,7 @@ def build_together(tree: Tree, numbered: Sequence[tuple[int, Site]], kinds: Sequ
             source = (tree.root / file).read_text()
             tree.write(file, together(source, own) if own else source)
         try:
-            for kind in (*(["probe"] if "module" not in kinds else []), *kinds):
+            for kind in kinds:
                 tree.build(kind)
             return left_out
         except Unbuildable as error:
@@ -199,15 +202,19 @@ def build_together(tree: Tree, numbered: Sequence[tuple[int, Site]], kinds: Sequ
             left_out |= bad
 
 
-def run(command: Sequence[str | Path], number: int, seconds: float, where: Path | None = None) -> str | None:
+def run(
+    command: Sequence[str | Path], number: int, seconds: float, kind: str = "plain", where: Path | None = None
+) -> str | None:
     """Runs checks on one mutant; what killed it, or None. It runs for at most so many seconds."""
 
     def limit() -> None:
-        os.nice(10)
-        resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
+        if kind not in LATER:  # a sanitizer reserves more than there is
+            resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
 
-    environment = {**os.environ, "FASTGAN_MUTANT": str(number), "FASTGAN_SIMT_ENGINE": "fibers", "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, "FASTGAN_MUTANT": str(number), "OMP_NUM_THREADS": "1"}
+    environment["FASTGAN_SIMT_ENGINE"] = LATER.get(kind, "fibers")
+    environment["ASAN_OPTIONS"] = "detect_leaks=0"
     process = subprocess.Popen(
         command,
         env=environment,
@@ -242,20 +249,20 @@ def run(command: Sequence[str | Path], number: int, seconds: float, where: Path 
 
 
 class Judge:
-    """Runs the checks of one program on its mutants: first few, then all."""
+    """Runs a program of checks on its mutants: first few, then all; a sanitized one few only."""
 
-    def __init__(self, programs: Sequence[Path]) -> None:
+    def __init__(self, program: Path, kind: str) -> None:
+        self.kind = kind
         self.stages: list[tuple[list[str | Path], float]] = []
-        for program in programs:
-            for arguments in (["--few"], []):
-                begun = time.monotonic()
-                if (why := run([program, *arguments], -1, 600)) is not None:
-                    raise RuntimeError(f"the checks fail without a mutant ({program.parent.name}): {why}")
-                self.stages.append(([program, *arguments], 5 + 10 * (time.monotonic() - begun)))
+        for arguments in (["--few"], *([[]] if kind == "plain" else [])):
+            begun = time.monotonic()
+            if (why := run([program, *arguments], -1, 600, kind)) is not None:
+                raise RuntimeError(f"the checks fail without a mutant ({kind}): {why}")
+            self.stages.append(([program, *arguments], 10 + 10 * (time.monotonic() - begun)))
 
     def __call__(self, number: int) -> str | None:
         for command, seconds in self.stages:
-            if (why := run(command, number, seconds)) is not None:
+            if (why := run(command, number, seconds, self.kind)) is not None:
                 return why
         return None
 
@@ -267,20 +274,19 @@ def run_suite(module: Path, number: int, seconds: float) -> str | None:
         "build.build = lambda kind: Path(sys.argv[1]); import pytest; sys.exit(pytest.main(sys.argv[2:]))"
     )
     options = ["-q", "-x", "-p", "no:cacheprovider", "-k", "simt", "-m", "not deep"]
-    return run([sys.executable, "-c", program, module, *options, *SUITE], number, seconds, ROOT)
+    return run([sys.executable, "-c", program, module, *options, *SUITE], number, seconds, where=ROOT)
 
 
-def alone(tree: Tree, mutant: Mutant, judge_seconds: Sequence[tuple[list[str], float]]) -> Verdict:
+def alone(tree: Tree, mutant: Mutant, stages: Sequence[tuple[list[str], float]]) -> Verdict:
     """Compiles and judges one mutant on its own; the tree's file is as it was afterwards."""
     source = (tree.root / mutant.file).read_text()
     data = source.encode()
     tree.write(mutant.file, (data[: mutant.start] + mutant.new.encode() + data[mutant.end :]).decode())
     try:
-        for kind in tree.kinds():
-            program = tree.build(kind)
-            for arguments, seconds in judge_seconds:
-                if (why := run([program, *arguments], -1, seconds)) is not None:
-                    return Verdict("killed", why, True)
+        program = tree.build("plain")
+        for arguments, seconds in stages:
+            if (why := run([program, *arguments], -1, seconds)) is not None:
+                return Verdict("killed", why, True)
         return Verdict("survived", "", True)
     except Unbuildable:
         return Verdict("uncompiled", "", True)
@@ -290,10 +296,6 @@ def alone(tree: Tree, mutant: Mutant, judge_seconds: Sequence[tuple[list[str], f
 
 def sites_of(root: Path) -> list[Site]:
     """Every mutant of csrc/core and csrc/cuda."""
-    files = sorted(
-        path
-        for folder in ("core", "cuda")
-        for path in (root / "csrc" / folder).iterdir()
-        if path.suffix in (".h", ".cu")
-    )
+    paths = [path for folder in ("core", "cuda") for path in sorted((root / "csrc" / folder).iterdir())]
+    files = [path for path in paths if path.suffix in (".h", ".cu") and path.name != "crossover.h"]  # measured figures
     return [site for path in files for site in sites(str(path.relative_to(root)), path.read_text())]
