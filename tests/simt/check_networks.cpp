@@ -106,6 +106,7 @@ void check_networks() {
       check_network<T>(19, {5, 33, 129, 7}, tf32, 3, 0, true);
       if (few) continue;
       check_network<T>(1, {1, 1, 1}, tf32, 1, 0, true);
+      check_network<T>(17, {3, fastgan::cuda::max_narrow_width, 2}, tf32, 2, 0, true);
       check_network<T>(34, {70, 40, 130}, tf32, 2, 1, false);
     }
   });
