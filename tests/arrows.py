@@ -39,7 +39,11 @@ ROOMS = {
     "cuda": Room("csrc/cuda/**/*.h csrc/cuda/**/*.cu", "core"),
     "bindings": Room("csrc/bindings/**/*.h csrc/bindings/**/*.cpp", "cpu cuda", "torch ATen c10 pybind11"),
     "reference": Room("fastgan/reference.py", "", "torch"),
-    "base": Room("fastgan/checks.py fastgan/backend.py fastgan/build_info.py fastgan/version.py", "reference", "torch"),
+    "base": Room(
+        "fastgan/checks.py fastgan/backend.py fastgan/build_info.py fastgan/device_cache.py fastgan/version.py",
+        "reference",
+        "torch",
+    ),
     "functional": Room("fastgan/functional.py", "reference base", "torch"),
     "nn": Room("fastgan/nn.py fastgan/layers.py fastgan/other_tools.py", "functional", "torch"),
     "engine": Room("fastgan/engine.py fastgan/plan_*.py fastgan/step_options.py fastgan/statistics.py", "nn", "torch"),
