@@ -157,6 +157,11 @@ def direct() -> Any:
     return _direct if _name == "auto" and not torch.compiler.is_compiling() else None
 
 
+def has_kernels(device: torch.device) -> bool:
+    """Whether the compiled module has kernels for a device of this type."""
+    return device.type in _device_types
+
+
 def is_compiled(tensor: Tensor) -> bool:
     """Whether the compiled kernels serve this call; otherwise the reference does.
 

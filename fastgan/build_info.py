@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from fastgan import backend
+from fastgan import backend, gate
 from fastgan.version import __version__
 
 # What the compiled kernels do not do, and what runs instead.
@@ -27,8 +27,9 @@ def info() -> dict[str, Any]:
 
     Returns:
         A dict with `fastgan`, `python`, `torch` (versions), `build` (facts of the compiled module, None without one),
-        `backend` (the one in force), `backends` (name to "available" or the reason why not), `devices`, and
-        `fallbacks` (what the compiled kernels do not do, to what runs instead).
+        `backend` (the one in force), `backends` (name to "available" or the reason why not), `devices`,
+        `fallbacks` (what the compiled kernels do not do, to what runs instead) and `switched_off` (kernels that failed
+        verification on a device here, to what runs instead and what was found; see `fastgan.verify`).
     """
     backends = {}
     for name in ("reference", "cpu", "cuda"):
@@ -36,6 +37,9 @@ def info() -> dict[str, Any]:
     devices = {"cpu": f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads"}
     for i in range(torch.cuda.device_count()):
         devices[f"cuda:{i}"] = torch.cuda.get_device_name(i)
+    switched_off: dict[str, str] = {}
+    for name in devices:
+        switched_off.update(gate.switched_off(torch.device(name)))
     return {
         "fastgan": __version__,
         "python": platform.python_version(),
@@ -45,5 +49,6 @@ def info() -> dict[str, Any]:
         "backends": backends,
         "devices": devices,
         "fallbacks": FALLBACKS,
+        "switched_off": switched_off,
         "rebuild": backend.REBUILD if backend.module is None else None,
     }

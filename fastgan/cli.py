@@ -1,7 +1,7 @@
 """The command line: `fastgan train|resume|sample|bench|doctor`.
 
-Exit codes: 0 done; 2 refused, or training diverged; 130 and 143 stopped by Ctrl-C and SIGTERM, after
-saving a checkpoint.
+Exit codes: 0 done; 1 a kernel failed its verification; 2 refused, or training diverged; 130 and 143 stopped by Ctrl-C
+and SIGTERM, after saving a checkpoint.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import inspect
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import fields
 from pathlib import Path
 from typing import Annotated, Any, NoReturn, get_type_hints
@@ -153,7 +153,12 @@ def bench(context: typer.Context) -> None:
 
 
 @app.command()
-def doctor() -> None:
+def doctor(
+    verify: Annotated[
+        bool,
+        typer.Option("--verify", help="Compare every kernel with its reference on each device here, and remember it."),
+    ] = False,
+) -> None:
     """Show versions, how fastgan was built, which backends run here, and why any does not."""
     facts = fastgan.info()
     say(f"fastgan {facts['fastgan']}, Python {facts['python']}, PyTorch {facts['torch']}")
@@ -171,6 +176,29 @@ def doctor() -> None:
         say(f"  {what}: {instead}")
     if facts["rebuild"]:
         say(facts["rebuild"])
+    passed = not verify or _verify(facts["devices"])
+    # What is known now: the verification may have changed it.
+    for what, instead in fastgan.info()["switched_off"].items():
+        say(f"switched off: {what}; {instead}")
+    if not passed:
+        raise typer.Exit(1)
+
+
+def _verify(devices: Iterable[str]) -> bool:
+    """Verify each device that compiled kernels run on, and print what was found; whether all passed."""
+    from fastgan import backend
+
+    passed = True
+    ready = [name for name in devices if backend.unavailable_reason(name.partition(":")[0]) is None]
+    if not ready or fastgan.current_backend() == "reference":
+        _refuse("there is nothing to verify: no compiled kernels run here")
+    for name in ready:
+        with _one_line_errors():
+            found = fastgan.verify(name)
+        say(f"verification of {name}:")
+        say(str(found))
+        passed = passed and found.passed
+    return passed
 
 
 def _widths(name: str, text: str | None) -> tuple[int, ...] | None:

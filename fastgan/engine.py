@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._device import DeviceContext
 
-from fastgan import backend, layers, plan_layers, plan_optimizers
+from fastgan import backend, gate, layers, plan_layers, plan_optimizers
 from fastgan.plan_layers import CannotPlan, Layer
 from fastgan.statistics import StepStats
 from fastgan.step_options import StepOptions, StepParts, names_of
@@ -45,6 +45,7 @@ class Plan:
         _check_process(options)
         self._watch = backend.module.Watch()
         self._watch.items(vars(backend), ("_name", "module"))
+        self._watch.items(vars(gate), ("known",))
         for space, names in layers.FUNCTIONS.items():
             self._watch.items(vars(space), names)
         for hooks in layers.global_hooks():
@@ -68,6 +69,9 @@ class Plan:
             plan_optimizers.state(group, parameter)
         self._check_memory()
         latent, data = _check_widths(options.num_classes, self._layers)
+        drops = any(layer.kind == plan_layers.DROPOUT for network in self._layers for layer in network)
+        if reason := gate.step_refusal(self._device, torch.bfloat16 if _IS_BF16[options.precision] else dtype, drops):
+            raise CannotPlan(reason)
         self._arguments = {
             "latent": latent,
             "data": data,

@@ -14,7 +14,7 @@ from typing import Literal, overload
 import torch
 from torch import Tensor
 
-from fastgan import backend, checks, reference
+from fastgan import backend, checks, gate, reference
 
 _REDUCTION = {"none": 0, "mean": 1, "sum": 2}  # torch's own numbers (at::Reduction)
 # The numbers that the compiled ops take for them.
@@ -69,7 +69,7 @@ def binary_cross_entropy_with_logits(
     if target.shape != input.shape:
         raise ValueError(f"target of shape {tuple(target.shape)} must have the shape {tuple(input.shape)} of input")
     checks.same_device("target", target, "input", input)
-    compiled = backend.is_compiled(input) and _fits(target, input)
+    compiled = _fits(target, input) and gate.serves(input, "cross_entropy")
     for name, value in (("weight", weight), ("pos_weight", pos_weight)):
         if value is None:
             continue
@@ -152,7 +152,7 @@ def discriminator_loss(
             _logits_loss(real_logits, real_target, 1.0, reduction),
             _logits_loss(fake_logits, fake_target, 1.0, reduction),
         )
-    if backend.is_compiled(real_logits):
+    if gate.serves(real_logits, "gan_losses"):
         number = _REDUCTION[reduction]
         whole: Tensor = backend.ops.discriminator_loss(real_logits, fake_logits, real_target, fake_target, number)
         return whole
@@ -332,7 +332,7 @@ def _fits(value: Tensor, input: Tensor) -> bool:
 
 
 def _logits_loss(logits: Tensor, target: float, sign: float, reduction: str) -> Tensor:
-    if backend.is_compiled(logits):
+    if gate.serves(logits, "gan_losses"):
         loss: Tensor = backend.ops.logits_loss(logits, target, sign, _REDUCTION[reduction])
         return loss
     return reference.logits_loss(logits, target, sign, reduction)
@@ -345,7 +345,7 @@ def _mlp(
     activations: list[str],
     slopes: list[float],
 ) -> Tensor:
-    if weights and backend.is_compiled(input):
+    if weights and gate.serves(input, "layers"):
         output: Tensor = backend.ops.mlp(input, weights, biases, [ACTIVATION[name] for name in activations], slopes)
         return output
     return reference.mlp(input, weights, biases, activations, slopes)

@@ -40,7 +40,8 @@ ROOMS = {
     "bindings": Room("csrc/bindings/**/*.h csrc/bindings/**/*.cpp", "cpu cuda", "torch ATen c10 pybind11"),
     "reference": Room("fastgan/reference.py", "", "torch"),
     "base": Room(
-        "fastgan/checks.py fastgan/backend.py fastgan/build_info.py fastgan/device_cache.py fastgan/version.py",
+        "fastgan/checks.py fastgan/backend.py fastgan/build_info.py fastgan/device_cache.py fastgan/gate.py "
+        "fastgan/version.py",
         "reference",
         "torch",
     ),
@@ -50,7 +51,8 @@ ROOMS = {
     "step": Room("fastgan/step.py fastgan/labels.py fastgan/discriminator_output.py", "engine", "torch"),
     "metrics": Room("fastgan/metrics.py fastgan/distances.py", "base", "torch"),
     "data": Room("fastgan/data/*.py fastgan/dataset.py fastgan/units.py", "base", "torch numpy PIL sklearn"),
-    "library": Room("fastgan/__init__.py", "step metrics data"),
+    "verification": Room("fastgan/verification*.py", "step", "torch"),
+    "library": Room("fastgan/__init__.py", "step verification metrics data"),
     "output": Room("fastgan/output.py"),
     "training": Room(
         "fastgan/training/*.py fastgan/trainer.py fastgan/config.py fastgan/sampling.py",

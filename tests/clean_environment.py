@@ -6,8 +6,11 @@ colour what commands print: conftest.py imports this before fastgan, which reads
 
 from __future__ import annotations
 
+import atexit
 import os
+import shutil
 import sys
+import tempfile
 
 CAME_FIRST = "fastgan" not in sys.modules
 # The report begins with those that are set.
@@ -24,3 +27,8 @@ for name in [name for name in os.environ if name.startswith("FASTGAN_") and name
     del os.environ[name]
 for name in ("FORCE_COLOR", "NO_COLOR", "CLICOLOR_FORCE", "PYTHONWARNINGS"):
     os.environ.pop(name, None)
+
+# What the suite finds out about this device is not the user's. The workers of xdist share the folder.
+if "PYTEST_XDIST_WORKER" not in os.environ:
+    os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp(prefix="fastgan-tests-")
+    atexit.register(shutil.rmtree, os.environ["XDG_CACHE_HOME"], ignore_errors=True)

@@ -101,6 +101,15 @@ def compiled() -> Iterator[None]:
         yield
 
 
+@pytest.fixture(scope="session", autouse=True)
+def verified() -> None:
+    """What the first use of a family does (fastgan/gate.py), before the tests; test_verification.py has its tests."""
+    if fastgan_backend.module is not None:
+        simt_backend.verify_beforehand(torch.device("cpu"))
+        if "cuda" in BACKENDS and unavailable_reason("cuda") is None:
+            simt_backend.verify_beforehand(torch.device("cuda", torch.cuda.current_device()))
+
+
 @pytest.fixture(autouse=True)
 def seed() -> None:
     torch.manual_seed(0)

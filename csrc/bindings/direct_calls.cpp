@@ -5,12 +5,14 @@
 #include <ATen/PythonTorchFunctionTLS.h>
 #include <ATen/TracerMode.h>
 #include <c10/core/impl/TorchDispatchModeTLS.h>
+#include <torch/csrc/Dtype.h>
 #include <torch/csrc/autograd/python_variable.h>
 
 #include <cmath>
 #include <map>
 
 #include "mlp.h"
+#include "verified.h"
 #include "watch.h"
 
 namespace py = pybind11;
@@ -206,7 +208,7 @@ py::object discriminator_loss(py::handle real, py::handle fake, py::handle real_
       !is_usual(real.ptr()) || !is_usual(fake.ptr()))
     return py::none();
   const Tensor real_logits = THPVariable_Unpack(real.ptr()), fake_logits = THPVariable_Unpack(fake.ptr());
-  if (!are_alike(real_logits, fake_logits)) return py::none();
+  if (!are_alike(real_logits, fake_logits) || !is_verified(Verified::gan_losses, real_logits)) return py::none();
   FASTGAN_OP("discriminator_loss", Tensor(const Tensor&, const Tensor&, double, double, int64_t));
   return call(op, real_logits, fake_logits, PyFloat_AS_DOUBLE(real_target.ptr()), PyFloat_AS_DOUBLE(fake_target.ptr()),
               *number);
@@ -214,7 +216,9 @@ py::object discriminator_loss(py::handle real, py::handle fake, py::handle real_
 
 py::object logits_loss(py::handle logits, py::handle target, double sign, py::handle reduction) {
   const auto number = scalar_reduction(reduction.ptr());
-  if (!number || !is_usual_mode() || !is_target(target.ptr()) || !is_usual(logits.ptr())) return py::none();
+  if (!number || !is_usual_mode() || !is_target(target.ptr()) || !is_usual(logits.ptr()) ||
+      !is_verified(Verified::gan_losses, THPVariable_Unpack(logits.ptr())))
+    return py::none();
   FASTGAN_OP("logits_loss", Tensor(const Tensor&, double, double, int64_t));
   return call(op, Tensor(THPVariable_Unpack(logits.ptr())), PyFloat_AS_DOUBLE(target.ptr()), sign, *number);
 }
@@ -240,7 +244,7 @@ class LayerReader {
       return py::none();
     PyObject* const modules = of.modules;
     const Tensor input = THPVariable_Unpack(given.ptr());
-    if (input.dim() == 0) return py::none();
+    if (input.dim() == 0 || !is_verified(Verified::layers, input)) return py::none();
     std::vector<Tensor> weights;
     Biases biases;
     std::vector<int64_t> activations;
@@ -306,6 +310,14 @@ class LayerReader {
 }  // namespace
 
 void register_direct_calls(py::module_& m) {
+  m.def(
+      "set_verified",
+      [](const std::string& family, const std::string& device, const py::object& dtype, bool verified) {
+        TORCH_CHECK(THPDtype_Check(dtype.ptr()), "set_verified: dtype must be a torch.dtype");
+        set_verified(family, at::Device(device), reinterpret_cast<THPDtype*>(dtype.ptr())->scalar_type, verified);
+      },
+      py::arg("family"), py::arg("device"), py::arg("dtype"), py::arg("verified"),
+      "Whether direct calls of a family of kernels run on a device; none do before this was called.");
   m.def("discriminator_loss", &discriminator_loss, py::arg("real_logits"), py::arg("fake_logits"),
         py::arg("real_target"), py::arg("fake_target"), py::arg("reduction"),
         "functional.discriminator_loss, or None where something is unusual.");

@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <array>
 #include <atomic>
+#include <optional>
 
 #include "../cuda/crossover.h"
 #ifndef FASTGAN_SIMT
@@ -19,20 +20,24 @@ namespace {
 constexpr std::array<const char*, 4> names = {"automatic", "narrow", "tiled", "library"};
 
 std::atomic<LayerPath> path{LayerPath::automatic};
+thread_local std::optional<LayerPath> path_here;
+
+LayerPath path_named(const std::string& name) {
+  for (size_t i = 0; i < names.size(); ++i)
+    if (name == names[i]) return static_cast<LayerPath>(i);
+  TORCH_CHECK_VALUE(false, "the layer path must be automatic, narrow, tiled or library, not ", name);
+}
 
 }  // namespace
 
-LayerPath layer_path() { return path; }
+LayerPath layer_path() { return path_here ? *path_here : path.load(); }
 
 std::string layer_path_name() { return names[static_cast<size_t>(layer_path())]; }
 
-void set_layer_path(const std::string& name) {
-  for (size_t i = 0; i < names.size(); ++i) {
-    if (name != names[i]) continue;
-    path = static_cast<LayerPath>(i);
-    return;
-  }
-  TORCH_CHECK_VALUE(false, "the layer path must be automatic, narrow, tiled or library, not ", name);
+void set_layer_path(const std::string& name) { path = path_named(name); }
+
+void set_layer_path_here(const std::string& name) {
+  path_here = name.empty() ? std::nullopt : std::optional<LayerPath>(path_named(name));
 }
 
 bool allow_tf32() {

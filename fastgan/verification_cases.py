@@ -1,0 +1,253 @@
+"""The cases of verification: what each family of kernels computes from fixed numbers, and what it should."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import pairwise
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from fastgan import backend, functional, reference
+from fastgan.verification_bounds import as_exact, derivatives, grid, layer_parameters
+
+_SEED = 20140610
+_SLOPE = 0.2  # of leaky_relu
+
+
+class Case(NamedTuple):
+    """A comparison with the reference.
+
+    Attributes:
+        kernel: what is compared.
+        shape: on what, in words.
+        terms: of the longest sum.
+        exact: the reference's results in float64.
+        torchs: the same by PyTorch, in the dtype and on the device.
+        ours: by the compiled kernels, in each way that they have; of some ways the first few results alone.
+    """
+
+    kernel: str
+    shape: str
+    terms: int
+    exact: Callable[[], list[Tensor]]
+    torchs: Callable[[], list[Tensor]]
+    ours: Callable[[], list[list[Tensor]]]
+
+
+def generator() -> torch.Generator:
+    return torch.Generator("cpu").manual_seed(_SEED)
+
+
+@contextlib.contextmanager
+def on_path(path: str) -> Iterator[None]:
+    """Layers of this thread by one kind of kernels (csrc/bindings/layer_path.h)."""
+    backend.module.set_layer_path_here(path)
+    try:
+        yield
+    finally:
+        backend.module.set_layer_path_here("")
+
+
+def paths(device: torch.device) -> tuple[str, ...]:
+    """The kinds of kernels that a device has; on the CPU, narrow and tiled are one."""
+    is_cpu = device.type == "cpu" and hasattr(backend.module, "set_verified")  # the host model of CUDA has no such
+    return ("tiled", "library") if is_cpu else ("narrow", "tiled", "library")
+
+
+# ---------------------------------------------------------------------------------------------------------- the losses
+
+_REDUCTIONS = {"mean": 1, "none": 0, "sum": 2}
+
+
+def cross_entropy(device: torch.device, dtype: torch.dtype, is_quick: bool) -> Iterator[Case]:
+    """bce_with_logits, by its logits and its targets."""
+    draw = generator()
+    shapes = [(33, 5), (129,)] if is_quick else [(1,), (7,), (8, 1), (17, 3), (33, 5), (129,), (65, 129), (0,), (0, 3)]
+    for shape in shapes:
+        for reduction in _REDUCTIONS if not is_quick or shape == (33, 5) else ("mean",):
+            logits, target = 4 * grid(draw, shape, 32), (grid(draw, shape, 16) + 1) / 2
+            weights: list[Tensor | None] = [None, None]
+            if len(shape) > 1:
+                weights = [1 + grid(draw, shape[-1:], 8) / 2, 2 + grid(draw, shape[-1:], 4)]
+            yield _loss_case(
+                "cross-entropy" + (" with weights" if weights[0] is not None else ""),
+                functools.partial(_cross_entropy, reduction=reduction),
+                functools.partial(_cross_entropy_reference, reduction=reduction),
+                [logits, target],
+                weights,
+                reduction,
+                device,
+                dtype,
+            )
+
+
+def _cross_entropy(x: Tensor, target: Tensor, weight: Tensor | None, scale: Tensor | None, reduction: str) -> Tensor:
+    loss: Tensor = backend.ops.bce_with_logits(x, target, weight, scale, _REDUCTIONS[reduction])
+    return loss
+
+
+def _cross_entropy_reference(
+    x: Tensor, target: Tensor, weight: Tensor | None, scale: Tensor | None, reduction: str
+) -> Tensor:
+    return reference.binary_cross_entropy_with_logits(x, target, weight, reduction, scale)
+
+
+def gan_losses(device: torch.device, dtype: torch.dtype, is_quick: bool) -> Iterator[Case]:
+    """The discriminator's loss, and the generator's."""
+    draw = generator()
+    sizes = [(33, 129)] if is_quick else [(1, 1), (7, 8), (17, 17), (33, 129), (1025, 65), (0, 0), (0, 5)]
+    for sums in ("mean",) if is_quick else ("mean", "sum"):
+        for real, fake in sizes:
+            number = _REDUCTIONS[sums]
+            yield _loss_case(
+                "discriminator's loss",
+                lambda r, f, number=number: backend.ops.discriminator_loss(r, f, 0.9, 0.1, number),
+                lambda r, f, sums=sums: reference.discriminator_loss(r, f, 0.9, 0.1, sums),
+                [4 * grid(draw, (real, 1), 32), 4 * grid(draw, (fake, 1), 32)],
+                [],
+                sums,
+                device,
+                dtype,
+            )
+    shapes: Sequence[tuple[int, ...]] = [(33, 3)] if is_quick else [(1,), (7, 1), (33, 3), (129,), (1025,), (0,)]
+    for reduction, number in _REDUCTIONS.items():
+        for shape in shapes:
+            for target, sign in ((0.75, 1.0), (0.25, -1.0))[: 1 if is_quick else 2]:
+                yield _loss_case(
+                    "generator's loss",
+                    lambda x, t=target, s=sign, number=number: backend.ops.logits_loss(x, t, s, number),
+                    lambda x, t=target, s=sign, reduction=reduction: reference.logits_loss(x, t, s, reduction),
+                    [4 * grid(draw, shape, 32)],
+                    [],
+                    reduction,
+                    device,
+                    dtype,
+                )
+
+
+def _loss_case(
+    kernel: str,
+    ours: Callable[..., Tensor],
+    theirs: Callable[..., Tensor],
+    inputs: list[Tensor],
+    constants: Sequence[Tensor | None],
+    reduction: str,
+    device: torch.device,
+    dtype: torch.dtype,
+) -> Case:
+    """By the inputs; matrices of more than one column lie in memory column by column."""
+    draw = generator()
+    value = inputs[0].shape if reduction == "none" else ()
+    cotangents = [1 + grid(draw, value, 8) / 2, *(grid(draw, x.shape, 8) for x in inputs)]
+
+    def run(function: Callable[..., Tensor], device: torch.device, dtype: torch.dtype) -> list[Tensor]:
+        def there(t: Tensor) -> Tensor:
+            t = t.to(device, dtype)
+            return t.t().contiguous().t() if t.dim() == 2 and t.shape[1] > 1 else t
+
+        fixed = [None if c is None else c.to(device, dtype) for c in constants]
+        return derivatives(
+            lambda *x: function(*x, *fixed), [there(x) for x in inputs], [c.to(device, dtype) for c in cotangents]
+        )
+
+    return Case(
+        f"{kernel}, {reduction}",
+        " and ".join("x".join(map(str, x.shape)) for x in inputs[: 1 if constants else 2]),
+        max(x.numel() for x in inputs),
+        functools.partial(run, theirs, torch.device("cpu"), torch.float64),
+        functools.partial(run, theirs, device, dtype),
+        lambda: [run(ours, device, dtype)],
+    )
+
+
+# ---------------------------------------------------------------------------------------------------------- the layers
+
+# Widths, activations and batch of networks that have them all. Only the first layer may have a kink; the last is not
+# the identity, so that every second gradient has a path. Every number of rows and columns leaves a rest.
+_QUICK = [
+    ((33, 65, 17, 7), ("relu", "tanh", "sigmoid"), 65),
+    ((7, 33, 9, 1), ("leaky_relu", "gelu", "softplus"), 33),
+    ((65, 17, 33, 5), ("elu", "identity", "silu"), 1),
+]
+
+
+def _networks(is_quick: bool) -> Iterable[tuple[Sequence[int], Sequence[str], int]]:
+    yield from _QUICK
+    if is_quick:
+        return
+    sizes = [(1, 1, 1), (7, 8, 17), (33, 17, 7), (8, 65, 33), (65, 7, 129), (129, 33, 65), (17, 129, 8), (64, 64, 64)]
+    for i, name in enumerate(reference.ACTIVATIONS):
+        batch, width_in, width_out = sizes[i % len(sizes)]
+        yield (width_in, width_out), (name,), batch  # one layer alone: linear_act
+    yield (2, 128, 128, 2), ("relu", "silu", "tanh"), 129
+    yield (129, 257, 129, 65, 33, 17, 1), ("leaky_relu", *["softplus"] * 4, "tanh"), 7
+    yield (5, 3), ("tanh",), 0
+
+
+def layers(device: torch.device, dtype: torch.dtype, is_quick: bool) -> Iterator[Case]:
+    """mlp and linear_act, by their input, weights and biases, on each kind of kernels."""
+    draw = generator()
+    for widths, names, batch in _networks(is_quick):
+        inputs = [grid(draw, (batch, widths[0]), 2)]
+        made = [layer_parameters(draw, a, b, i == 0) for i, (a, b) in enumerate(pairwise(widths))]
+        inputs += [weight for weight, _ in made] + [bias for _, bias in made]
+        cotangents = [1 + grid(draw, (batch, widths[-1]), 8) / 2, *(grid(draw, t.shape, 8) for t in inputs)]
+
+        @functools.cache
+        def run(
+            device: torch.device,
+            dtype: torch.dtype,
+            inputs: tuple[Tensor, ...] = tuple(inputs),
+            cotangents: tuple[Tensor, ...] = tuple(cotangents),
+            names: Sequence[str] = names,
+        ) -> list[Tensor]:
+            return derivatives(
+                functools.partial(_layers_reference, names),
+                [t.to(device, dtype) for t in inputs],
+                [t.to(device, dtype) for t in cotangents],
+            )
+
+        for path in paths(device):
+            yield Case(
+                f"{'mlp' if len(names) > 1 else 'linear_act'} with {', '.join(dict.fromkeys(names))}: {path}",
+                f"{batch}x{'-'.join(map(str, widths))}",
+                max(batch, *widths),
+                functools.partial(run, torch.device("cpu"), torch.float64),
+                functools.partial(run, device, dtype),
+                functools.partial(_layers, path, names, inputs, cotangents, device, dtype),
+            )
+
+
+def _layers_reference(names: Sequence[str], x: Tensor, *parameters: Tensor) -> Tensor:
+    count = len(names)
+    return reference.mlp(x, parameters[:count], parameters[count:], names, [_SLOPE] * count)
+
+
+def _layers(
+    path: str,
+    names: Sequence[str],
+    inputs: Sequence[Tensor],
+    cotangents: Sequence[Tensor],
+    device: torch.device,
+    dtype: torch.dtype,
+) -> list[list[Tensor]]:
+    """As `derivatives`, by the ops themselves: autograd would run them in a thread of its own, on another path."""
+    count = len(names)
+    x, *parameters = (t.to(device, dtype) for t in inputs)
+    x = x.t().contiguous().t() if x.shape[0] % 2 == 1 else x  # in memory column by column, once
+    weights, biases = parameters[:count], parameters[count:]
+    at, *others = (t.to(device, dtype) for t in cotangents)
+    call: tuple[Any, ...] = [functional.ACTIVATION[name] for name in names], [_SLOPE] * count
+    ops, all_of = backend.ops, [1] * (1 + 2 * count)
+    with on_path(path), torch.no_grad():
+        value = ops.mlp(x, weights, biases, *call)
+        outputs = ops.mlp_forward(x, weights, biases, *call)
+        first = ops.mlp_backward(at, x, weights, outputs, *call, all_of, False)
+        packed = ops.mlp_backward(at, x, weights, outputs, *call, all_of, True)
+        again, kept = packed[: len(all_of)], packed[len(all_of) :]
+        second = ops.mlp_double_backward(others, all_of, x, weights, outputs, kept, *call, [1, *all_of])
+    return [as_exact([value, *first]), as_exact([outputs[count - 1], *again, *second])]

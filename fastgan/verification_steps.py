@@ -1,0 +1,242 @@
+"""The cases of verification that are whole steps of training: the engine against the plain loop in float64."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import functools
+from collections.abc import Iterator
+from itertools import pairwise
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.optim import Adam, AdamW
+
+from fastgan import gate
+from fastgan.step import TrainStep, average_of
+from fastgan.verification_bounds import as_exact, grid, layer_parameters
+from fastgan.verification_cases import Case, generator, on_path, paths
+
+_STEPS = 3  # the second and the third may run otherwise than the first: what it has set up, replayed
+_LATENT, _DATA = 5, 9
+
+
+class _Setting(NamedTuple):
+    batch: int = 33
+    d_steps: int = 1
+    reuse_fake: bool = False
+    loss: str = "non_saturating"
+    classes: int = 2
+    drop: float = 0.0
+    sigmoid: bool = False
+
+    def __str__(self) -> str:
+        words = [f"{self.d_steps} updates of D" if self.d_steps > 1 else "", "fakes reused" if self.reuse_fake else ""]
+        words += [self.loss if self.loss != "non_saturating" else "", "Sigmoid folded" if self.sigmoid else ""]
+        words += ["labels" if self.classes else "", "dropout" if self.drop else ""]
+        return ", ".join(filter(None, ["batch norm, Adam, AdamW, average", *words]))
+
+
+class _Masks(nn.Module):
+    """Dropout whose masks are drawn as torch's are, and kept for another run of the same."""
+
+    def __init__(self, p: float, masks: list[Tensor], dtype: torch.dtype) -> None:
+        super().__init__()
+        self.p, self.masks, self.dtype = p, masks, dtype
+        self.next: int | None = None  # of the masks, to be used again
+
+    def forward(self, value: Tensor) -> Tensor:
+        if self.next is None:
+            drawn = torch.empty(value.shape, dtype=self.dtype, device=value.device).bernoulli_(1 - self.p)
+            self.masks.append(drawn)
+        else:
+            drawn = self.masks[self.next]
+            self.next += 1
+        return value * drawn.to(value.device, value.dtype) / (1 - self.p)
+
+
+class _Training:
+    """Two networks, their optimizers, an average and the data of a few steps, from fixed numbers."""
+
+    def __init__(self, setting: _Setting, device: torch.device, dtype: torch.dtype) -> None:
+        draw, classes = generator(), setting.classes
+        g = _network(draw, (_LATENT + classes, 17, 33, _DATA), [nn.Tanh(), nn.SiLU(), nn.Tanh()])
+        g.insert(1, nn.BatchNorm1d(17, device="cpu", dtype=torch.float64))
+        g[0].register_parameter("bias", None)  # it would cancel
+        d = _network(draw, (_DATA + classes, 33, 17, 1), [nn.Softplus(), nn.Tanh()])
+        if setting.drop:
+            d.insert(2, nn.Dropout(setting.drop))
+        if setting.sigmoid:
+            d.append(nn.Sigmoid())
+        self.g, self.d = g.to(device, dtype), d.to(device, dtype)
+        self.ema = average_of(self.g)
+        # An epsilon of the gradients' size: with the usual one, what rounding leaves of a zero is a full step.
+        self.g_optimizer = Adam(self.g.parameters(), lr=0.05, betas=(0.5, 0.9), eps=0.01)
+        self.d_optimizer = AdamW(self.d.parameters(), lr=0.05, betas=(0.5, 0.9), eps=0.01, weight_decay=0.1)
+        self.begin = copy.deepcopy(self._tensors())
+        rows = setting.d_steps + (0 if setting.reuse_fake else 1)
+        self.data: list[tuple[Tensor, Tensor | None, Tensor]] = []
+        for _ in range(_STEPS):
+            labels = torch.randint(max(classes, 1), (setting.batch,), generator=draw, device="cpu")
+            real, noise = grid(draw, (setting.batch, _DATA), 32), 2 * grid(draw, (rows, setting.batch, _LATENT), 32)
+            self.data.append((real.to(device, dtype), labels.to(device) if classes else None, noise.to(device, dtype)))
+
+    def _tensors(self) -> list[Tensor]:
+        return [t.detach() for module in (self.g, self.d, self.ema) for t in module.state_dict().values()]
+
+    def results(self, statistics: list[Tensor]) -> list[Tensor]:
+        """The statistics, what has changed, and the optimizers' state."""
+        changes = [now.double() - then.double() for now, then in zip(self._tensors(), self.begin, strict=True)]
+        states = [optimizer.state[p] for optimizer in (self.g_optimizer, self.d_optimizer) for p in optimizer.state]
+        return as_exact([*statistics, *changes, *(t for state in states for t in state.values())])
+
+
+def _network(draw: torch.Generator, widths: tuple[int, ...], activations: list[nn.Module]) -> nn.Sequential:
+    modules: list[nn.Module] = []
+    for i, (width_in, width_out) in enumerate(pairwise(widths)):
+        # Without its initialisation, which would draw from the user's generator.
+        linear = nn.utils.skip_init(nn.Linear, width_in, width_out, device="cpu", dtype=torch.float64)
+        with torch.no_grad():
+            weight, bias = layer_parameters(draw, width_in, width_out)
+            linear.weight.copy_(weight)
+            linear.bias.copy_(bias)
+        modules += [linear, *activations[i : i + 1]]
+    return nn.Sequential(*modules)
+
+
+def _plain(
+    setting: _Setting, masks: list[Tensor], device: torch.device, dtype: torch.dtype, bf16: bool
+) -> list[Tensor]:
+    """The loop that TrainStep stands for, in torch alone (Goodfellow et al. 2014, algorithm 1)."""
+    training = _Training(setting, device, dtype)
+    g, d = training.g, training.d
+    for i, module in enumerate(d):
+        if isinstance(module, nn.Dropout):
+            d[i] = dropout = _Masks(module.p, masks, dtype)
+            dropout.next = 0 if masks else None
+    statistics: list[Tensor] = []
+
+    def loss(output: Tensor, target: float) -> Tensor:
+        if setting.sigmoid:
+            with torch.autocast(device.type, enabled=False):
+                return F.binary_cross_entropy(output.to(dtype), torch.full_like(output, target, dtype=dtype))
+        return F.binary_cross_entropy_with_logits(output, torch.full_like(output, target))
+
+    def score(output: Tensor) -> Tensor:
+        return (output if setting.sigmoid else output.sigmoid()).mean()
+
+    with _drawing_from(7, device) if setting.drop and not masks else contextlib.nullcontext():
+        for real, labels, noise in training.data:
+            label = [F.one_hot(labels, setting.classes).to(dtype)] if labels is not None else []
+            with torch.autocast(device.type, torch.bfloat16, enabled=bf16, cache_enabled=False):
+                for i in range(setting.d_steps):
+                    fake = g(torch.cat([noise[i], *label], 1))
+                    of_real = d(torch.cat([real, *label], 1))
+                    of_fake = d(torch.cat([fake.detach(), *label], 1))
+                    d_loss = loss(of_real, 0.9) + loss(of_fake, 0.0)
+                    training.d_optimizer.zero_grad()
+                    d_loss.backward()
+                    training.d_optimizer.step()
+                if not setting.reuse_fake:
+                    fake = g(torch.cat([noise[-1], *label], 1))
+                output = d(torch.cat([fake, *label], 1))
+                g_loss = loss(output, 1.0) if setting.loss == "non_saturating" else -loss(output, 0.0)
+                training.g_optimizer.zero_grad()
+                g_loss.backward(inputs=list(g.parameters()))
+                training.g_optimizer.step()
+            with torch.no_grad():
+                for average, current in zip(training.ema.parameters(), g.parameters(), strict=True):
+                    average.lerp_(current, 0.25)
+                for kept, buffer in zip(training.ema.buffers(), g.buffers(), strict=True):
+                    kept.copy_(buffer)
+            statistics += [d_loss, g_loss, score(of_real), score(of_fake)]
+    return training.results(statistics)
+
+
+def _engine(setting: _Setting, path: str, device: torch.device, dtype: torch.dtype, bf16: bool) -> list[list[Tensor]]:
+    training = _Training(setting, device, dtype)
+    step = TrainStep(
+        training.g,
+        training.d,
+        training.g_optimizer,
+        training.d_optimizer,
+        loss=setting.loss,
+        real_target=0.9,
+        d_steps=setting.d_steps,
+        reuse_fake=setting.reuse_fake,
+        num_classes=setting.classes,
+        ema=training.ema,
+        ema_decay=0.75,
+        precision="bf16" if bf16 else "fp32",
+    )
+    statistics: list[Tensor] = []
+    with on_path(path), _drawing_from(7, device) if setting.drop else contextlib.nullcontext():
+        for inputs in training.data:
+            found = step._planned_step(*inputs)
+            if found is None:
+                raise gate.Inconclusive(
+                    step.plan.partition("not one call, because ")[2] or "the engine refused its input"
+                )
+            statistics += found
+    return [training.results(statistics)]
+
+
+@contextlib.contextmanager
+def _drawing_from(seed: int, device: torch.device) -> Iterator[None]:
+    """Torch's generator of a device, which draws the masks, begins at a seed and goes on afterwards where it was.
+
+    Another thread that draws meanwhile gets numbers of that seed. Hence steps without dropout do without this.
+    """
+    drawn: Any = torch.default_generator
+    if device.type == "cuda":
+        drawn = torch.cuda.default_generators[torch.cuda.current_device()]
+    before = drawn.get_state()
+    drawn.manual_seed(seed)
+    try:
+        yield
+    finally:
+        drawn.set_state(before)
+
+
+def _cases(settings: list[_Setting], device: torch.device, dtype: torch.dtype) -> Iterator[Case]:
+    bf16 = dtype is torch.bfloat16
+    of_parameters = torch.float32 if bf16 else dtype
+    for setting in settings:
+        masks: list[Tensor] = []
+        theirs = functools.cache(functools.partial(_plain, setting, masks, device, of_parameters, bf16))
+
+        @functools.cache
+        def exactly(setting: _Setting = setting, masks: list[Tensor] = masks, theirs: Any = theirs) -> list[Tensor]:
+            theirs()  # which draws the masks
+            return _plain(setting, masks, torch.device("cpu"), torch.float64, False)
+
+        for path in paths(device):
+            yield Case(
+                f"step with {setting}: {path}",
+                f"{setting.batch}x{_LATENT + setting.classes}-17-33-{_DATA} and {_DATA + setting.classes}-33-17-1",
+                2 * setting.batch,
+                exactly,
+                theirs,
+                functools.partial(_engine, setting, path, device, of_parameters, bf16),
+            )
+
+
+def steps(device: torch.device, dtype: torch.dtype, is_quick: bool) -> Iterator[Case]:
+    """Whole steps without dropout."""
+    settings = [_Setting()]
+    if not is_quick:
+        settings += [
+            _Setting(batch=7, reuse_fake=True, classes=0, sigmoid=True),
+            _Setting(batch=129, d_steps=2, loss="minimax", classes=3),
+        ]
+    yield from _cases(settings, device, dtype)
+
+
+def dropout_steps(device: torch.device, dtype: torch.dtype, is_quick: bool) -> Iterator[Case]:
+    """Whole steps with dropout."""
+    settings = [_Setting(drop=0.25)]
+    if not is_quick:
+        settings.append(_Setting(batch=7, drop=0.5, reuse_fake=True, classes=0))
+    yield from _cases(settings, device, dtype)
