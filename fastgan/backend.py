@@ -179,6 +179,7 @@ def is_compiled(tensor: Tensor) -> bool:
         return False
     if tensor.layout is not torch.strided:
         return False
-    if forward_ad._current_level >= 0 or _functorch.peek_interpreter_stack() is not None:
+    # Not `is None`: torch.compile of PyTorch 2.13 takes that for False where there is none.
+    if forward_ad._current_level >= 0 or not isinstance(_functorch.peek_interpreter_stack(), type(None)):
         return False
     return torch.compiler.is_compiling() or not torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]

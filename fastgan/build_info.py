@@ -14,7 +14,6 @@ from fastgan.version import __version__
 FALLBACKS = {
     "torch.func transforms, forward-mode AD": "plain PyTorch",
     "mixed dtypes in the cross-entropy, outside autocast": "plain PyTorch",
-    "autocast inside torch.compile": "plain PyTorch",
     "devices other than CPU and CUDA": "plain PyTorch",
     "third and higher derivatives of layers": "PyTorch differentiates the layers' definition",
     "CUDA: products above the crossover of csrc/cuda/crossover.h": "PyTorch's products (cuBLAS), with fused epilogues",
