@@ -258,9 +258,9 @@ def _warning(key: Key) -> str:
 
 
 def _callers_level() -> int:
-    """The stacklevel of the first caller outside of fastgan."""
+    """The stacklevel of the first caller outside of fastgan, and of torch, which calls modules."""
     level, frame = 2, sys._getframe(2)
-    while frame.f_back is not None and frame.f_globals.get("__name__", "").partition(".")[0] == "fastgan":
+    while frame.f_back is not None and frame.f_globals.get("__name__", "").partition(".")[0] in ("fastgan", "torch"):
         level, frame = level + 1, frame.f_back
     return level
 
