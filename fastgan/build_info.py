@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from fastgan import backend, gate
+from fastgan import backend, choices, gate
 from fastgan.version import __version__
 
 # What the compiled kernels do not do, and what runs instead.
@@ -26,9 +26,10 @@ def info() -> dict[str, Any]:
 
     Returns:
         A dict with `fastgan`, `python`, `torch` (versions), `build` (facts of the compiled module, None without one),
-        `backend` (the one in force), `backends` (name to "available" or the reason why not), `devices`,
-        `fallbacks` (what the compiled kernels do not do, to what runs instead) and `switched_off` (kernels that failed
-        verification on a device here, to what runs instead and what was found; see `fastgan.verify`).
+        `backend` (the one in force), `backends` (name to "available" or the reason why not), `devices`, `tuning`
+        (whether a TrainStep measures which of its ways is the fastest), `fallbacks` (what the compiled kernels do not
+        do, to what runs instead) and `switched_off` (kernels that failed verification on a device here, to what runs
+        instead and what was found; see `fastgan.verify`).
     """
     backends = {}
     for name in ("reference", "cpu", "cuda"):
@@ -47,6 +48,7 @@ def info() -> dict[str, Any]:
         "backend": backend.current_backend(),
         "backends": backends,
         "devices": devices,
+        "tuning": "on" if choices.is_on() else "off (FASTGAN_TUNE=0)",
         "fallbacks": FALLBACKS,
         "switched_off": switched_off,
         "rebuild": backend.REBUILD if backend.module is None else None,

@@ -12,16 +12,21 @@ import torch
 from torch import Tensor, nn
 from torch.utils._device import DeviceContext
 
-from fastgan import backend, gate, layers, plan_layers, plan_optimizers
-from fastgan.plan_layers import CannotPlan, Layer
+from fastgan import backend, gate, layers, plan_layers, plan_optimizers, plan_ways
+from fastgan.plan_layers import LINEAR, CannotPlan, Layer
+from fastgan.plan_ways import Way
 from fastgan.statistics import StepStats
 from fastgan.step_options import StepOptions, StepParts, names_of
 
-__all__ = ["CannotPlan", "Plan"]
+__all__ = ["CannotPlan", "Plan", "Undecided"]
 
 # What the engine knows of the kinds of loss and precision; any other is composed.
 _IS_MINIMAX = {"non_saturating": False, "minimax": True}
 _IS_BF16 = {"fp32": False, "bf16": True}
+
+
+class Undecided(Exception):
+    """A step is possible, but no way was decided on for its size of batch; nothing was done."""
 
 
 class Plan:
@@ -29,6 +34,10 @@ class Plan:
 
     Attributes:
         text: what it runs, in a few words.
+        device: that it runs on.
+        asks: whether a size of batch for which no way was decided on is Undecided; else it takes the default.
+        weights: how many elements the weights of both networks have.
+        ways: those that were decided on, by the size of batch and whether float products are rounded to tf32.
     """
 
     def __init__(self, parts: StepParts, options: StepOptions, attributes: dict[str, Any]) -> None:
@@ -55,10 +64,10 @@ class Plan:
             plan_layers.read(parts.generator, "generator", self._watch),
             plan_layers.read(parts.discriminator, "discriminator", self._watch),
         ]
-        dtype, self._device = plan_layers.common_kind(self._layers)
+        dtype, self.device = plan_layers.common_kind(self._layers)
         # A Sigmoid at D's end is the loss's own: cross-entropy with logits is BCELoss of its output.
         folds = plan_layers.fold_sigmoid(self._layers[1])
-        _check_precision(options.precision, dtype, self._device)
+        _check_precision(options.precision, dtype, self.device)
         self._groups = [
             *plan_optimizers.read("g_optimizer", parts.g_optimizer, self._layers[0], self._watch),
             *plan_optimizers.read("d_optimizer", parts.d_optimizer, self._layers[1], self._watch),
@@ -87,10 +96,23 @@ class Plan:
             if any(layer.uses_batch_statistics() for network in self._layers for layer in network)
             else 1,
         }
+        self.asks = False
+        self.ways: dict[tuple[int, bool], Way] = {}
+        self.weights = sum(
+            layer.width_in * layer.width_out for n in self._layers for layer in n if layer.kind == LINEAR
+        )
+        updated = {id(parameter) for _, parameter in self._updated()}
+        facts = {
+            "device": self.device.type,
+            "dtype": dtype,
+            **{name: self._arguments[name] for name in ("classes", "d_steps", "reuse_fake", "bf16")},
+            "average": parts.ema is not None,
+        }
+        self._signature = plan_ways.signature(self._layers, updated, facts)
         self._engine: Any = None
         self._fresh: dict[int, dict[str, Any]] = {}  # state that the optimizers do not have yet, by parameter
         self.text = (
-            f"the whole step as one native call on {self._device.type}, real and fake through D as one batch, "
+            f"the whole step as one native call on {self.device.type}, real and fake through D as one batch, "
             f"{options.precision}"
         )
         if folds:
@@ -104,14 +126,17 @@ class Plan:
 
         Raises:
             CannotPlan: the optimizers' state is not such as the engine takes; nothing was done.
+            Undecided: see `asks`.
         """
         if self._engine is None:
             if not self.is_current():
                 return None
             self._bind()
-        statistics = self._engine.step(real, labels, noise)
+        statistics = self._engine.step(real, labels, noise, self.asks)
         if statistics is None:
             return None
+        if statistics is False:
+            raise Undecided
         if self._fresh:
             self._hand_over()
         return StepStats(*statistics)
@@ -120,6 +145,39 @@ class Plan:
         """Whether everything that the plan was made of is still in its place."""
         current: bool = self._watch.is_current()
         return current
+
+    def signature(self, batch: int) -> str:
+        """What its time depends on, with so many samples in a batch; once it has run, or was Undecided."""
+        return f"{self._signature} | batch {batch}{' tf32' if self._engine.rounds_to_tf32() else ''}"
+
+    def take(self, batch: int, way: Way) -> None:
+        """Decide on the way for a size of batch.
+
+        Raises:
+            CannotPlan: the optimizers' state is not such as the engine takes.
+        """
+        if self._engine is None:
+            self._bind()
+        tf32 = self._engine.rounds_to_tf32()
+        self.ways[batch, tf32] = way
+        self._engine.set_choice(batch, tf32, bool(way.composed), way.narrow, dict(way.products))
+
+    def way(self, batch: int) -> Way:
+        """The way that was decided on for a size of batch, or else the default."""
+        if not self.ways:
+            return Way()
+        return self.ways.get((batch, self._engine.rounds_to_tf32()), Way())
+
+    def runs_cuda_kernels(self) -> bool:
+        """Whether it runs on the kernels of csrc/cuda/; once it has run, or was Undecided."""
+        found: bool = self._engine.is_on_cuda()
+        return found
+
+    def taken(self) -> tuple[bool, dict[plan_ways.Product, bool]]:
+        """What the last step launched on CUDA: whether narrow networks took a launch each, and the products that were
+        launches of their own, each with whether it was the library's."""
+        narrow, products = self._engine.taken()
+        return narrow, products
 
     def profile(self, *inputs: Any) -> dict[str, float] | None:
         """Run one step; the seconds of each phase, or None as `run`.
@@ -131,14 +189,16 @@ class Plan:
             self._bind()
         if self._engine is None:
             return None
-        if not hasattr(self._engine, "set_timed") or self._device.type != "cpu":
+        if not hasattr(self._engine, "set_timed") or self.device.type != "cpu":
             raise RuntimeError("profile is of the CPU's engine; on CUDA torch.profiler shows the kernels of a step")
+        asks, self.asks = self.asks, False
         self._engine.set_timed(True)
         try:
             if self.run(*inputs) is None:
                 return None
             return {phase.replace("_", " "): seconds for phase, seconds in self._engine.seconds().items()}
         finally:
+            self.asks = asks
             self._engine.set_timed(False)
 
     def _group_of(self) -> dict[int, plan_optimizers.Group]:
@@ -211,7 +271,7 @@ class Plan:
             rate = group.options["lr"]
             on_device = (
                 isinstance(rate, Tensor)
-                and rate.device == self._device
+                and rate.device == self.device
                 and (rate.dtype, rate.numel()) == (torch.float32, 1)
             )
             if isinstance(rate, Tensor):

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import copy
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from fastgan import checks, discriminator_output, functional, layers
-from fastgan.engine import CannotPlan, Plan
+from fastgan import checks, discriminator_output, functional, layers, tuning
+from fastgan.engine import CannotPlan, Plan, Undecided
 from fastgan.labels import LabelCheck
 from fastgan.nn import is_fully_fused
 from fastgan.statistics import StepStats
@@ -113,6 +116,7 @@ class TrainStep:
         self._has_updated = False  # whether the composed step under way has called an optimizer
         self._plan: Plan | None = None
         self._no_plan, self._plan_again = "", 0
+        self._choices: tuning.Choices | None = tuning.Choices()
         self._current_plan()
 
     def __del__(self) -> None:
@@ -136,7 +140,8 @@ class TrainStep:
         self._plan_again = 0
         plan = self._current_plan()
         if plan is not None:
-            return plan.text
+            ways = "" if self._choices is None else self._choices.text(plan)
+            return f"{plan.text}; {ways}" if ways else plan.text
         halves = "one batch" if is_fully_fused(self.discriminator) else "two batches (D is not one fused MLP)"
         last = discriminator_output.DiscriminatorOutput(self.discriminator).text
         return (
@@ -157,6 +162,7 @@ class TrainStep:
             return None
         try:
             self._plan = Plan(read(StepParts, self), self._options(), vars(self))
+            self._plan.asks = self._choices is not None and self._choices.are_wanted()
         except (CannotPlan, ValueError, TypeError) as reason:
             self._no_plan = str(reason)
         return self._plan
@@ -188,7 +194,9 @@ class TrainStep:
             if not penalize and self._current_plan() is not None:
                 statistics = self._planned_step(real, labels, noise)
         if statistics is None:
-            statistics = self._composed_or_undone(real, labels, noise, penalize)
+            way = "" if penalize or self._plan is None else self._plan.way(real.shape[1]).composed
+            with tuning.layers_of_ops(way):
+                statistics = self._composed_or_undone(real, labels, noise, penalize)
         self.steps_done += 1
         return statistics
 
@@ -214,11 +222,53 @@ class TrainStep:
         if self._plan is None:
             return None
         try:
-            return self._plan.run(real, labels, noise)
+            try:
+                return self._plan.run(real, labels, noise)
+            except Undecided:
+                return self._decided_step(self._plan, real, labels, noise)
         except CannotPlan as reason:  # what it learns when the optimizers' state is made
             self._plan, self._no_plan = None, str(reason)
             self._plan_again = self.steps_done + _PLAN_AGAIN
             return None
+
+    def _decided_step(self, plan: Plan, real: Tensor, labels: Tensor | None, noise: Tensor | None) -> StepStats | None:
+        """A step of a plan, after its way was decided on for this size of batch."""
+        parts, options = read(StepParts, self), self._options()
+        is_told = self._choices is None or self._choices.decide(plan, _copy_of, (real, labels, noise), parts, options)
+        asks, plan.asks = plan.asks, plan.asks and is_told
+        try:
+            return plan.run(real, labels, noise)
+        finally:
+            plan.asks = asks
+
+    def state_dict(self) -> dict[str, Any]:
+        """What the step itself keeps, beside networks and optimizers: a run that loads it goes on exactly.
+
+        Returns:
+            `steps_done`, the phase of the lazy R1 penalty; and `choices`, which way was measured to be the fastest (see
+            `plan`), by what each was measured for. All of it is of what JSON has.
+        """
+        return {"steps_done": self.steps_done, "choices": {} if self._choices is None else self._choices.state()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take what `state_dict` gave. Choices that it holds are not measured again, on whatever machine.
+
+        Args:
+            state: of a step with the same options.
+
+        Raises:
+            TypeError, ValueError: it is no such state; nothing was changed.
+        """
+        if not isinstance(state, Mapping):
+            raise TypeError(f"state must be a dict, not {type(state).__name__}")
+        if set(state) != {"steps_done", "choices"}:
+            names = ", ".join(map(str, state)) or "nothing"
+            raise ValueError(f"state must have steps_done and choices, but it has {names}")
+        checks.integer("steps_done of the state", state["steps_done"], 0)
+        loaded = tuning.Choices()
+        loaded.load(state["choices"])
+        self.steps_done, self._choices = state["steps_done"], loaded
+        self._plan, self._plan_again = None, 0
 
     def profile(self, real: Tensor, labels: Tensor | None = None, noise: Tensor | None = None) -> dict[str, float]:
         """Run one step and say where its time went.
@@ -405,6 +455,15 @@ class TrainStep:
 def average_of(generator: nn.Module) -> nn.Module:
     """A frozen copy of a generator, to be handed to TrainStep as `ema`."""
     return copy.deepcopy(generator).requires_grad_(False)
+
+
+def _copy_of(parts: StepParts, options: StepOptions) -> TrainStep:
+    """A step over copies of another's parts, which measures nothing."""
+    networks_and_optimizers = parts.generator, parts.discriminator, parts.g_optimizer, parts.d_optimizer
+    step = TrainStep(*networks_and_optimizers, ema=parts.ema, **asdict(options))
+    step._choices = None
+    step._plan, step._plan_again = None, 0  # of before it was so
+    return step
 
 
 def _conditioned(value: Tensor, condition: Tensor | None) -> Tensor:

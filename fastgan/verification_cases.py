@@ -45,11 +45,11 @@ def generator() -> torch.Generator:
 @contextlib.contextmanager
 def on_path(path: str) -> Iterator[None]:
     """Layers of this thread by one kind of kernels (csrc/bindings/layer_path.h)."""
-    backend.module.set_layer_path_here(path)
+    backend.module.set_thread_layer_path(path)
     try:
         yield
     finally:
-        backend.module.set_layer_path_here("")
+        backend.module.set_thread_layer_path("")
 
 
 def paths(device: torch.device) -> tuple[str, ...]:

@@ -20,7 +20,7 @@ namespace {
 constexpr std::array<const char*, 4> names = {"automatic", "narrow", "tiled", "library"};
 
 std::atomic<LayerPath> path{LayerPath::automatic};
-thread_local std::optional<LayerPath> path_here;
+thread_local std::optional<LayerPath> path_of_thread;
 
 LayerPath path_named(const std::string& name) {
   for (size_t i = 0; i < names.size(); ++i)
@@ -30,14 +30,14 @@ LayerPath path_named(const std::string& name) {
 
 }  // namespace
 
-LayerPath layer_path() { return path_here ? *path_here : path.load(); }
+LayerPath layer_path() { return path_of_thread.value_or(path); }
 
 std::string layer_path_name() { return names[static_cast<size_t>(layer_path())]; }
 
 void set_layer_path(const std::string& name) { path = path_named(name); }
 
-void set_layer_path_here(const std::string& name) {
-  path_here = name.empty() ? std::nullopt : std::optional<LayerPath>(path_named(name));
+void set_thread_layer_path(const std::string& name) {
+  path_of_thread = name.empty() ? std::nullopt : std::optional(path_named(name));
 }
 
 bool allow_tf32() {

@@ -22,9 +22,9 @@ enum class LayerPath { automatic, narrow, tiled, library };
 
 LayerPath layer_path();
 void set_layer_path(const std::string& name);
+// For this thread alone, whatever the others take; an empty name ends that.
+void set_thread_layer_path(const std::string& name);
 std::string layer_path_name();
-// The same for calls from this thread alone, which verification makes beside those of others; "" ends it.
-void set_layer_path_here(const std::string& name);
 
 // On CUDA: whether float products may run in tf32: torch's setting for products on CUDA.
 bool allow_tf32();

@@ -71,8 +71,8 @@ PYBIND11_MODULE(_C, m) {
   m.def("set_layer_path", fastgan::bindings::set_layer_path, py::arg("name"),
         "Choose them: automatic, narrow (a whole network a launch, where it fits), tiled (a product a launch) or "
         "library (torch's products). On the CPU both narrow and tiled are a whole network in one parallel region.");
-  m.def("set_layer_path_here", fastgan::bindings::set_layer_path_here, py::arg("name"),
-        "Choose them for the calls of this thread alone; an empty name ends that.");
+  m.def("set_thread_layer_path", fastgan::bindings::set_thread_layer_path, py::arg("name"),
+        "The same for this thread alone; an empty name ends that.");
 
   fastgan::bindings::register_direct_calls(m);
   fastgan::bindings::register_step_engine(m);

@@ -15,7 +15,9 @@
 #include <torch/csrc/autograd/python_variable.h>
 
 #include "common.h"
+#include "layer_path.h"
 #include "scopes.h"
+#include "step_choice.h"
 #include "step_networks.h"
 #include "watch.h"
 #ifndef FASTGAN_SIMT
@@ -113,8 +115,10 @@ class StepEngine {
 
   // One step. real is (batch, data) or (d_steps, batch, data), labels, where there are classes, (batch) or (d_steps,
   // batch), noise (rows, batch, latent) or None to draw it. Returns d_loss, g_loss, real_score, fake_score; or None,
-  // and nothing is done, where the plan is out of date or the inputs are not such.
-  py::object step(const py::object& real_object, const py::object& labels_object, const py::object& noise_object) {
+  // and nothing is done, where the plan is out of date, the inputs are not such, or the choice for this size of batch
+  // is another way; or False, and nothing is done, where `asks` and there is no choice yet.
+  py::object step(const py::object& real_object, const py::object& labels_object, const py::object& noise_object,
+                  bool asks) {
     if (is_running_) throw std::runtime_error("another thread is in this TrainStep; a step is one thread's at a time");
     const Running running(is_running_);
     const Holding holding(tensors_);
@@ -137,6 +141,12 @@ class StepEngine {
       if (has_odd_mask(generator_index, noise)) return py::none();
     }
     if (has_odd_mask(discriminator_index, real)) return py::none();
+    const StepChoice* choice = nullptr;
+    if (layer_path() == LayerPath::automatic) {
+      choice = choices_.of(real.size(1), rounds_to_tf32());
+      if (choice == nullptr && asks) return py::bool_(false);
+      if (choice != nullptr && choice->composed) return py::none();
+    }
     if (!watch_->hyperparameters(groups_)) return py::none();
     Tensor result;
     {
@@ -150,9 +160,9 @@ class StepEngine {
       result = at::empty({4}, real.options());
       const StepInputs inputs{real, noise, labels};
       if (real.scalar_type() == at::kDouble)
-        run<double>(inputs, !has_noise, result);
+        run<double>(inputs, !has_noise, choice, result);
       else if (real.scalar_type() == at::kFloat)
-        run<float>(inputs, !has_noise, result);
+        run<float>(inputs, !has_noise, choice, result);
       else
         TORCH_CHECK(false, "the engine has no step of ", real.scalar_type());
       after_update();
@@ -161,6 +171,23 @@ class StepEngine {
     for (int64_t i = 0; i < 4; ++i)
       statistics[i] = py::reinterpret_steal<py::object>(THPVariable_Wrap(element(result, i)));
     return statistics;
+  }
+
+  // What a step of such a batch, and such a rounding of float products, is to take; a later choice replaces a former.
+  void set_choice(int64_t batch, bool tf32, const StepChoice& choice) { choices_.set(batch, tf32, choice); }
+  // Whether float products are rounded to tf32 now.
+  bool rounds_to_tf32() const { return is_on_cuda() && !settings_.bf16 && allow_tf32(); }
+  // Of the last step that was launched, not replayed: whether networks that fit took the narrow kernels, and whether
+  // each product that was a launch of its own was the library's.
+  py::tuple taken() const {
+    py::dict products;
+    bool narrow = false;
+#if defined(FASTGAN_SIMT) || defined(FASTGAN_WITH_CUDA)
+    narrow = cuda_.was_narrow();
+    for (const auto& [key, by_library] : cuda_.taken())
+      products[py::make_tuple(key[0], key[1], key[2], key[3])] = by_library;
+#endif
+    return py::make_tuple(narrow, products);
   }
 
 #ifndef FASTGAN_SIMT
@@ -178,7 +205,9 @@ class StepEngine {
 #ifdef FASTGAN_SIMT
     return true;
 #else
-    return first().device().is_cuda();
+    // Asked first while the parameters are at hand, which between two steps they are not.
+    if (!on_cuda_) on_cuda_ = first().device().is_cuda();
+    return *on_cuda_;
 #endif
   }
 
@@ -260,9 +289,9 @@ class StepEngine {
   }
 
   template <class T>
-  void run(const StepInputs& inputs, bool draws, const Tensor& result) {
+  void run(const StepInputs& inputs, bool draws, const StepChoice* choice, const Tensor& result) {
 #if defined(FASTGAN_SIMT) || defined(FASTGAN_WITH_CUDA)
-    if (is_on_cuda()) return cuda_.run<T>(settings_, inputs, groups_, learning_rates_, draws, result);
+    if (is_on_cuda()) return cuda_.run<T>(settings_, inputs, groups_, learning_rates_, draws, choice, result);
 #endif
 #ifndef FASTGAN_SIMT
     if (draws) tensors_.draw(noise_);
@@ -292,6 +321,8 @@ class StepEngine {
   StepNetworks tensors_;
   std::vector<std::pair<Tensor, Tensor>> copied_;
   Tensor noise_;
+  StepChoices choices_;
+  mutable std::optional<bool> on_cuda_;
 #ifndef FASTGAN_SIMT
   CpuStep cpu_{tensors_};
   bool timed_ = false;
@@ -363,7 +394,17 @@ void register_step_engine(py::module_& m) {
       .def("set_timed", &StepEngine::set_timed)
       .def("seconds", &StepEngine::seconds)
 #endif
-      .def("step", &StepEngine::step);
+      .def(
+          "set_choice",
+          [](StepEngine& engine, int64_t batch, bool tf32, bool composed, std::optional<bool> narrow,
+             const std::map<ProductKey, int64_t>& products) {
+            engine.set_choice(batch, tf32, {.composed = composed, .narrow = narrow, .products = products});
+          },
+          py::arg("batch"), py::arg("tf32"), py::arg("composed"), py::arg("narrow"), py::arg("products"))
+      .def("rounds_to_tf32", &StepEngine::rounds_to_tf32)
+      .def("is_on_cuda", &StepEngine::is_on_cuda)
+      .def("taken", &StepEngine::taken)
+      .def("step", &StepEngine::step, py::arg("real"), py::arg("labels"), py::arg("noise"), py::arg("asks") = false);
 }
 
 }  // namespace fastgan::bindings

@@ -9,6 +9,7 @@
 #include <torch/version.h>
 
 #include <algorithm>
+#include <map>
 #include <memory>
 #include <optional>
 #include <tuple>
@@ -19,6 +20,7 @@
 #include "../cuda/step.h"
 #include "layer_path.h"
 #include "scopes.h"
+#include "step_choice.h"
 #include "step_graphs.h"
 #include "step_networks.h"
 
@@ -42,11 +44,19 @@ class StepScope : public CudaScope {
     return scratch_.mutable_data_ptr();
   }
 
-  // Large products are torch's, as those of the layers' ops are.
+  // Large products are torch's, as those of the layers' ops are, where nothing else was chosen.
   bool rounds_to_bf16 = false;
-  bool prefers_library(int64_t m, int64_t n, int64_t k, size_t element) const override {
-    if (rounds_to_bf16) return has_mixed_products && !is_tiled_bf16(m, n, k);
-    return !is_tiled(m, n, k, element == sizeof(float) ? at::kFloat : at::kDouble);
+  const StepChoice* choice = nullptr;
+  std::map<ProductKey, bool>* taken = nullptr;  // by the library?
+  bool prefers_library(const cuda::ProductShape& p, size_t element) const override {
+    if (rounds_to_bf16 && !has_mixed_products) return false;
+    if (const auto chosen = chosen_for(p)) return *chosen == StepChoice::library;
+    if (rounds_to_bf16) return !is_tiled_bf16(p.m, p.n, p.k);
+    return !is_tiled(p.m, p.n, p.k, element == sizeof(float) ? at::kFloat : at::kDouble);
+  }
+  int64_t splits(const cuda::ProductShape& p) const override { return std::max<int64_t>(0, chosen_for(p).value_or(0)); }
+  void took(const cuda::ProductShape& p, bool by_library) const override {
+    if (taken != nullptr) (*taken)[key_of(p)] = by_library;
   }
   void product(const cuda::LibraryProduct<float>& p) const override { multiply(p); }
   void product(const cuda::LibraryProduct<double>& p) const override { multiply(p); }
@@ -80,6 +90,11 @@ class StepScope : public CudaScope {
   static void multiply_rounded(Tensor&, const Tensor&, const Tensor&) {}
 #endif
 
+  static ProductKey key_of(const cuda::ProductShape& p) { return {static_cast<int64_t>(p.role), p.m, p.n, p.k}; }
+  std::optional<int64_t> chosen_for(const cuda::ProductShape& p) const {
+    return choice == nullptr ? std::nullopt : choice->of(key_of(p));
+  }
+
   const Tensor& counters_;
   Tensor& scratch_;
 };
@@ -90,12 +105,13 @@ class CudaStep {
 
   template <class T>
   void run(const StepSettings& settings, const StepInputs& inputs, const std::vector<AdamGroup>& groups,
-           const std::vector<Tensor>& learning_rates, bool draws, const Tensor& result) {
+           const std::vector<Tensor>& learning_rates, bool draws, const StepChoice* choice, const Tensor& result) {
     static_assert(sizeof(StepSums<T>) == 4 * sizeof(T), "the four statistics");
     options_.rounding = settings.bf16  ? cuda::Rounding::bf16
                         : allow_tf32() ? cuda::Rounding::tf32
                                        : cuda::Rounding::none;
-    options_.narrow = prefers_narrow(inputs.batch());
+    choice_ = choice;
+    options_.narrow = choice != nullptr && choice->narrow ? *choice->narrow : prefers_narrow(inputs.batch());
     if (settings.classes > 0 && odd_label_ == nullptr) odd_label_ = std::make_unique<HostWord>(networks_.first());
 #ifdef FASTGAN_WITH_CUDA
     const c10::cuda::CUDAGuard guard(networks_.first().device());
@@ -157,6 +173,11 @@ class CudaStep {
     cuda::generator_step(*here_, problem, memory_->workspace.mutable_data_ptr(), fresh, sums<T>(), options_);
   }
 
+  // Of the last step that was launched rather than replayed: whether networks that fit took the narrow kernels, and the
+  // products that were launches of their own.
+  bool was_narrow() const { return options_.narrow; }
+  const std::map<ProductKey, bool>& taken() const { return taken_; }
+
  private:
   // An updated parameter, and what the device holds of it.
   struct Update {
@@ -199,6 +220,8 @@ class CudaStep {
   void launch(const StepSettings& settings, const StepInputs& inputs, Memory& memory) {
     StepScope here(networks_.first(), updates_->counters, memory.scratch);
     here.rounds_to_bf16 = options_.rounding == cuda::Rounding::bf16;
+    here.choice = choice_, here.taken = &taken_;
+    taken_.clear();
     here_ = &here, memory_ = &memory;
     swap_masks(memory);
     options_.odd_labels = {};
@@ -317,7 +340,7 @@ class CudaStep {
 
 #ifdef FASTGAN_WITH_CUDA
   // What a captured graph holds for, but for the addresses of the user's tensors.
-  using Key = std::tuple<int64_t, int64_t, int64_t, bool, cuda::Rounding, LayerPath, bool>;
+  using Key = std::tuple<int64_t, int64_t, int64_t, bool, cuda::Rounding, LayerPath, bool, const StepChoice*>;
 
   struct Captured {
     Key key;
@@ -389,9 +412,14 @@ class CudaStep {
   // and all memory is there; the next is captured.
   template <class T>
   void replay_or_run(const StepSettings& settings, const StepInputs& given, bool draws) {
-    const Key key{given.batch(),  given.real.size(0), given.labels.defined() ? given.labels.size(0) : 0,
-                  draws,          options_.rounding,  layer_path(),
-                  options_.narrow};
+    const Key key{given.batch(),
+                  given.real.size(0),
+                  given.labels.defined() ? given.labels.size(0) : 0,
+                  draws,
+                  options_.rounding,
+                  layer_path(),
+                  options_.narrow,
+                  choice_};
     Captured& captured = captured_of(key);
     StepInputs& inputs = captured.memory.inputs;
     follow_stream(captured);
@@ -454,6 +482,7 @@ class CudaStep {
 
   StepNetworks& networks_;
   cuda::StepOptions options_;
+  std::map<ProductKey, bool> taken_;
   Updates own_updates_;
   std::unique_ptr<HostWord> odd_label_;  // where there are classes
   Memory own_memory_;                    // where there are no graphs
@@ -461,6 +490,7 @@ class CudaStep {
   Updates* updates_ = nullptr;
   Memory* memory_ = nullptr;
   const StepScope* here_ = nullptr;
+  const StepChoice* choice_ = nullptr;
 };
 
 }  // namespace fastgan::bindings

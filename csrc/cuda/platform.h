@@ -29,6 +29,13 @@ struct LibraryProduct {
   T* c;
 };
 
+// A product of a layer, by what it is of. m, n, k: as of LibraryProduct.
+enum class ProductRole : int { forward, input_gradient, weight_gradient };
+struct ProductShape {
+  ProductRole role;
+  int64_t m, n, k;
+};
+
 // What a launcher needs to know of the call: where it runs, and where it may put what it needs meanwhile. The bindings
 // make one a call.
 class Context {
@@ -43,9 +50,13 @@ class Context {
   virtual unsigned* counters() const = 0;
 
   // Whether a product of elements of so many bytes is faster by a library than by the kernels here; and that product.
-  virtual bool prefers_library(int64_t, int64_t, int64_t, size_t) const { return false; }
+  virtual bool prefers_library(const ProductShape&, size_t) const { return false; }
   virtual void product(const LibraryProduct<float>&) const {}
   virtual void product(const LibraryProduct<double>&) const {}
+  // Is told of each product of a step that is one launch of its own, and whether it is the library's.
+  virtual void took(const ProductShape&, bool) const {}
+  // In how many parts a product of the kernels here shares out k; 0 where that is theirs to say.
+  virtual int64_t splits(const ProductShape&) const { return 0; }
 
   cudaStream_t stream = nullptr;
   int multiprocessors = 1;

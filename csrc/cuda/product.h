@@ -145,9 +145,25 @@ __global__ void __launch_bounds__(tile_threads, 2) product_kernel(Product<typena
   }
 }
 
-// In how many parts k is shared out: as fill the multiprocessors, each of at least four steps.
-int64_t splits_of(const Context& context, int64_t tiles, int64_t steps) {
+constexpr ProductRole role_of(Pass pass) {
+  switch (pass) {
+    case Pass::forward:
+      return ProductRole::forward;
+    case Pass::input_gradient:
+      return ProductRole::input_gradient;
+    case Pass::weight_gradient:
+    case Pass::weight_update:
+      break;
+  }
+  return ProductRole::weight_gradient;
+}
+
+// In how many parts k is shared out: as fill the multiprocessors, each of at least four steps; or as the context says,
+// as long as each has a step and their sums are no more than 70 MB of scratch memory.
+int64_t splits_of(const Context& context, const ProductShape& shape, int64_t tiles, int64_t steps) {
   if (tiles > Context::counter_count) return 1;
+  const int64_t most = std::max<int64_t>(1, std::min(steps, Context::counter_count / tiles));
+  if (const int64_t chosen = context.splits(shape); chosen > 0) return std::min(chosen, most);
   return std::clamp<int64_t>(std::min(context.multiprocessors / tiles, steps / 4), 1, 16);
 }
 
@@ -159,7 +175,7 @@ void run(const Context& context, Product<typename Arithmetic::T> p) {
   if (p.a.rows == 0 || (p.b.rows == 0 && !has_bias_sum<pass>(p))) return;
   p.tiles_across = std::max<int64_t>(1, up(p.b.rows, tile_size));  // a bias gradient has no need of columns
   const int64_t tiles = up(p.a.rows, tile_size) * p.tiles_across, steps = up(p.a.k, step_k<T>);
-  int64_t splits = splits_of(context, tiles, steps);
+  int64_t splits = splits_of(context, {role_of(pass), p.a.rows, p.b.rows, p.a.k}, tiles, steps);
   p.k_of_split = std::max<int64_t>(1, up(steps, splits)) * step_k<T>;
   splits = std::max<int64_t>(1, up(p.a.k, p.k_of_split));
   if (splits > 1) {

@@ -13,7 +13,15 @@ from torch.optim import Adam, Optimizer
 from fastgan.data.dataset import Dataset
 from fastgan.step import TrainStep, average_of
 from fastgan.training.batches import Batches
-from fastgan.training.checkpoint import CheckpointError, Tensors, flatten, load_checkpoint, save_checkpoint, unflatten
+from fastgan.training.checkpoint import (
+    MANIFEST,
+    CheckpointError,
+    Tensors,
+    flatten,
+    load_checkpoint,
+    save_checkpoint,
+    unflatten,
+)
 from fastgan.training.config import TrainConfig
 from fastgan.training.random_states import RandomStates
 from fastgan.training.sampling import build_networks
@@ -29,7 +37,7 @@ class TrainState:
         ema: the moving average of the generator, or None.
         g_optimizer: updates the generator.
         d_optimizer: updates the discriminator.
-        train_step: over all these; what it keeps itself is the count of its calls, for the lazy R1 penalty.
+        train_step: over all these; what it keeps itself is in its `state_dict`.
         batches: the order of the data.
         random_states: what noise and dropout are drawn from.
         step: steps done.
@@ -104,7 +112,7 @@ class TrainState:
         facts = {
             "optimizers": options,
             "position": position,
-            "steps_done": self.train_step.steps_done,
+            "train_step": self.train_step.state_dict(),
             "seconds": self.seconds,
         }
         return save_checkpoint(folder, self.step, groups, facts)
@@ -122,6 +130,14 @@ class TrainState:
         states = {key: unflatten(facts["optimizers"][key], groups["optimizers"]) for key in self.optimizers}
         for key, optimizer in self.optimizers.items():
             _check_optimizer(f"{path / 'optimizers.safetensors'}: {key}_optimizer", states[key], optimizer)
+        # Before it held choices, the state was a number.
+        step_state = facts.get("train_step") or {"steps_done": facts["steps_done"], "choices": {}}
+        try:
+            self.train_step.load_state_dict(step_state)
+        except (TypeError, ValueError) as error:
+            raise CheckpointError(
+                f"{path / MANIFEST} has a train_step that this fastgan cannot take: {error}"
+            ) from error
         self.batches.load_state(groups["random"].pop("batches"), facts["position"])
         self.random_states.load(groups["random"])
         for name, network in self.networks.items():
@@ -129,7 +145,6 @@ class TrainState:
         for key, optimizer in self.optimizers.items():
             optimizer.load_state_dict(states[key])
         self.step, self.seconds = facts["step"], facts["seconds"]
-        self.train_step.steps_done = facts["steps_done"]
 
 
 def _check_optimizer(name: str, state: dict[str, Any], optimizer: Optimizer) -> None:

@@ -39,9 +39,9 @@ class LibraryContext : public Context {
   using Prefers = std::function<bool(int64_t m)>;
   explicit LibraryContext(Prefers prefers) : prefers_(std::move(prefers)) {}
 
-  bool prefers_library(int64_t m, int64_t, int64_t, size_t) const override {
+  bool prefers_library(const fastgan::cuda::ProductShape& product, size_t) const override {
     ++questions;
-    return prefers_(m);
+    return prefers_(product.m);
   }
   void product(const fastgan::cuda::LibraryProduct<float>& p) const override { multiply(p); }
   void product(const fastgan::cuda::LibraryProduct<double>& p) const override { multiply(p); }

@@ -17,7 +17,7 @@ PYBIND11_MODULE(_simt, m) {
         [] { return std::vector<std::string>(fastgan::activation_names, std::end(fastgan::activation_names)); });
   m.def("layer_path", fastgan::bindings::layer_path_name);
   m.def("set_layer_path", fastgan::bindings::set_layer_path);
-  m.def("set_layer_path_here", fastgan::bindings::set_layer_path_here);
+  m.def("set_thread_layer_path", fastgan::bindings::set_thread_layer_path);
   fastgan::bindings::register_step_engine(m);
   m.def("set_engine", [](const std::string& name) {
     simt::set_engine(name == "threads" ? simt::Engine::threads : simt::Engine::fibers);
