@@ -206,11 +206,16 @@ class Tournament:
 
     def challenge(self, name: str) -> bool:
         """Whether a way has become the best. One that cannot be taken, or for which there is no time, has not."""
-        if self._clock.now() + _RUNS_OF_A_RACE * self._a_run > self._deadline:
+        share = self._budget / _RACES
+        start = self._clock.now()
+        if start + _RUNS_OF_A_RACE * self._a_run > self._deadline:
             return False
         try:
             runs = self._prepare(name)
-            deadline = min(self._deadline, self._clock.now() + self._budget / _RACES)
+            warm_up = self._clock.now() - start
+            if self._clock.counts_first and warm_up > max(share, _RUNS_OF_A_RACE * self._a_run):
+                return False  # so slow that timing it would take longer than there is time
+            deadline = min(self._deadline, self._clock.now() + share)
             found = race(self._clock, self._runs[self.best], runs, deadline)
         except Exception:  # such as no memory: this way is out
             return False

@@ -171,6 +171,7 @@ def doctor(
     say("devices:")
     for name, description in facts["devices"].items():
         say(f"  {name}: {description}")
+    say(f"choice of the fastest way of a step: {facts['tuning']}")
     say("where the compiled kernels do not run:")
     for what, instead in facts["fallbacks"].items():
         say(f"  {what}: {instead}")

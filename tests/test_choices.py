@@ -148,6 +148,16 @@ def test_what_takes_longer_than_there_is_time_is_not_begun() -> None:
     assert (result.name, result.over, result.tried, result.took) == ("default", "", 0, 0.5)
 
 
+def test_what_is_far_slower_is_not_timed() -> None:
+    """Already its first run, to warm up, takes longer than all turns of the default would."""
+    clock = MadeUpClock({"default": 0.01, "a": 0.6, "b": 0.009}.__getitem__)
+    found = tournament(clock, lambda name: clock.time(name, lambda: None, 1))
+    assert not found.challenge("a")
+    assert clock.turns.count("a") == 1
+    found.challenge("b")
+    assert found.verdict().took < choices.BUDGET
+
+
 def test_the_first_run_on_a_device_does_not_count() -> None:
     """What it loads, the step itself would have to load."""
 
