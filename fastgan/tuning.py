@@ -214,9 +214,12 @@ def _cached(device: torch.device, signature: str) -> Choice | None:
 
 @contextlib.contextmanager
 def _as_before(device: torch.device) -> Iterator[None]:
-    """In a `with` block, torch's random states may move on; afterwards they are as they were."""
-    devices = [torch.cuda.current_device() if device.index is None else device.index] if device.type == "cuda" else []
-    with torch.random.fork_rng(devices=devices):
+    """In a `with` block, a device is the current one and its random state may move on; afterwards all is as it was."""
+    if device.type != "cuda":
+        with torch.random.fork_rng(devices=[]):
+            yield
+        return
+    with torch.cuda.device(device), torch.random.fork_rng(devices=[torch.cuda.current_device()]):
         yield
 
 

@@ -49,7 +49,9 @@ ROOMS = {
     "functional": Room("fastgan/functional.py", "reference base", "torch"),
     "nn": Room("fastgan/nn.py fastgan/layers.py fastgan/other_tools.py", "functional", "torch"),
     "engine": Room("fastgan/engine.py fastgan/plan_*.py fastgan/step_options.py fastgan/statistics.py", "nn", "torch"),
-    "step": Room("fastgan/step.py fastgan/labels.py fastgan/tuning*.py fastgan/discriminator_output.py", "engine", "torch"),
+    "step": Room(
+        "fastgan/step.py fastgan/labels.py fastgan/tuning*.py fastgan/discriminator_output.py", "engine", "torch"
+    ),
     "metrics": Room("fastgan/metrics.py fastgan/distances.py", "base", "torch"),
     "data": Room("fastgan/data/*.py fastgan/dataset.py fastgan/units.py", "base", "torch numpy PIL sklearn"),
     "verification": Room("fastgan/verification*.py", "step", "torch"),

@@ -10,6 +10,7 @@ import ctypes
 import threading
 from collections.abc import Callable, Iterator
 from itertools import pairwise
+from pathlib import Path
 
 import pytest
 import torch
@@ -20,7 +21,7 @@ from plain_step import Plain, adam, inputs, networks, state_of, twin
 from torch import Tensor, nn
 
 import fastgan
-from fastgan import TrainStep
+from fastgan import TrainStep, choices
 from fastgan import backend as fastgan_backend
 from fastgan.functional import binary_cross_entropy_with_logits, discriminator_loss, generator_loss, mlp
 from fastgan.nn import MLP
@@ -309,6 +310,53 @@ def test_a_graph_of_the_callers_needs_counts_on_the_device() -> None:
     graph = torch.cuda.CUDAGraph()
     with pytest.raises(RuntimeError, match="capturable=True"), torch.cuda.graph(graph):
         step.step(*given)
+
+
+@pytest.fixture
+def tuned(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """The ways of a step are timed, with a cache of the test's own."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(choices, "_is_on", True)
+
+
+def test_the_fastest_way_is_chosen(tuned: None) -> None:
+    """By a real clock, on copies: nothing of the user's is touched, and no memory is kept."""
+    for dtype in (torch.float64, torch.float32):
+        pair, given = networks(dtype=dtype), inputs({}, dtype)
+        twin(TrainStep, *pair, adam).step(*inputs({}, dtype))  # what a first step loads
+        ours, again, plain = (twin(kind, *pair, adam) for kind in (TrainStep, TrainStep, Plain))
+        batch = given[0][: len(given[0]) - 1], None, given[2][:, :-1]  # of another size, which nothing is known of
+        before = torch.cuda.get_rng_state(), torch.get_rng_state()
+        ours.step(*batch)
+        after = torch.cuda.get_rng_state(), torch.get_rng_state()
+        assert all(map(torch.equal, before, after))
+        (choice,) = ours._choices.made.values()
+        assert choice.over
+        assert choice.took < 2
+        assert "measured here" in ours.plan
+        for trainer, steps in ((again, 4), (plain, 4), (ours, 3)):
+            for _ in range(steps):
+                trainer.step(*batch)
+        assert again._choices.made == ours._choices.made  # from the cache
+        assert all(map(torch.equal, state_of(ours), state_of(again)))
+        if dtype is torch.float64:
+            assert_same_training(ours, plain)
+
+
+def test_nothing_is_timed_within_a_graph_of_the_callers(tuned: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    step, given = twin(TrainStep, *networks(), capturable), inputs({})
+    monkeypatch.setattr(choices, "_is_on", False)
+    step.step(*given)
+    monkeypatch.setattr(choices, "_is_on", True)
+    step.load_state_dict(step.state_dict())
+    assert step.plan.startswith("the whole step as one native call")  # anew
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        step.step(*given)
+    graph.replay()
+    assert step._choices.made == {}
+    step.step(*given)
+    assert len(step._choices.made) == 1
 
 
 def test_tensors_that_move_between_steps_are_followed() -> None:

@@ -59,6 +59,8 @@ part step 90 '"$PYTHON" -m bench --device cuda --only step --rounds 7 --seconds 
 
 part profile 40 '"$PYTHON" -m tools.kernel_profile --json "$WORK/profile.json"'
 
+part choices 70 '"$PYTHON" -m tools.choices --device cuda --rounds 5 --seconds 0.01 --json "$WORK/choices.json"'
+
 part step-tf32 60 '"$PYTHON" -m bench --device cuda --tf32 --only step --rounds 7 --seconds 0.02 --budget 5 \
   --peers CUDA-graph-of-torch jax --json "$WORK/step-tf32.json"'
 
@@ -174,6 +176,7 @@ WORK="$out/$name"
 export WORK
 rm -rf "$WORK"
 mkdir -p "$WORK"
+export XDG_CACHE_HOME="$WORK/cache" # what is found out about this GPU stays with the results
 : >"$log"
 : >"$WORK/parts.tsv"
 

@@ -45,7 +45,8 @@ def assemble(folder: Path) -> dict[str, Any]:
 
     Args:
         folder: with parts.tsv, and where their parts got so far, facts.json, the tests' kernels.xml and tests.xml, and
-            of the benchmark step.json, step-tf32.json, step-compiled.json, profile.json and bench.json.
+            of the benchmark step.json, step-tf32.json, step-compiled.json, profile.json, choices.json and
+            bench.json.
     """
     record: dict[str, Any] = {
         "date": datetime.now(timezone.utc).date().isoformat(),
@@ -62,7 +63,7 @@ def assemble(folder: Path) -> dict[str, Any]:
     for name in ("kernels", "tests"):
         if (tests := _tests(folder / f"{name}.xml")) is not None:
             record[name] = tests
-    for name in ("step", "step-tf32", "step-compiled", "profile"):
+    for name in ("step", "step-tf32", "step-compiled", "profile", "choices"):
         if (measured := _json(folder / f"{name}.json")) is not None:
             record[name] = measured
     record.update(_json(folder / "bench.json") or {})  # environment, ceilings, rows: as python -m bench writes them
