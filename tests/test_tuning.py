@@ -521,8 +521,7 @@ def test_who_is_first_is_followed(on_cpu: None, clock: Callable[..., MadeUpClock
 
 
 TRAIN = """
-import sys, torch
-sys.path.insert(0, "tests")
+import torch
 from plain_step import adam, inputs, networks, state_of, twin
 from fastgan import TrainStep
 torch.manual_seed(0)
@@ -534,7 +533,8 @@ print(step._choices.state(), step.plan, [t.sum().item() for t in state_of(step)]
 
 
 def start(**environment: str) -> subprocess.Popen[str]:
-    settings = {**os.environ, "FASTGAN_TUNE": "1", "OMP_NUM_THREADS": "1", **environment}
+    settings = {**os.environ, "FASTGAN_TUNE": "1", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT / "tests")}
+    settings.update(environment)
     return subprocess.Popen(
         [sys.executable, "-c", TRAIN], cwd=ROOT, env=settings, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
     )

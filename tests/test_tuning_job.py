@@ -90,7 +90,6 @@ def test_without_a_job() -> None:
 
 RANK = """
 import json, sys, torch
-sys.path.insert(0, "tests")
 from made_up_clock import MadeUpClock, favourite
 from plain_step import adam, inputs, networks, state_of, twin
 from fastgan import TrainStep, tuning
@@ -120,6 +119,7 @@ def job(tmp_path: Path, steps: tuple[int, int]) -> list[Any]:
                 **os.environ,
                 "FASTGAN_TUNE": "1",
                 "OMP_NUM_THREADS": "1",
+                "PYTHONPATH": str(ROOT / "tests"),
                 "XDG_CACHE_HOME": str(tmp_path / str(rank)),
             },
             stdout=subprocess.PIPE,
