@@ -55,6 +55,7 @@ def peak_mib(kind: str, configuration: Configuration) -> float:
     # Run by its text: by its path, the modules beside it would hide others of their names.
     command = [sys.executable, "-c", CHILD.read_text(), json.dumps(options)]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    environment["FASTGAN_TUNE"] = "0"  # the copies that a first step is timed on are there for two seconds, once
     result = subprocess.run(command, env=environment, capture_output=True, text=True)
     if result.returncode:
         last = (result.stderr.strip() or "it said nothing").splitlines()[-1]

@@ -271,7 +271,7 @@ class TrainStep:
         checks.integer("steps_done of the state", state["steps_done"], 0)
         loaded = tuning.Choices()
         loaded.load(state["choices"])
-        self.steps_done, self._choices = state["steps_done"], loaded
+        self.steps_done, self._choices = int(state["steps_done"]), loaded
         self._plan, self._plan_again = None, 0
 
     def profile(self, real: Tensor, labels: Tensor | None = None, noise: Tensor | None = None) -> dict[str, float]:

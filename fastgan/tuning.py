@@ -15,20 +15,16 @@ from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from fastgan import backend, choices, device_cache, plan_scratch, plan_ways, tuning_job
-from fastgan.choices import Clock, CudaClock, Runs, Tournament
+from fastgan.choices import Clock, CudaClock
 from fastgan.engine import Plan
-from fastgan.plan_ways import LIBRARY, TILED, Product, Way
 from fastgan.step_options import StepOptions, StepParts
+from fastgan.tuning_trial import Inputs, Trial
 
 CACHE = "choices"  # the kind of its entries in device_cache
 # Of a step on the CPU, above which a single one takes so long that no other way can be tried in time: 0.3 s and more.
 _MOST_FLOPS_A_THREAD = 4e10
-_PARTS = (1, 4, 16)  # in which a tiled product is tried
-
-Inputs = tuple[Tensor, Tensor | None, Tensor | None]
 
 
 @dataclass(frozen=True)
@@ -183,16 +179,15 @@ def _found(
         flops = 16.0 * inputs[0].shape[-2] * plan.weights * options.d_steps
         if not plan.runs_cuda_kernels() and flops > _MOST_FLOPS_A_THREAD * torch.get_num_threads():
             return Choice(why="a step takes too long for others to be timed beside it")
+        choice, why = None, ""
         try:
-            with _as_before(plan.device), warnings.catch_warnings():
-                warnings.simplefilter("ignore")
-                step = make(plan_scratch.copies(parts), replace(options, r1_gamma=0.0))
-                choice = _Trial(step, inputs, clock_of(plan.device)).choice()
-                del step
+            choice = _measured(plan, make, inputs, parts, options)
         except Exception as error:  # such as no memory for the copies
-            return Choice(why=f"nothing could be timed: {type(error).__name__}")
+            why = f"nothing could be timed: {type(error).__name__}"
         if plan.device.type == "cuda":
             torch.cuda.empty_cache()  # of the copies, and of the graphs that were captured of them
+        if choice is None:
+            return Choice(why=why)
         if other := _cached(plan.device, signature):
             return other  # another process was first: all runs from now on take the same
         device_cache.merge(CACHE, plan.device, {signature: asdict(choice)})
@@ -203,6 +198,16 @@ def _found(
         return read(agreed)
     except ValueError:
         return Choice(why="the processes of this job did not agree on a choice")
+
+
+def _measured(plan: Plan, make: Callable[..., Any], inputs: Inputs, parts: StepParts, options: StepOptions) -> Choice:
+    with _as_before(plan.device), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        # The steps with the R1 penalty are composed, whatever the choice.
+        step = make(plan_scratch.copies(parts), replace(options, r1_gamma=0.0))
+        found = Trial(step, inputs, clock_of(plan.device)).verdict()
+    why = "" if found.over else "no other way could be timed in the time that there is for it"
+    return Choice(found.name, found.over, found.ratio, found.spread, found.seconds, found.tried, found.took, why)
 
 
 def _cached(device: torch.device, signature: str) -> Choice | None:
@@ -221,83 +226,3 @@ def _as_before(device: torch.device) -> Iterator[None]:
         return
     with torch.cuda.device(device), torch.random.fork_rng(devices=[torch.cuda.current_device()]):
         yield
-
-
-class _Same(Exception):
-    """A way that launches what another one does."""
-
-
-class _Trial:
-    """The ways of a step on copies, warmed up and timed."""
-
-    def __init__(self, step: Any, inputs: Inputs, clock: Clock) -> None:
-        self._step, self._clock = step, clock
-        real, labels, noise = (None if value is None else value.detach().clone() for value in inputs)
-        assert real is not None
-        self._inputs: Inputs = real, labels, noise
-        self._batch = inputs[0].shape[-2]
-        self._launched: dict[str, tuple[bool, dict[Product, bool]]] = {}  # by name of the way
-        self._seen: set[Any] = set()
-        self._on_cuda = False
-
-    def choice(self) -> Choice:
-        """The best way, and by how much."""
-        tournament = Tournament(Way().name, self._prepare, self._clock)
-        if self._on_cuda:
-            self._challenge_on_cuda(tournament)
-        else:
-            for path in ("library", "narrow"):
-                tournament.challenge(Way(composed=path).name)
-        found = tournament.verdict()
-        why = "" if found.over else "no other way could be timed in the time that there is for it"
-        return Choice(found.name, found.over, found.ratio, found.spread, found.seconds, found.tried, found.took, why)
-
-    def _challenge_on_cuda(self, tournament: Tournament) -> None:
-        """First what concerns all products, then each, those with the most operations first."""
-        narrow, _ = self._launched[tournament.default]
-        tournament.challenge(Way(narrow=not narrow).name)
-        for start in [plan_ways.parse(name) for name in sorted(self._launched, key=lambda n: n != tournament.best)]:
-            for kind in (LIBRARY, TILED):
-                products = tuple((product, kind) for product in sorted(self._launched[start.name][1]))
-                tournament.challenge(Way(narrow=start.narrow, products=products).name)
-        for product in sorted(self._launched[tournament.best][1], key=lambda p: -p[1] * p[2] * p[3]):
-            best = plan_ways.parse(tournament.best)
-            is_library = self._launched[tournament.best][1][product]
-            tournament.challenge(best.with_product(product, TILED if is_library else LIBRARY).name)
-            if not self._launched[tournament.best][1][product]:
-                for parts in _PARTS:
-                    tournament.challenge(plan_ways.parse(tournament.best).with_product(product, parts).name)
-
-    def _prepare(self, name: str) -> Runs:
-        way = plan_ways.parse(name)
-        plan = self._enter(way)
-        if way.composed:
-            self._step.step(*self._inputs)
-        elif plan.run(*self._inputs) is None:
-            raise RuntimeError("the engine does not take the copies")
-        self._on_cuda = plan.runs_cuda_kernels()
-        if self._on_cuda:
-            launched = plan.taken()
-            parts = frozenset(product for product in way.products if product[1] > 0)
-            if (alike := (frozenset(launched[1].items()), parts)) in self._seen:
-                raise _Same
-            self._seen.add(alike)
-            self._launched[name] = launched
-            self._step.step(*self._inputs)  # which captures it
-
-        def run() -> None:
-            self._step.step(*self._inputs)
-
-        def runs(times: int) -> float:
-            self._enter(way)
-            return self._clock.time(name, run, times)
-
-        return runs
-
-    def _enter(self, way: Way) -> Plan:
-        """The copies' plan, set to a way. Steps may make it anew."""
-        plan: Plan | None = self._step._current_plan()
-        if plan is None:
-            raise RuntimeError("there is no plan for the copies")
-        plan.take(self._batch, way)
-        return plan

@@ -22,7 +22,8 @@ from plain_step import BATCH, DATA, LATENT, Plain, adam, inputs, networks, state
 from torch import Tensor, nn
 
 import fastgan
-from fastgan import TrainStep, choices, device_cache, plan_scratch, tuning
+from fastgan import TrainStep, choices, device_cache, plan_scratch, plan_ways, tuning
+from fastgan.plan_ways import LIBRARY, TILED, Way
 from fastgan.step_options import StepParts, read
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -132,8 +133,8 @@ def test_the_ways_that_are_timed(place: str, clock: Callable[..., MadeUpClock]) 
     products = layers_launched(place)
     assert len(products) > 10
     assert all(products.values())
-    tiled = {tuple((p, tuning.TILED) for p in of) for of in (sorted(products), *([p] for p in products))}
-    assert {tuning.plan_ways.parse(name) for name in ways[1:]} == {tuning.Way(products=of) for of in tiled}
+    tiled = {tuple((p, TILED) for p in of) for of in (sorted(products), *([p] for p in products))}
+    assert {plan_ways.parse(name) for name in ways[1:]} == {Way(products=of) for of in tiled}
 
 
 def test_narrow_networks(clock: Callable[..., MadeUpClock]) -> None:
@@ -174,12 +175,12 @@ def test_each_way_on_cuda(best: str, clock: Callable[..., MadeUpClock]) -> None:
         clock("default")
         products = sorted(layers_launched("simt"))
         one = max(products, key=lambda p: p[1] * p[2] * p[3])
-        all_tiled = tuning.Way(products=tuple((p, tuning.TILED) for p in products))
-        one_tiled = tuning.Way(products=((one, tuning.TILED),))
+        all_tiled = Way(products=tuple((p, TILED) for p in products))
+        one_tiled = Way(products=((one, TILED),))
         way = {
-            "default": tuning.Way(),
+            "default": Way(),
             "tiled": all_tiled,
-            "library and tiled": all_tiled.with_product(one, tuning.LIBRARY),
+            "library and tiled": all_tiled.with_product(one, LIBRARY),
             "one product": one_tiled,
             "one in 4 parts": one_tiled.with_product(one, 4),
         }[best]
@@ -203,7 +204,7 @@ def follows_the_plain_loop(best: str) -> None:
     assert choice.way == best
     assert choice.over == "default" if best != "default" else choice.over != "default"
     assert choice.ratio == pytest.approx(2.0, rel=0.1)
-    words = tuning.plan_ways.parse(best).words()
+    words = plan_ways.parse(best).words()
     assert f"; at batch {BATCH} {words} ({choice.ratio:.2f} times as fast as " in ours.plan
     assert ours.plan.endswith(", measured here)")
 

@@ -237,6 +237,7 @@ class Trainer:
         periods = (config.log_every, config.sample_every, config.checkpoint_every)
         length = min(*periods, config.steps)
         history = torch.empty(length, len(StepStats._fields), dtype=torch.float64, device=self.device)
+        plan = self.train_step.plan
         filled, clock = 0, time.perf_counter()
         while state.step < config.steps:
             real, labels = state.batches.next()
@@ -256,6 +257,8 @@ class Trainer:
             row = {"step": state.step, "seconds": round(state.seconds, 3), **row}
             run.append_metrics(row)
             report.row(row)
+            if plan != (plan := self.train_step.plan):  # the first step chooses its way, which the plan then names
+                report.line(f"plan: {plan}")
             if last or state.step % config.sample_every == 0:
                 fakes = self.sample(self._picture_size(), seed=config.seed)
                 self._save_picture(run, fakes, f"fakes_step_{state.step}.png")
