@@ -79,7 +79,7 @@ class Plan:
         self._check_memory()
         latent, data = _check_widths(options.num_classes, self._layers)
         drops = any(layer.kind == plan_layers.DROPOUT for network in self._layers for layer in network)
-        if reason := gate.step_refusal(self._device, torch.bfloat16 if _IS_BF16[options.precision] else dtype, drops):
+        if reason := gate.step_refusal(self.device, torch.bfloat16 if _IS_BF16[options.precision] else dtype, drops):
             raise CannotPlan(reason)
         self._arguments = {
             "latent": latent,
