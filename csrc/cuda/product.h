@@ -175,7 +175,8 @@ void run(const Context& context, Product<typename Arithmetic::T> p) {
   if (p.a.rows == 0 || (p.b.rows == 0 && !has_bias_sum<pass>(p))) return;
   p.tiles_across = std::max<int64_t>(1, up(p.b.rows, tile_size));  // a bias gradient has no need of columns
   const int64_t tiles = up(p.a.rows, tile_size) * p.tiles_across, steps = up(p.a.k, step_k<T>);
-  int64_t splits = splits_of(context, {role_of(pass), p.a.rows, p.b.rows, p.a.k}, tiles, steps);
+  const ProductShape shape{role_of(pass), p.a.rows, p.b.rows, p.a.k};
+  int64_t splits = splits_of(context, shape, tiles, steps);
   p.k_of_split = std::max<int64_t>(1, up(steps, splits)) * step_k<T>;
   splits = std::max<int64_t>(1, up(p.a.k, p.k_of_split));
   if (splits > 1) {

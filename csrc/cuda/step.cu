@@ -65,8 +65,8 @@ Buffers<T> lay_out(const Context& context, StepArena& arena, const StepProblem<T
     for (int l = 0; l < network->count; ++l) {
       const StepLayer<T>& layer = network->layers[l];
       const int64_t rows = (network == &problem.discriminator ? 2 : 1) * problem.batch;
-      if (layer.kind == LayerKind::linear &&
-          context.prefers_library({ProductRole::weight_gradient, layer.out, layer.in, rows}, sizeof(T)))
+      const ProductShape update{ProductRole::weight_gradient, layer.out, layer.in, rows};
+      if (layer.kind == LayerKind::linear && context.prefers_library(update, sizeof(T)))
         largest = std::max(largest, layer.out * layer.in + layer.out);
     }
   buffers.gradient = arena.take<T>(largest);
@@ -188,7 +188,8 @@ class Passes {
  private:
   const T* x(int l) const { return l == 0 ? input_ : buffers_.layers[l - 1].y; }
 
-  bool by_library(const ProductShape& shape) const {
+  bool by_library(ProductRole role, int64_t m, int64_t n, int64_t k) const {
+    const ProductShape shape{role, m, n, k};
     const bool library = context_.prefers_library(shape, sizeof(T));
     context_.took(shape, library);
     return library;
@@ -196,7 +197,7 @@ class Passes {
 
   void linear(const StepLayer<T>& layer, const T* x, T* z, T* y) const {
     const int64_t rows = rows_.count();
-    if (!by_library({ProductRole::forward, rows, layer.out, layer.in}))
+    if (!by_library(ProductRole::forward, rows, layer.out, layer.in))
       return linear_forward(context_,
                             LinearForward<T>{.batch = rows,
                                              .in = layer.in,
@@ -224,7 +225,7 @@ class Passes {
 
   void input_gradient(const StepLayer<T>& layer, const T* grad_z, const GradientTarget& target) const {
     const int64_t rows = rows_.count();
-    if (!by_library({ProductRole::input_gradient, rows, target.width, layer.out}))
+    if (!by_library(ProductRole::input_gradient, rows, target.width, layer.out))
       return linear_input_gradient(context_,
                                    LinearInputGradient<T>{.batch = rows,
                                                           .in = target.width,
@@ -261,7 +262,7 @@ class Passes {
                           .bias = layer.bias,
                           .average_rate = average_rate,
                           .bias_cancels = layer.bias_cancels};
-    if (!by_library({ProductRole::weight_gradient, layer.out, layer.in, rows}))
+    if (!by_library(ProductRole::weight_gradient, layer.out, layer.in, rows))
       return linear_update(context_, whole, options_.rounding);
     if (layer.weight.is_updated()) {
       context_.product(LibraryProduct<T>{.m = layer.out,
