@@ -101,7 +101,8 @@ def judge_all(chosen: Sequence[Site], results: Results, listed: set[Place], jobs
         tree = Tree("alone", flags="-O1", jobs=jobs)
         tree.build("plain")
         for site in sorted(separate, key=lambda site: site.mutant.key):
-            add(site, mutation_build.alone(tree, site.mutant, [(["--few"], 30.0), ([], 100.0)]), results, say)
+            kinds = ["plain", *(tree.later_kinds() if place(site.mutant) not in listed else [])]
+            add(site, mutation_build.alone(tree, site.mutant, kinds), results, say)
 
 
 def survivors_before(judged: str, numbered: Numbered, results: Results, listed: set[Place]) -> list[tuple[int, Site]]:

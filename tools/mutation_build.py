@@ -40,6 +40,7 @@ COMPLAINT = re.compile(
 # Kinds of the program of checks that find what changes no number, and the engine each runs on: the detector of races,
 # and AddressSanitizer with UndefinedBehaviorSanitizer.
 LATER = {"race": "fibers", "address": "threads"}
+SECONDS_ALONE = 200.0  # that the checks may take of a mutant that was compiled alone
 MEMORY = 8 << 30  # bytes that a mutant may take
 # Of the conformance suite, what exercises every kernel through the bindings and takes a minute.
 SUITE = (
@@ -277,16 +278,17 @@ def run_suite(module: Path, number: int, seconds: float) -> str | None:
     return run([sys.executable, "-c", program, module, *options, *SUITE], number, seconds, where=ROOT)
 
 
-def alone(tree: Tree, mutant: Mutant, stages: Sequence[tuple[list[str], float]]) -> Verdict:
-    """Compiles and judges one mutant on its own; the tree's file is as it was afterwards."""
+def alone(tree: Tree, mutant: Mutant, kinds: Sequence[str]) -> Verdict:
+    """Compiles and judges one mutant on its own, by each kind in turn; the tree's file is as it was afterwards."""
     source = (tree.root / mutant.file).read_text()
     data = source.encode()
     tree.write(mutant.file, (data[: mutant.start] + mutant.new.encode() + data[mutant.end :]).decode())
     try:
-        program = tree.build("plain")
-        for arguments, seconds in stages:
-            if (why := run([program, *arguments], -1, seconds)) is not None:
-                return Verdict("killed", why, True)
+        for kind in kinds:
+            program = tree.build(kind)
+            for arguments in (["--few"], *([[]] if kind == "plain" else [])):
+                if (why := run([program, *arguments], -1, SECONDS_ALONE, kind)) is not None:
+                    return Verdict("killed", why, True)
         return Verdict("survived", "", True)
     except Unbuildable:
         return Verdict("uncompiled", "", True)
