@@ -40,7 +40,7 @@ COMPLAINT = re.compile(
 # Kinds of the program of checks that find what changes no number, and the engine each runs on: the detector of races,
 # and AddressSanitizer with UndefinedBehaviorSanitizer.
 LATER = {"race": "fibers", "address": "threads"}
-SECONDS_ALONE = 200.0  # that the checks may take of a mutant that was compiled alone
+SECONDS_ALONE = {"plain": 60.0, "race": 200.0, "address": 300.0}  # that the checks may take of one compiled alone
 MEMORY = 8 << 30  # bytes that a mutant may take
 # Of the conformance suite, what exercises every kernel through the bindings and takes a minute.
 SUITE = (
@@ -287,7 +287,7 @@ def alone(tree: Tree, mutant: Mutant, kinds: Sequence[str]) -> Verdict:
         for kind in kinds:
             program = tree.build(kind)
             for arguments in (["--few"], *([[]] if kind == "plain" else [])):
-                if (why := run([program, *arguments], -1, SECONDS_ALONE, kind)) is not None:
+                if (why := run([program, *arguments], -1, SECONDS_ALONE[kind], kind)) is not None:
                     return Verdict("killed", why, True)
         return Verdict("survived", "", True)
     except Unbuildable:
