@@ -119,7 +119,7 @@ def test_what_is_found_and_what_is_not(tmp_path: Path, monkeypatch: pytest.Monke
     assert {diff for diff, verdict in verdicts.items() if verdict.status == "survived"} == same
     assert all(verdict.status != "uncompiled" for verdict in verdicts.values())
     assert verdicts["__syncthreads();  ->  ;"].how == "FAILED: sum"
-    constant = verdicts["constexpr int doubled = 21 * 2;  ->  constexpr int doubled = 21 + 2;"]
+    constant = verdicts["constexpr int doubled = 21 * 2;  ->  constexpr int doubled = (21 + 2);"]
     assert constant == mutation_build.Verdict("killed", "FAILED: doubled", True)
     assert verdicts["for (int i = 0; i < n; ++i) sum += i;  ->  for (int i = 0; i <= n; ++i) sum += i;"].alone is False
     assert not any("doubled = 1 * 2" in diff for diff in verdicts)

@@ -200,7 +200,12 @@ def changes(node: Node) -> Iterator[tuple[str, Node, str]]:
         operator = node.child_by_field_name("operator")
         old = operator.text.decode() if operator and operator.text else ""
         if operator and old in OTHER_OPERATOR:
-            yield KIND_OF_OPERATOR[old], operator, OTHER_OPERATOR[old]
+            new, kind = OTHER_OPERATOR[old], KIND_OF_OPERATOR[old]
+            if kind not in ("arithmetic", "logic"):
+                yield kind, operator, new
+            elif node.text:  # which may bind otherwise than the old one did
+                at = operator.start_byte - node.start_byte
+                yield kind, node, f"({node.text[:at].decode()}{new}{node.text[at + len(old) :].decode()})"
     elif node.type == "number_literal":
         if (match := re.fullmatch(r"(\d+)(u?)", text)) is not None:
             yield "constant", node, f"{int(match[1]) + 1}{match[2]}"
