@@ -137,6 +137,66 @@ void check_part_of_input(Rounding rounding) {
   }
 }
 
+// k shared out in as many parts as the context says, of which it is told what the product is.
+class SplitContext : public Context {
+ public:
+  explicit SplitContext(int64_t chosen) : chosen_(chosen) {}
+  int64_t splits(const fastgan::cuda::ProductShape& shape) const override {
+    asked = shape;
+    return chosen_;
+  }
+  void* scratch(size_t bytes) const override {
+    scratch_bytes = bytes;
+    return Context::scratch(bytes);
+  }
+  mutable fastgan::cuda::ProductShape asked{};
+  mutable size_t scratch_bytes = 0;
+
+ private:
+  int64_t chosen_;
+};
+
+void check_chosen_splits() {
+  using fastgan::cuda::ProductRole;
+  constexpr int64_t m = 5, n = 70, k = 264, tiles = 2, tile_bytes = (64 * 68 + 64) * sizeof(float);
+  const auto a = random<float>(m * k, -1, 1), b = random<float>(n * k, -1, 1);
+  Buffer<float> c(m * n);
+  for (const auto& [chosen, parts] : {std::pair<int64_t, int64_t>{1, 1}, {3, 3}, {17, 17}, {1000, 17}}) {
+    const SplitContext context(chosen);
+    const auto check = [&](ProductRole role, auto a_at, auto b_at, const char* what) {
+      expect(context.asked.role == role && context.asked.m == m && context.asked.n == n && context.asked.k == k,
+             std::string("the shape of a ") + what);
+      expect(context.scratch_bytes == (parts == 1 ? 0 : tiles * parts * tile_bytes),
+             std::string(what) + " in " + std::to_string(parts) + " parts");
+      for (int64_t i = 0; i < m; ++i)
+        for (int64_t j = 0; j < n; ++j) {
+          double sum = 0;
+          for (int64_t l = 0; l < k; ++l) sum += a[a_at(i, l)] * b[b_at(l, j)];
+          expect_close(c[i * n + j], sum, k, tolerance<float>, what);
+        }
+    };
+    const auto along = [](int64_t row, int64_t l) { return row * k + l; };
+    fastgan::cuda::linear_forward(
+        context,
+        fastgan::cuda::LinearForward<float>{
+            m, k, n, a.data(), b.data(), nullptr, {Activation::identity, 0}, nullptr, c.data()},
+        Rounding::none);
+    check(ProductRole::forward, along, [](int64_t l, int64_t j) { return j * k + l; }, "layer's product");
+    fastgan::cuda::linear_input_gradient(
+        context,
+        fastgan::cuda::LinearInputGradient<float>{
+            m, n, k, a.data(), b.data(), nullptr, {Activation::identity, 0}, c.data(), nullptr},
+        Rounding::none);
+    check(ProductRole::input_gradient, along, [](int64_t l, int64_t j) { return l * n + j; }, "layer's input gradient");
+    fastgan::cuda::linear_weight_gradient(
+        context, fastgan::cuda::LinearWeightGradient<float>{k, n, m, a.data(), b.data(), c.data(), nullptr},
+        Rounding::none);
+    check(
+        ProductRole::weight_gradient, [](int64_t i, int64_t l) { return l * m + i; },
+        [](int64_t l, int64_t j) { return l * n + j; }, "layer's weight gradient");
+  }
+}
+
 // Sizes of zero, what is passed on as it is, and more tiles than there are counters.
 void check_edges() {
   const Context context(1 << 20);  // so many processors that k would be shared out wherever it may be
@@ -192,6 +252,7 @@ void check_edges() {
 
 void check_layers() {
   if (!few) check_edges();
+  if (!few) check_chosen_splits();
   for_each_type([](auto type) {
     using T = decltype(type);
     if (!few) check_part_of_input<T>(std::is_same_v<T, float> ? Rounding::tf32 : Rounding::none);
