@@ -87,13 +87,18 @@ if hasattr(os, "register_at_fork"):
 
 def serves(tensor: Tensor, family: str) -> bool:
     """Whether the compiled kernels of a family serve a call with this tensor; otherwise the reference does."""
-    if not backend.is_compiled(tensor):
-        return False
-    if torch.compiler.is_compiling():
-        return _serves_traced(family, tensor.device, tensor.dtype)
+    return backend.is_compiled(tensor) and _is_right(family, tensor.device, tensor.dtype)
+
+
+def _is_right(family: str, device: torch.device, dtype: torch.dtype) -> bool:
     # A plain tuple equals the Key of the same.
-    found = known.get((backend.module, family, tensor.device, tensor.dtype))  # type: ignore[call-overload]
-    return _first_use(family, tensor.device, tensor.dtype) if found is None else bool(found)
+    found = known.get((backend.module, family, device, dtype))  # type: ignore[call-overload]
+    return _first_use(family, device, dtype) if found is None else bool(found)
+
+
+# To torch.compile, the answer is a constant. What torch.compiler.assume_constant_result does, which would import
+# torch._dynamo (1 s) with fastgan.
+_is_right._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def step_refusal(device: torch.device, dtype: torch.dtype, drops: bool) -> str | None:
@@ -111,16 +116,6 @@ def step_refusal(device: torch.device, dtype: torch.dtype, drops: bool) -> str |
         fault = faults.get(key)
         return "its kernels are not verified yet" if fault is None else f"its kernels failed verification: {fault}"
     return None
-
-
-def _serves_traced(family: str, device: torch.device, dtype: torch.dtype) -> bool:
-    """The same while torch.compile traces, which takes the answer for a constant."""
-    found = known.get(Key(backend.module, family, with_index(device), dtype))
-    return _first_use(family, device, dtype) if found is None else found
-
-
-# What torch.compiler.assume_constant_result does, which would import torch._dynamo (1 s) with fastgan.
-_serves_traced._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def _first_use(family: str, device: torch.device, dtype: torch.dtype) -> bool:

@@ -177,6 +177,10 @@ _QUICK = [
 
 def _networks(is_quick: bool) -> Iterable[tuple[Sequence[int], Sequence[str], int]]:
     yield from _QUICK
+    listed = {name for _, names, _ in _QUICK for name in names}
+    for name in reference.ACTIVATIONS:
+        if name not in listed:  # one that has been added since
+            yield (33, 17), (name,), 9
     if is_quick:
         return
     sizes = [(1, 1, 1), (7, 8, 17), (33, 17, 7), (8, 65, 33), (65, 7, 129), (129, 33, 65), (17, 129, 8), (64, 64, 64)]

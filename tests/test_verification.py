@@ -50,7 +50,7 @@ def test_all_kernels_are_right_here(place: torch.device, new_process: Path) -> N
     assert torch.equal(torch.get_rng_state(), state)
     assert {row.family for row in found.rows} == set(gate.FAMILIES)
     assert {row.dtype for row in found.rows} == {str(dtype).removeprefix("torch.") for dtype in DTYPES}
-    assert all(0 <= row.error <= row.bound < 0.2 for row in found.rows)
+    assert all(0 <= row.error <= row.bound < 0.5 for row in found.rows)  # which a wrong column is not within
     assert len({row.shape for row in found.rows}) > 30
     entries = device_cache.load("verification", place)
     assert set(entries) == {f"{row.family} {row.dtype}" for row in found.rows}
