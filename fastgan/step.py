@@ -245,6 +245,12 @@ class TrainStep:
         finally:
             plan.asks = asks
 
+    def _take_the_default(self) -> None:
+        """Neither measure a way nor take one from the cache, from now on."""
+        self._choices = None
+        if self._plan is not None:
+            self._plan.asks = False
+
     def state_dict(self) -> dict[str, Any]:
         """What the step itself keeps, beside networks and optimizers: a run that loads it goes on exactly.
 
@@ -465,8 +471,7 @@ def _copy_of(parts: StepParts, options: StepOptions) -> TrainStep:
     """A step over copies of another's parts, which measures nothing."""
     networks_and_optimizers = parts.generator, parts.discriminator, parts.g_optimizer, parts.d_optimizer
     step = TrainStep(*networks_and_optimizers, ema=parts.ema, **asdict(options))
-    step._choices = None
-    step._plan, step._plan_again = None, 0  # of before it was so
+    step._take_the_default()
     return step
 
 

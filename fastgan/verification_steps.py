@@ -171,6 +171,7 @@ def _engine(setting: _Setting, path: str, device: torch.device, dtype: torch.dty
         ema_decay=0.75,
         precision="bf16" if bf16 else "fp32",
     )
+    step._take_the_default()
     statistics: list[Tensor] = []
     with on_path(path), _drawing_from(7, device) if setting.drop else contextlib.nullcontext():
         for inputs in training.data:
