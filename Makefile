@@ -25,7 +25,7 @@ train: $(VENV)/installed
 	GOMP_SPINCOUNT=20000 $(BIN)/fastgan train digits
 
 test: $(VENV)/test-tools
-	$(BIN)/python tests/simt/build.py module race
+	$(BIN)/python tests/simt/build.py device
 	$(PYTEST) -m "not deep and not twin"
 	@echo "make check runs what is left: the tests marked deep, and those of the CPU (twin, and again those of auto) on \
 	other instruction sets and threads"
@@ -33,7 +33,7 @@ test: $(VENV)/test-tools
 # Each setting once, several at a time; on the instructions of this machine the tests that make test left. pytest ends
 # with an error where nothing is selected.
 check: $(VENV)/test-tools
-	$(BIN)/python tests/simt/build.py module race address thread
+	$(BIN)/python tests/simt/build.py device address thread
 	FASTGAN_FUZZ_EXAMPLES=200 $(PYTEST) -m deep
 	FASTGAN_ISA=baseline OMP_NUM_THREADS=1 FASTGAN_TEST_THREADS=1 FASTGAN_TEST_FLUSH_DENORMAL=1 $(AGAIN) "not deep"
 	FASTGAN_ISA=avx2 OMP_NUM_THREADS=$$(($$(nproc) + 2)) $(AGAIN) "not deep"

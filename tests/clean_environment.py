@@ -21,6 +21,8 @@ SETTINGS = (
     "FASTGAN_TEST_FLUSH_DENORMAL",  # 1: torch.set_flush_denormal
     "FASTGAN_FUZZ_EXAMPLES",  # of tests/fuzz
     "FASTGAN_ISA",
+    "FASTGAN_SIMT_DEVICE",  # 1: the backend `simt` on a device with memory of its own; see simt_backend.py
+    "FASTGAN_SIMT_RACE",  # 0: there without the race detector
     "FASTGAN_SKIP_SIMT",
 )
 for name in [name for name in os.environ if name.startswith("FASTGAN_") and name not in SETTINGS]:

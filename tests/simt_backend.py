@@ -1,4 +1,9 @@
-"""The backend `simt`: the CUDA kernels and their bindings, run on CPU tensors by the host model of tests/simt/."""
+"""The backend `simt`: the CUDA kernels and their bindings, run on CPU tensors by the host model of tests/simt/.
+
+With FASTGAN_SIMT_DEVICE=1 they run on tensors of a made-up device, also called `simt`, which new tensors then lie on.
+Its memory is closed to the host: who touches it ends the program, with a sentence and the status DEVICE_TOUCHED.
+Kernels are kept to it, and have no races there (tests/simt/README.md).
+"""
 
 from __future__ import annotations
 
@@ -7,6 +12,7 @@ import functools
 import importlib.util
 import os
 import shutil
+import types
 from collections.abc import Iterator
 from types import ModuleType
 
@@ -14,6 +20,9 @@ import torch
 from simt import build
 
 from fastgan import backend, functional, gate
+
+HAS_DEVICE = os.environ.get("FASTGAN_SIMT_DEVICE") == "1"
+DEVICE_TOUCHED = 70
 
 
 @functools.cache
@@ -31,11 +40,22 @@ def unavailable_reason() -> str | None:
 @functools.cache
 def module() -> ModuleType:
     """The compiled module, built where its sources changed."""
-    path = build.build("module")
+    path = build.build("device" if HAS_DEVICE else "module")
     spec = importlib.util.spec_from_file_location("_simt", path)
     loaded = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(loaded)
     loaded.build_facts = lambda: {"compiler": "the host model of CUDA", "cuda": None}
+    if HAS_DEVICE:
+        torch.utils.rename_privateuse1_backend("simt")
+        device_module = types.ModuleType("torch.simt")  # its random numbers are the CPU's
+        device_module.is_available = lambda: True
+        device_module.device_count = lambda: 1
+        device_module.current_device = lambda: 0
+        device_module._is_in_bad_fork = lambda: False
+        device_module.manual_seed_all = lambda seed: None
+        device_module.get_amp_supported_dtype = lambda: [torch.bfloat16, torch.float16]
+        torch._register_device_module("simt", device_module)
+        loaded.use_device_memory()
     return loaded
 
 
@@ -58,10 +78,12 @@ def use_simt() -> Iterator[None]:
     compiled = module()
     before = backend.module, backend.ops, backend._device_types, backend._name
     backend.module, backend.ops = compiled, torch.ops.fastgan_simt
-    backend._device_types, backend._name = frozenset(compiled.device_types()), "cpu"
+    backend._device_types, backend._name = frozenset(compiled.device_types()), "simt" if HAS_DEVICE else "cpu"
     functional.ACTIVATION.update({name: number for number, name in enumerate(compiled.activations())})
     try:
-        verify_beforehand(torch.device("cpu"))
-        yield
+        device = torch.device("simt:0" if HAS_DEVICE else "cpu")
+        verify_beforehand(device)
+        with device if HAS_DEVICE else contextlib.nullcontext():
+            yield
     finally:
         backend.module, backend.ops, backend._device_types, backend._name = before

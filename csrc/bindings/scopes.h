@@ -69,7 +69,9 @@ inline CudaScope::CudaScope(const Tensor& like) : options_(like.options().dtype(
 }
 
 inline unsigned* CudaScope::counters() const {
-  static thread_local const Tensor zeros = at::zeros({counter_count}, at::kInt);
+  static thread_local Tensor zeros;
+  if (!zeros.defined() || zeros.device() != options_.device())
+    zeros = at::zeros({counter_count}, options_.dtype(at::kInt));
   return static_cast<unsigned*>(zeros.mutable_data_ptr());
 }
 
@@ -119,8 +121,9 @@ inline unsigned* CudaScope::counters() const {
 // device of this build. FASTGAN_EACH_SCOPE(X) expands X(Scope) for each.
 #if defined(FASTGAN_SIMT)
 #define FASTGAN_EACH_SCOPE(X) X(CudaScope)
-#define FASTGAN_KERNELS(f) \
-  TORCH_LIBRARY_IMPL(FASTGAN_LIBRARY, CPU, m) { f<CudaScope>(m); }
+#define FASTGAN_KERNELS(f)                                         \
+  TORCH_LIBRARY_IMPL(FASTGAN_LIBRARY, CPU, m) { f<CudaScope>(m); } \
+  TORCH_LIBRARY_IMPL(FASTGAN_LIBRARY, PrivateUse1, m) { f<CudaScope>(m); }
 #elif defined(FASTGAN_WITH_CUDA)
 #define FASTGAN_EACH_SCOPE(X) X(CpuScope) X(CudaScope)
 #define FASTGAN_KERNELS(f)                                        \

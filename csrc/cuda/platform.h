@@ -79,7 +79,7 @@ void launch(const Context& context, const char* name, void (*kernel)(Parameters.
     throw simt::Fault(std::string("simt: kernel ") + name +
                       ": a cooperative launch has more blocks than are resident.");
   simt::launch(name, grid.blocks, grid.threads, grid.shared_bytes, grid.cooperative,
-               [&] { kernel(Parameters(arguments)...); });
+               [&]() SIMT_ON_THE_HOST { kernel(Parameters(arguments)...); });
 }
 
 // How many blocks of a cooperative launch can be resident.

@@ -1,9 +1,9 @@
 """Builds the CUDA sources against the host model: `python tests/simt/build.py [KIND ...]`.
 
-Kinds: `module`, the Python module behind the backend `simt`; and the program of kernel checks, without torch: `plain`,
-`race` (with the race detector of race.cpp), `address` (with AddressSanitizer and UndefinedBehaviorSanitizer), `thread`
-(with ThreadSanitizer) and `coverage` (counting branches). Everything goes to build/simt/, and only what changed is
-compiled again.
+Kinds: `module`, the Python module behind the backend `simt`; `device`, the same with the kernels of `race`; and the
+program of kernel checks, without torch: `plain`, `race` (with the race detector of race.cpp), `address` (with
+AddressSanitizer and UndefinedBehaviorSanitizer), `thread` (with ThreadSanitizer) and `coverage` (counting branches).
+Everything goes to build/simt/, and only what changed is compiled again.
 """
 
 from __future__ import annotations
@@ -18,16 +18,18 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 HERE = Path(__file__).resolve().parent
 FOLDER = ROOT / "build" / "simt"
-ENGINE = ("engine", "fibers", "threads", "ptx", "race", "tsan")
+ENGINE = ("engine", "fibers", "threads", "ptx", "memory", "race", "tsan")
 FLAGS = {
+    "device": "",  # is linked of what the two others compile
     "module": "-O2 -fPIC -fvisibility=hidden -fopenmp",
     "plain": "-O2",
     "address": "-O1 -fsanitize=address,undefined -fno-sanitize-recover=undefined -fno-omit-frame-pointer",
     "thread": "-O1 -fsanitize=thread",
-    "race": "-O2 -fsanitize=thread --param=tsan-instrument-func-entry-exit=0 -DFASTGAN_RACE",
+    "race": "-O2 -fPIC -fsanitize=thread --param=tsan-instrument-func-entry-exit=0 -DFASTGAN_RACE",
     "coverage": "-O0 --coverage -DFASTGAN_INLINE=inline",
 }
-LINK = {"module": "-pthread -shared", "race": "-pthread"}  # race has its own idea of what the sanitizer calls
+# The calls of -fsanitize=thread in `race` are answered by tsan.cpp.
+LINK = {"module": "-pthread -shared", "device": "-pthread -shared", "race": "-pthread"}
 COMMON = "-std=c++20 -g1 -pthread -DFASTGAN_SIMT -Wno-attributes -Werror=switch"
 
 
@@ -36,14 +38,18 @@ def kernel_sources() -> list[Path]:
     return [path for path in sorted((ROOT / "csrc" / "cuda").glob("*.cu")) if path.name != "device.cu"]
 
 
+def is_module(kind: str) -> bool:
+    return kind in ("module", "device")
+
+
 def target(kind: str) -> Path:
-    suffix = sysconfig.get_config_var("EXT_SUFFIX") if kind == "module" else ""
-    return FOLDER / kind / (f"_simt{suffix}" if kind == "module" else "kernel_checks")
+    suffix = sysconfig.get_config_var("EXT_SUFFIX") if is_module(kind) else ""
+    return FOLDER / kind / (f"_simt{suffix}" if is_module(kind) else "kernel_checks")
 
 
 def bindings() -> Path:
     """The bindings as one source that includes them: each alone would read PyTorch's headers again."""
-    files = [HERE / "module.cpp"]
+    files = [HERE / "module.cpp", HERE / "device.cpp"]
     files += [path for path in sorted((ROOT / "csrc" / "bindings").glob("*.cpp")) if path.name != "module.cpp"]
     source, text = FOLDER / "module" / "bindings.cpp", "".join(f'#include "{file}"\n' for file in files)
     if not source.exists() or source.read_text() != text:
@@ -52,21 +58,29 @@ def bindings() -> Path:
     return source
 
 
+def torch_libraries() -> str:
+    import torch
+
+    return f" -L{Path(torch.__file__).parent / 'lib'} -lc10 -ltorch -ltorch_cpu -ltorch_python"
+
+
 def ninja_file(kind: str) -> str:
     """What to compile and link, in ninja's words."""
     flags, link = f"{COMMON} {FLAGS[kind]} -I{HERE}", LINK.get(kind, f"-pthread {FLAGS[kind]}")
     faults: list[Path] = []  # a second program
+    if is_module(kind):
+        link += torch_libraries()
     # Of an inline function the linker takes the first it meets: those that a sanitizer has been through.
     sources = [*kernel_sources(), *(HERE / f"{name}.cpp" for name in ENGINE)]
-    if kind == "module":
+    if kind == "device":
+        sources.append(bindings())
+    elif kind == "module":
         import torch
         from torch.utils import cpp_extension
 
         includes = [*cpp_extension.include_paths(), sysconfig.get_path("include")]
         flags += "".join(f" -isystem {path}" for path in includes)
         flags += f" -DFASTGAN_LIBRARY=fastgan_simt -D_GLIBCXX_USE_CXX11_ABI={int(torch.compiled_with_cxx11_abi())}"
-        libraries = Path(torch.__file__).parent / "lib"
-        link += f" -L{libraries} -lc10 -ltorch -ltorch_cpu -ltorch_python"
         sources.insert(0, bindings())  # which takes longest
     else:
         sources += sorted(HERE.glob("check_*.cpp"))
@@ -82,9 +96,13 @@ def ninja_file(kind: str) -> str:
     ]
 
     def objects(of: list[Path]) -> str:
-        return " ".join(str(FOLDER / kind / f"{source.stem}.{source.parent.name}.o") for source in of)
+        return " ".join(
+            str(FOLDER / (kind if kind != "device" else "module" if source.stem == "bindings" else "race"))
+            + f"/{source.stem}.{source.parent.name}.o"
+            for source in of
+        )
 
-    for source in [*sources, *faults]:
+    for source in [*sources, *faults] if kind != "device" else []:
         lines.append(f"build {objects([source])}: compile {source}")
         if source.name == "bindings.cpp":  # which compute nothing
             lines.append("  more = -O1 -g0")
@@ -103,6 +121,8 @@ def build(kind: str) -> Path:
     Raises:
         RuntimeError: it does not compile or link; the message is the compiler's.
     """
+    if kind == "device":
+        build("module"), build("race")
     file = FOLDER / kind / "build.ninja"
     file.parent.mkdir(parents=True, exist_ok=True)
     text = ninja_file(kind)

@@ -3,6 +3,8 @@
 #include <cstdlib>
 #include <cstring>
 
+#include "memory.h"
+
 #if defined(__SANITIZE_ADDRESS__)
 #include <sanitizer/asan_interface.h>
 #define FASTGAN_ASAN_POISON(p, n) ASAN_POISON_MEMORY_REGION(p, n)
@@ -15,7 +17,6 @@
 namespace simt {
 
 thread_local bool in_fiber = false;
-thread_local bool acts_for_others = false;
 
 namespace {
 
@@ -37,14 +38,10 @@ bool same(Site a, Site b) {
   return a.line() == b.line() && a.column() == b.column() && std::strcmp(a.file_name(), b.file_name()) == 0;
 }
 
-struct ForOthers {
-  ForOthers() { acts_for_others = true; }
-  ~ForOthers() { acts_for_others = false; }
-};
-
 // Arrives at a meeting; the last to come runs act() and lets the others go.
 template <class Act>
 void meet(Meeting& m, int expected, const char* what, unsigned mask, Site site, void* argument, const Act& act) {
+  const InModel model;
   std::unique_lock lock(m.mutex, std::defer_lock);
   if (!in_fiber) lock.lock();
   if (m.arrived == 0) {
@@ -66,10 +63,7 @@ void meet(Meeting& m, int expected, const char* what, unsigned mask, Site site, 
     const uint64_t round = m.round.load(std::memory_order_relaxed);
     return in_fiber ? wait_in_fiber(m, round) : wait_in_thread(m, round, lock);
   }
-  {
-    const ForOthers guard;
-    act();
-  }
+  act();
   m.arrived = 0;
   m.round.fetch_add(1, std::memory_order_relaxed);
   if (!in_fiber) {
@@ -83,6 +77,7 @@ void meet(Meeting& m, int expected, const char* what, unsigned mask, Site site, 
 void set_engine(Engine engine) { chosen_engine = engine == Engine::threads; }
 
 std::string sentence(const std::string& what) {
+  const InModel model;
   const Thread& t = *current;
   const auto index = [](dim3 i) {
     return "(" + std::to_string(i.x) + "," + std::to_string(i.y) + "," + std::to_string(i.z) + ")";
@@ -115,6 +110,7 @@ void launch(const char* name, dim3 blocks, dim3 threads, size_t shared_bytes, bo
     throw Fault(about + "a block may have at most 227 KB of dynamic shared memory, not " +
                 std::to_string(shared_bytes) + " bytes.");
   launch.descending = launches.fetch_add(1, std::memory_order_relaxed) % 2 == 1;
+  const DeviceWork work;
   const bool on_fibers = engine() == Engine::fibers;
   race::start_launch(on_fibers);
   if (on_fibers)
@@ -125,7 +121,8 @@ void launch(const char* name, dim3 blocks, dim3 threads, size_t shared_bytes, bo
 
 void Launch::place(Thread& thread, Block& block, int64_t index, int number) const {
   if (descending) index = block_count() - 1 - index;
-  block.number = index;
+  if (number == 0) block.number = index;
+  thread.in_model = 0;
   thread.block = &block;
   thread.number = number;
   thread.thread_index = {number % threads.x, number / threads.x % threads.y, number / (threads.x * threads.y)};
@@ -195,6 +192,7 @@ static void open_static([[maybe_unused]] void* base, [[maybe_unused]] size_t siz
 }
 
 void* static_shared_bytes(const void* key, size_t size) {
+  const InModel model;
   Block& block = *current->block;
   if (size > static_slot - 64) fault("a static shared variable may have at most 4032 bytes here");
   for (int slot = 0; slot < static_slots; ++slot) {
@@ -213,6 +211,7 @@ void* static_shared_bytes(const void* key, size_t size) {
 }
 
 bool is_shared(const void* p, size_t bytes) {
+  const InModel model;
   const Block& block = *current->block;
   const auto* begin = static_cast<const unsigned char*>(p);
   if (begin >= block.dynamic && begin + bytes <= block.dynamic + block.dynamic_bytes) return true;
@@ -277,6 +276,7 @@ std::string describe_wait(const std::vector<Meeting*>& meetings, int ended) {
 }
 
 void thread_ends() {
+  const InModel model;
   if (current->copies != nullptr && !current->copies->list.empty())
     fault("ends with asynchronous copies that it has not waited for");
 }

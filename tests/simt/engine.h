@@ -98,8 +98,13 @@ std::string describe_wait(const std::vector<Meeting*>& meetings, int ended);
 struct Abandoned {};  // thrown through the threads of a launch that had a fault
 
 extern thread_local bool in_fiber;
-extern thread_local bool acts_for_others;       // the last to come to a meeting
-constexpr size_t stack_bytes = 128 * 1024;      // of a fiber
+constexpr size_t stack_bytes = 128 * 1024;  // of a fiber
+// While one lives, the current thread is in the model.
+struct InModel {
+  InModel() { ++current->in_model; }
+  ~InModel() { --current->in_model; }
+  InModel(const InModel&) = delete;
+};
 std::string sentence(const std::string& what);  // of a fault of the current thread
 // Ends the launch with an error of the current fiber, where nothing may be thrown.
 [[noreturn]] void abandon_fiber(std::exception_ptr error);

@@ -9,10 +9,14 @@
 #include "../../csrc/bindings/layer_path.h"
 #include "../../csrc/bindings/step.h"
 #include "../../csrc/core/activation.h"
+#include "device.h"
+#include "memory.h"
 #include "simt.h"
 
 PYBIND11_MODULE(_simt, m) {
-  m.def("device_types", [] { return std::vector<std::string>{"cpu"}; });
+  m.def("device_types",
+        [] { return std::vector<std::string>{simt::are_kernels_kept_to_device_memory() ? "simt" : "cpu"}; });
+  fastgan::bindings::register_device_memory(m);
   m.def("activations",
         [] { return std::vector<std::string>(fastgan::activation_names, std::end(fastgan::activation_names)); });
   m.def("layer_path", fastgan::bindings::layer_path_name);

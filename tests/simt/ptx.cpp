@@ -18,11 +18,15 @@ void start_copy(void* shared, const void* global, int bytes, int size) {
   const void* const from = __builtin_return_address(0);
   race::access(global, bytes, race::Access::read, from);
   race::access(shared, size, race::Access::copy, from);
+  const InModel model;
   std::memset(shared, poison, size);
   current->copies->list.push_back({shared, global, bytes, size, from});
 }
 
-void close_group() { current->copies->groups.push_back(current->copies->list.size()); }
+void close_group() {
+  const InModel model;
+  current->copies->groups.push_back(current->copies->list.size());
+}
 
 void finish_groups(size_t pending) {
   Copies& copies = *current->copies;
@@ -35,6 +39,7 @@ void finish_groups(size_t pending) {
     std::memcpy(copy.target, copy.source, copy.bytes);
     std::memset(static_cast<unsigned char*>(copy.target) + copy.bytes, 0, copy.size - copy.bytes);
   }
+  const InModel model;
   copies.list.erase(copies.list.begin(), copies.list.begin() + done);
   copies.groups.erase(copies.groups.begin(), copies.groups.end() - pending);
   for (size_t& group : copies.groups) group -= done;

@@ -23,6 +23,7 @@
 #include <unordered_map>
 
 #include "engine.h"
+#include "memory.h"
 #include "race_clocks.h"
 #include "race_shadow.h"
 
@@ -31,6 +32,7 @@ namespace simt::race {
 namespace {
 
 bool watches = false;  // in this launch
+bool is_kept = false;  // are kernels, to device memory
 
 // What an atomic read of a place sees.
 std::unordered_map<const void*, Elsewhere> released;
@@ -149,7 +151,7 @@ void add_to(Groups& groups, const Now& now) {
     for (Group* g = groups.first; g != nullptr; g = g->next)
       if (g->block == now.number && g->clock == clock) return void(g->threads.set(now.thread));
     for (Group** g = &groups.first; *g != nullptr;)
-      if ((*g)->block == now.number && now.unordered(**g) < 0)
+      if ((now.is_shared || (*g)->block == now.number) && now.unordered(**g) < 0)
         *g = (*g)->next;
       else
         g = &(*g)->next;
@@ -221,8 +223,10 @@ void end_copy(const Now& now) {
 // Not what other threads could see: the fiber's stack, and the model's own.
 bool is_private(const void* p) {
   const auto address = reinterpret_cast<uintptr_t>(p);
+  const std::function<void()>& kernel = current->block->launch->kernel;
   return address - reinterpret_cast<uintptr_t>(current->stack) < stack_bytes ||
-         address - reinterpret_cast<uintptr_t>(current) < sizeof(Thread) || p == &current;
+         address - reinterpret_cast<uintptr_t>(current) < sizeof(Thread) || p == &current ||
+         address - reinterpret_cast<uintptr_t>(&kernel) < sizeof(kernel);
 }
 
 Now access_now(const void* p, size_t bytes, Access kind, const void* from) {
@@ -251,21 +255,33 @@ Clocks& clocks() { return *current->block->clocks; }
 void start_launch(bool on_fibers) {
   const char* const setting = std::getenv("FASTGAN_SIMT_RACE");
   watches = on_fibers && (setting == nullptr || std::strcmp(setting, "0") != 0);
+  is_kept = on_fibers && are_kernels_kept_to_device_memory();
   ++phase;
   released.clear();
   pool.clear();
 }
 
 void start_block(Block& block) {
-  if (!watches) return;
+  if (!watches && !is_kept) return;
   block.clocks = std::make_shared<Clocks>();
   block.clocks->own.assign(block.threads, 1);
   block.clocks->thread.resize(block.threads);
 }
 
+// Where kernels are kept to device memory.
+static void check_memory(const Now& now) {
+  if (!is_kept || now.is_shared || is_device(now.p)) return;
+  abandon_fiber(std::make_exception_ptr(
+      Fault(sentence(std::string(now.kind == Access::read ? "reads" : "writes") + " the host's memory, " +
+                     std::to_string(now.bytes) + " bytes (" + line_of(now.from) + ")"))));
+}
+
 void access(const void* p, size_t bytes, Access kind, const void* from) {
-  if (!watches || !in_fiber || acts_for_others || bytes == 0 || is_private(p)) return;
+  if (!(watches || is_kept) || !in_fiber || current->in_model > 0 || bytes == 0 || is_private(p)) return;
+  const InModel model;
   Now now = access_now(p, bytes, kind, from);
+  check_memory(now);
+  if (!watches) return;
   if (kind == Access::copied) {
     end_copy(now);
     now.kind = Access::write;
@@ -274,8 +290,12 @@ void access(const void* p, size_t bytes, Access kind, const void* from) {
 }
 
 void atomic(const void* p, size_t bytes, bool reads, bool writes, const void* from) {
-  if (!watches || !in_fiber || acts_for_others || is_private(p)) return;
-  check(access_now(p, bytes, Access::atomic, from));
+  if (!(watches || is_kept) || !in_fiber || current->in_model > 0 || is_private(p)) return;
+  const InModel model;
+  const Now now = access_now(p, bytes, Access::atomic, from);
+  check_memory(now);
+  if (!watches) return;
+  check(now);
   Clocks& c = clocks();
   State& mine = c.thread[current->number];
   Elsewhere& there = released[p];
@@ -294,6 +314,7 @@ void atomic(const void* p, size_t bytes, bool reads, bool writes, const void* fr
 
 void fence() {
   if (!watches) return;
+  const InModel model;
   Clocks& c = clocks();
   State& mine = c.thread[current->number];
   const uint32_t number = uint32_t(current->block->number);

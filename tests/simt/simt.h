@@ -25,6 +25,9 @@ struct dim3 {
 };
 using cudaStream_t = void*;
 
+// A function whose own accesses are none of a kernel's.
+#define SIMT_ON_THE_HOST __attribute__((no_sanitize("thread")))
+
 namespace simt {
 
 using Site = std::source_location;
@@ -45,6 +48,7 @@ struct Thread {
   int number = 0;  // within its block
   Copies* copies = nullptr;
   unsigned char* stack = nullptr;  // of a fiber
+  int in_model = 0;                // over 0 while the model works for it, whose accesses are none of the kernel's
 };
 inline constinit thread_local Thread* current = nullptr;
 
