@@ -166,30 +166,47 @@ def _loss_case(
 
 # ---------------------------------------------------------------------------------------------------------- the layers
 
-# Widths, activations and batch of networks that have them all. Only the first layer may have a kink; the last is not
-# the identity, so that every second gradient has a path. Every number of rows and columns leaves a rest.
-_QUICK = [
-    ((33, 65, 17, 7), ("relu", "tanh", "sigmoid"), 65),
-    ((7, 33, 9, 1), ("leaky_relu", "gelu", "softplus"), 33),
-    ((65, 17, 33, 5), ("elu", "identity", "silu"), 1),
-]
+# Widths and batch. Every number of rows and columns leaves a rest.
+_QUICK = [((7, 33, 9, 1), 33), ((33, 65, 17, 7), 65), ((65, 17, 33, 5), 1)]
+_ALONE = [(1, 1, 1), (7, 8, 17), (33, 17, 7), (8, 65, 33), (65, 7, 129), (129, 33, 65), (17, 129, 8), (64, 64, 64)]
+
+
+@functools.cache
+def _kinds() -> tuple[list[str], list[str], list[str]]:
+    """The activations with a kink at zero, in the value or a derivative; those that are straight; and the smooth."""
+    kinked: list[str] = []
+    straight: list[str] = []
+    smooth: list[str] = []
+    for name, activation in reference.ACTIVATIONS.items():
+        z = torch.tensor([-1e-6, 1e-6], dtype=torch.float64, device="cpu")
+        _, slope, _, bend = derivatives(lambda z, f=activation: f(z, _SLOPE), [z], [torch.ones_like(z)] * 2)[:4]
+        if max(abs(d[0] - d[1]) for d in (slope, bend)) > 0.1:
+            kinked.append(name)
+        else:
+            (smooth if bend.any() else straight).append(name)
+    return kinked, straight, smooth
 
 
 def _networks(is_quick: bool) -> Iterable[tuple[Sequence[int], Sequence[str], int]]:
-    yield from _QUICK
-    listed = {name for _, names, _ in _QUICK for name in names}
-    for name in reference.ACTIVATIONS:
-        if name not in listed:  # one that has been added since
-            yield (33, 17), (name,), 9
+    """Widths, activations and batch of networks that have every activation.
+
+    Only a first layer may have a kink (see layer_parameters). The last is curved, so that every second gradient has a
+    path.
+    """
+    kinked, straight, smooth = _kinds()
+    half = (len(smooth) - len(straight)) // 2
+    slots = kinked, straight + smooth[:half], smooth[half:]
+    for i in range(max(map(len, slots))):
+        widths, batch = _QUICK[i % len(_QUICK)]
+        yield widths, [slot[i % len(slot)] for slot in slots], batch
     if is_quick:
         return
-    sizes = [(1, 1, 1), (7, 8, 17), (33, 17, 7), (8, 65, 33), (65, 7, 129), (129, 33, 65), (17, 129, 8), (64, 64, 64)]
     for i, name in enumerate(reference.ACTIVATIONS):
-        batch, width_in, width_out = sizes[i % len(sizes)]
-        yield (width_in, width_out), (name,), batch  # one layer alone: linear_act
-    yield (2, 128, 128, 2), ("relu", "silu", "tanh"), 129
-    yield (129, 257, 129, 65, 33, 17, 1), ("leaky_relu", *["softplus"] * 4, "tanh"), 7
-    yield (5, 3), ("tanh",), 0
+        batch, width_in, width_out = _ALONE[i % len(_ALONE)]
+        yield (width_in, width_out), [name], batch  # one layer alone: linear_act
+    yield (2, 128, 128, 2), [kinked[0], smooth[-1], smooth[0]], 129
+    yield (129, 257, 129, 65, 33, 17, 1), [kinked[-1], *[smooth[0]] * 4, smooth[1]], 7
+    yield (5, 3), [smooth[0]], 0
 
 
 def layers(device: torch.device, dtype: torch.dtype, is_quick: bool) -> Iterator[Case]:

@@ -62,10 +62,10 @@ class _Training:
 
     def __init__(self, setting: _Setting, device: torch.device, dtype: torch.dtype) -> None:
         draw, classes = generator(), setting.classes
-        g = _network(draw, (_LATENT + classes, 17, 33, _DATA), [nn.Tanh(), nn.SiLU(), nn.Tanh()])
+        g = _network(draw, (_LATENT + classes, 17, 33, _DATA), [nn.Tanh(), nn.Sigmoid(), nn.Tanh()])
         g.insert(1, nn.BatchNorm1d(17, device="cpu", dtype=torch.float64))
         g[0].register_parameter("bias", None)  # it would cancel
-        d = _network(draw, (_DATA + classes, 33, 17, 1), [nn.Softplus(), nn.Tanh()])
+        d = _network(draw, (_DATA + classes, 33, 17, 1), [nn.Sigmoid(), nn.Tanh()])
         if setting.drop:
             d.insert(2, nn.Dropout(setting.drop))
         if setting.sigmoid:
