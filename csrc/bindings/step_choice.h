@@ -27,7 +27,10 @@ struct StepChoice {
     const auto found = products.find(key);
     return found == products.end() ? std::nullopt : std::optional(found->second);
   }
-  bool operator==(const StepChoice&) const = default;
+  // Written out, for PyTorch before 2.12 compiles extensions as C++17.
+  bool operator==(const StepChoice& other) const {
+    return composed == other.composed && narrow == other.narrow && products == other.products;
+  }
 };
 
 // The choices of an engine. A choice stays where it is for as long as the engine lives, so that its address stands for
