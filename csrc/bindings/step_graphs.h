@@ -140,7 +140,7 @@ std::unique_ptr<at::cuda::CUDAGraph> capture(const CaptureStream& stream, std::o
     std::optional<at::Generator>& own;
   };
   auto graph = std::make_unique<at::cuda::CUDAGraph>();
-  const c10::cuda::CUDAStream on = stream.get();
+  const c10::cuda::CUDAStream on = stream.get(), outside = at::cuda::getCurrentCUDAStream(on.device_index());
   at::Generator shared = at::cuda::detail::getDefaultCUDAGenerator(on.device_index());
   const std::lock_guard<std::mutex> others_wait(shared.mutex());
   const OwnDoor door(generator, shared);
@@ -156,6 +156,11 @@ std::unique_ptr<at::cuda::CUDAGraph> capture(const CaptureStream& stream, std::o
     throw;
   }
   graph->capture_end();
+  // Before it captures, torch sets the generator's numbers of the graph, on this stream; a replay on another sets them
+  // again, and what came late would take its place: random numbers of before were drawn a second time.
+  at::cuda::CUDAEvent begun;
+  begun.record(on);
+  begun.block(outside);
   return graph;
 }
 
