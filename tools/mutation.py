@@ -194,6 +194,8 @@ def report(
     """The report's lines, and whether all is as it must be."""
     status: dict[tuple[str, int, str, str], str] = {}
     wrong = []
+    waiting = [site for site in chosen if site.mutant.key not in results.verdicts]
+    chosen = [site for site in chosen if site.mutant.key in results.verdicts]
     for site in chosen:
         mutant = site.mutant
         verdict = results.verdicts[mutant.key]
@@ -212,11 +214,13 @@ def report(
     lines = [*table("kind", by_kind), "", *table("file", by_file), ""]
     lines += [site.mutant.diff() for site in chosen if status[site.mutant.key] == "survived"]
     lines += ["", *wrong, *stale] if wrong or stale else [""]
+    if waiting:
+        lines.append(f"{len(waiting)} mutants are not judged yet")
     lines.append(
         f"{counts['killed']} of {judged} mutants that compile and are not equivalent are killed: {rate:.1f} %"
         f" ({counts['equivalent']} equivalent, {counts['uncompiled']} do not compile)"
     )
-    return lines, rate >= WANTED and not stale and not wrong
+    return lines, rate >= WANTED and not (waiting or stale or wrong)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -230,6 +234,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--only", metavar="FILE", help="mutants of one file, such as csrc/cuda/tile.h")
     parser.add_argument("--jobs", type=int, default=1, help="compilers or checks at a time (1)")
     parser.add_argument("--suite", action="store_true", help="give the survivors to the conformance suite as well")
+    parser.add_argument("--report", action="store_true", help="report what is judged so far and stop")
     parser.add_argument("--list", action="store_true", help="print the mutants and stop")
     options = parser.parse_args(arguments)
 
@@ -250,8 +255,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(time.strftime("%H:%M:%S"), text, flush=True)
 
     try:
-        judge_all(chosen, results, set(known), options.jobs, say)
-        if options.suite:
+        if not options.report:
+            judge_all(chosen, results, set(known), options.jobs, say)
+        if options.suite and not options.report:
             judge_by_suite(chosen, results, set(known), options.jobs, say)
     except Unbuildable as error:
         sys.exit(f"the sources do not compile without a mutant:\n{str(error)[-4000:]}")
