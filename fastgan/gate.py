@@ -125,7 +125,7 @@ def _first_use(family: str, device: torch.device, dtype: torch.dtype) -> bool:
     if check is None or (device.type == "cuda" and not torch.cuda.is_available()):
         return True  # a fake tensor, of which only the shape is computed
     if device.type != "cpu" and (
-        torch.cuda.is_current_stream_capturing()  # what would run now would be recorded
+        (device.type == "cuda" and torch.cuda.is_current_stream_capturing())  # what would run now would be recorded
         or torch._C._current_graph_task_id() != -1  # in a backward, on the one thread that runs a device's backwards
     ):
         return False

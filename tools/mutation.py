@@ -4,8 +4,7 @@ It plants faults (mutants) one at a time: an operator, a bound, a count, a barri
 is run under `kernel_checks` (tests/simt/), on the host model. One that no check notices survives: either it changes
 nothing that matters, and tools/mutation_equivalents.tsv says why, or a check is missing. The sample is the same for
 the same --count and --seed, and a larger one holds the smaller one. Results are kept in build/mutation/ for as long as
-sources and checks stay as they are, so that a run which was stopped goes on. `--suite` gives the survivors to tests of
-the conformance suite too; that takes minutes each.
+sources and checks stay as they are, so that a run which was stopped goes on.
 """
 
 from __future__ import annotations
@@ -107,7 +106,7 @@ def judge_all(chosen: Sequence[Site], results: Results, listed: set[Place], jobs
 
 def survivors_before(judged: str, numbered: Numbered, results: Results, listed: set[Place]) -> list[tuple[int, Site]]:
     """The survivors that are not listed, of those compiled together, which this judge has not seen."""
-    steps = ("", *(f"not by {kind}" for kind in mutation_build.LATER), "not by the suite")
+    steps = ("", *(f"not by {kind}" for kind in mutation_build.LATER))
     survivors = []
     for number, site in numbered:
         verdict = results.verdicts.get(site.mutant.key)
@@ -148,21 +147,6 @@ def add(site: Site, verdict: Verdict, results: Results, say: Say) -> None:
     results.add(site.mutant, verdict)
     how = ", ".join([*(["alone"] if verdict.alone else []), *([verdict.how] if verdict.how else [])])
     say(f"{verdict.status}: {site.mutant.diff()}" + (f"  ({how})" if how else ""))
-
-
-def judge_by_suite(chosen: Sequence[Site], results: Results, listed: set[Place], jobs: int, say: Say) -> None:
-    """Gives what survived all else to the suite: of the mutants that were compiled together what is not listed."""
-    survivors = survivors_before("not by the suite", list(enumerate(chosen)), results, listed)
-    if not survivors:
-        return
-    tree = Tree("together", jobs=jobs)
-    build_timed(tree, survivors, ["module"], say)
-    module = tree.builder.target("module")
-    begun = time.monotonic()
-    if (why := mutation_build.run_suite(module, -1, 1800)) is not None:
-        raise RuntimeError(f"the suite fails without a mutant: {why}")
-    seconds = 60 + 5 * (time.monotonic() - begun)
-    judge(survivors, lambda n: mutation_build.run_suite(module, n, seconds), "not by the suite", results, jobs, say)
 
 
 def equivalents(file: Path = EQUIVALENTS) -> dict[Place, str]:
@@ -233,7 +217,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, default=1, help="which sample (1)")
     parser.add_argument("--only", metavar="FILE", help="mutants of one file, such as csrc/cuda/tile.h")
     parser.add_argument("--jobs", type=int, default=1, help="compilers or checks at a time (1)")
-    parser.add_argument("--suite", action="store_true", help="give the survivors to the conformance suite as well")
     parser.add_argument("--report", action="store_true", help="report what is judged so far and stop")
     parser.add_argument("--list", action="store_true", help="print the mutants and stop")
     options = parser.parse_args(arguments)
@@ -257,8 +240,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         if not options.report:
             judge_all(chosen, results, set(known), options.jobs, say)
-        if options.suite and not options.report:
-            judge_by_suite(chosen, results, set(known), options.jobs, say)
     except Unbuildable as error:
         sys.exit(f"the sources do not compile without a mutant:\n{str(error)[-4000:]}")
     lines, good = report(every, chosen, results, known)

@@ -42,17 +42,6 @@ COMPLAINT = re.compile(
 LATER = {"race": "fibers", "address": "threads"}
 SECONDS_ALONE = {"plain": 60.0, "race": 200.0, "address": 300.0}  # that the checks may take of one compiled alone
 MEMORY = 8 << 30  # bytes that a mutant may take
-# Of the conformance suite, what exercises every kernel through the bindings and takes a minute.
-SUITE = (
-    *(
-        "tests/test_bce.py",
-        "tests/test_logits_loss.py",
-        "tests/test_nn.py",
-        "tests/test_mlp.py",
-        "tests/test_mlp_whole.py",
-    ),
-    *("tests/test_engine.py", "tests/test_engine_adam.py", "tests/test_step.py", "tests/test_edges.py"),
-)
 
 
 class Unbuildable(Exception):
@@ -266,16 +255,6 @@ class Judge:
             if (why := run(command, number, seconds, self.kind)) is not None:
                 return why
         return None
-
-
-def run_suite(module: Path, number: int, seconds: float) -> str | None:
-    """The second judge: tests of the conformance suite on the backend simt, whose module is this one."""
-    program = (
-        "import sys; sys.path[:0] = ['.', 'tests']; from pathlib import Path; from simt import build; "
-        "build.build = lambda kind: Path(sys.argv[1]); import pytest; sys.exit(pytest.main(sys.argv[2:]))"
-    )
-    options = ["-q", "-x", "-p", "no:cacheprovider", "-k", "simt", "-m", "not deep"]
-    return run([sys.executable, "-c", program, module, *options, *SUITE], number, seconds, where=ROOT)
 
 
 def alone(tree: Tree, mutant: Mutant, kinds: Sequence[str]) -> Verdict:

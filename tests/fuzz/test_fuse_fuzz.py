@@ -193,7 +193,36 @@ class FuseMachine(RuleBasedStateMachine):
             input = input_of(rng)
             with fastgan.use_backend(self.backend):
                 results.append(outcome(module, input, seed % 2**31, context, second))
-        assert_same(results[0], results[1], f"{context} on {self.backend}")
+        try:
+            assert_same(results[0], results[1], f"{context} on {self.backend}")
+        except AssertionError:
+            if not self.rounding_decides(seed, context, second):
+                raise
+
+    def rounding_decides(self, seed: int, context: str, second: bool) -> bool:
+        """Whether the plain twin, with a few of its parameters' last bits turned, differs from itself by as much.
+
+        A batch norm over rows that are all alike leaves rounding, of which the kink behind it sees the sign.
+        """
+        found: list[Outcome] = []
+        for turned in (0, 1, 2, 3):
+            module, rng = copy.deepcopy(self.plain), random.Random(seed)
+            torch.manual_seed(seed % 2**31)
+            input = input_of(rng)
+            draw = torch.Generator().manual_seed(turned)
+            with torch.no_grad():
+                for p in module.parameters():
+                    if turned and p.dtype is torch.float64 and not nn.parameter.is_lazy(p):
+                        p.mul_(1 + 2e-16 * torch.randint(-1, 2, p.shape, generator=draw, dtype=p.dtype))
+            found.append(outcome(module, input, seed % 2**31, context, second))
+            for name in ("parameters", "random state"):
+                del found[-1][name]
+        try:
+            for other in found[1:]:
+                assert_same(other, found[0], "turned")
+        except AssertionError:
+            return True
+        return False
 
     @rule(seed=SEEDS, context=st.sampled_from(sorted(CONTEXTS)), second=st.booleans())
     def train_once(self, seed: int, context: str, second: bool) -> None:
