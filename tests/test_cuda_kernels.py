@@ -110,15 +110,16 @@ def test_networks(dtype: torch.dtype, path: str, shape: str) -> None:
 @pytest.mark.parametrize("shape", SHAPES)
 def test_networks_of_16_bits(dtype: torch.dtype, path: str, shape: str) -> None:
     """Each error is a few roundings, and the largest of four elements is luck, in PyTorch's too: so the value, the
-    gradients and the second gradients are held to the bound each as a whole, and over several networks."""
-    errors = torch.zeros(2, 3, dtype=torch.float64)
+    gradients and the second gradients are held to the bound each as a whole, and in the median of several networks."""
+    errors = torch.zeros(9, 2, 3, dtype=torch.float64)
     layers = len(SHAPES[shape][1]) - 1
-    for _ in range(6):
+    for i in range(len(errors)):
         *both, exact = derived(shape, dtype, path)
-        for i, result in enumerate(both):
+        for j, result in enumerate(both):
             for k, group in enumerate((slice(0, 1), slice(1, 2 + 2 * layers), slice(2 + 2 * layers, None))):
-                errors[i, k] += overall_error(result[group], exact[group])
-    assert (errors[0] <= 1.5 * errors[1] + 1e-6).all(), errors
+                errors[i, j, k] = overall_error(result[group], exact[group])
+    ours, torchs = errors.median(0).values
+    assert (ours <= 1.5 * torchs + 1e-6).all(), errors
 
 
 @pytest.mark.parametrize("path", PATHS)

@@ -443,6 +443,7 @@ class CudaStep {
       captured.has_run = true;
       return;
     }
+    if (!can_capture()) return all();
     if (captured.graph == nullptr) {
       if (capture_stream_ == nullptr) capture_stream_ = std::make_unique<CaptureStream>(given.real.device().index());
       captured.graph = capture(*capture_stream_, networks_.generator, all);

@@ -17,6 +17,7 @@
 #include <ATen/cuda/CUDAGraph.h>
 #include <c10/cuda/CUDAGuard.h>
 
+#include <cstdlib>
 #include <memory>
 #endif
 
@@ -62,6 +63,13 @@ inline bool is_capturing_now() {
   cudaStreamCaptureStatus status = cudaStreamCaptureStatusNone;
   C10_CUDA_CHECK(cudaStreamIsCapturing(at::cuda::getCurrentCUDAStream(), &status));
   return status != cudaStreamCaptureStatusNone;
+}
+
+// Whether memory can be had while a graph is captured: without torch's caching of it (for compute-sanitizer, say) each
+// allocation is the driver's, which refuses it then. Asked as torch asks it.
+inline bool can_capture() {
+  static const bool caches = std::getenv("PYTORCH_NO_CUDA_MEMORY_CACHING") == nullptr;
+  return caches;
 }
 
 // A stream that one step alone captures on. Torch has a cuBLAS workspace for each stream, and what is captured writes
