@@ -15,7 +15,7 @@ import pytest
 from tools import gpu_record
 
 ROOT = Path(__file__).parent.parent
-PARTS = ["facts", "build", "kernels", "step", "profile", "choices", "step-tf32"]
+PARTS = ["facts", "build", "verify", "kernels", "step", "profile", "choices", "step-tf32"]
 PARTS += ["memcheck", "racecheck", "synccheck", "initcheck", "tests", "step-compiled", "bench"]
 
 pytestmark = [

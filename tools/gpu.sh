@@ -37,6 +37,8 @@ major, minor = torch.cuda.get_device_capability()
 print(str(major) + chr(46) + str(minor) + chr(97) * (major >= 9))")}"
 FASTGAN_BUILD=cuda MAX_JOBS="${MAX_JOBS:-$(nproc)}" "$PYTHON" setup.py --quiet build_ext --inplace'
 
+part verify 60 '"$PYTHON" -m fastgan doctor --verify'
+
 # What a GPU alone can show comes first. Packages that the tests want and do not find are named; the tests that need
 # them are left out or skip.
 readonly FIRST='tests/test_gpu.py tests/test_cuda_kernels.py tests/test_engine.py tests/test_engine_between_steps.py
