@@ -110,6 +110,13 @@ def verified() -> None:
             simt_backend.verify_beforehand(torch.device("cuda", torch.cuda.current_device()))
 
 
+@pytest.fixture(params=[name for name in BACKENDS if name in ("cpu", "cuda")])
+def compiled_backend(request: pytest.FixtureRequest) -> Iterator[str]:
+    """The same, once on every device of the compiled ops."""
+    with run_on_or_skip(request.param) as name:
+        yield name
+
+
 @pytest.fixture(autouse=True)
 def seed() -> None:
     torch.manual_seed(0)
@@ -161,7 +168,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     for item in items:
         if any(backend_of(item) in marker.args for marker in item.iter_markers("deep_on")):
             item.add_marker(pytest.mark.deep)
-        if parameter_of(item) == "cpu":
+        if parameter_of(item) == "cpu" and "compiled_backend" not in item.fixturenames:  # which `auto` is none of
             item.add_marker(pytest.mark.twin)
     if not (chosen := listed("FASTGAN_TEST_BACKENDS")):
         return

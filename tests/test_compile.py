@@ -72,7 +72,7 @@ def test_training_a_module_at_any_batch_size(backend: str, activation: str) -> N
 
 
 @pytest.mark.deep
-def test_losses_and_layers_through_inductor(compiled: None) -> None:
+def test_losses_and_layers_through_inductor(compiled_backend: str) -> None:
     """The default compiler, whose C++ is compiled here: several seconds where nothing is cached."""
     discriminator = fastgan.nn.MLP([4, 8, 1])
 
@@ -150,6 +150,11 @@ def leaf(tensor: Tensor) -> Tensor:
     return tensor.detach().clone().requires_grad_()
 
 
+def here(tensor: Tensor) -> Tensor:
+    """On the device of the backend in force."""
+    return tensor.to(torch.get_default_device())
+
+
 # The arguments of each op of the compiled module, as its schema has them; 1 is the mean, 0 no reduction.
 REGISTERED = {
     "bce_with_logits": [
@@ -173,13 +178,15 @@ CASES = [(name, i) for name, arguments in REGISTERED.items() for i in range(len(
 
 @pytest.mark.parametrize(("name", "case"), CASES, ids=lambda value: str(value))
 @pytest.mark.parametrize("dtype", [*DTYPES, torch.float16], ids=str)
-def test_opcheck(compiled: None, name: str, case: int, dtype: torch.dtype) -> None:
+def test_opcheck(compiled_backend: str, name: str, case: int, dtype: torch.dtype) -> None:
     """Schema, autograd registration, and Meta kernels with static and with dynamic shapes."""
 
     def cast(value):
         if isinstance(value, list):
             return [cast(v) for v in value]
-        return value.detach().to(dtype).requires_grad_(value.requires_grad) if isinstance(value, Tensor) else value
+        return (
+            here(value).detach().to(dtype).requires_grad_(value.requires_grad) if isinstance(value, Tensor) else value
+        )
 
     torch.library.opcheck(getattr(torch.ops.fastgan, name).default, tuple(map(cast, REGISTERED[name][case])))
 
@@ -190,16 +197,17 @@ NEEDS = {"all": [1] * 5, "input": [1, 0, 0, 0, 0], "parameters": [0, 1, 1, 1, 1]
 
 @pytest.mark.parametrize("need", NEEDS.values(), ids=NEEDS)
 @pytest.mark.parametrize("activation", ACTIVATIONS)
-def test_opcheck_of_backward_ops(compiled: None, activation: str, need: list[int]) -> None:
+def test_opcheck_of_backward_ops(compiled_backend: str, activation: str, need: list[int]) -> None:
     """First and second derivative: their schemas, and their Meta kernels with static and with dynamic shapes."""
-    ops, weights, call = torch.ops.fastgan, [W0, W1], ([ACTIVATION[activation], ACTIVATION["tanh"]], [0.2, 0.0])
-    outputs = ops.mlp_forward(X, weights, [B0, B1], *call)
-    backward = (torch.randn(6, 2), X, weights, outputs, *call, need)
+    x, w0, b0, w1, b1 = map(here, (X, W0, B0, W1, B1))
+    ops, weights, call = torch.ops.fastgan, [w0, w1], ([ACTIVATION[activation], ACTIVATION["tanh"]], [0.2, 0.0])
+    outputs = ops.mlp_forward(x, weights, [b0, b1], *call)
+    backward = (torch.randn(6, 2), x, weights, outputs, *call, need)
     opcheck(ops.mlp_backward, *backward, False)
     packed = ops.mlp_backward(*backward, True)
     gradients, intermediates = packed[: sum(need)], packed[sum(need) :]
     cotangents = [torch.randn_like(g) for g in gradients]
-    opcheck(ops.mlp_double_backward, cotangents, need, X, weights, outputs, intermediates, *call, [1] * 6)
+    opcheck(ops.mlp_double_backward, cotangents, need, x, weights, outputs, intermediates, *call, [1] * 6)
 
 
 def opcheck(op, *arguments) -> None:
@@ -207,11 +215,12 @@ def opcheck(op, *arguments) -> None:
 
 
 @pytest.mark.parametrize("need", [[1] * 5, [0, 0, 1, 0, 1]], ids=["all", "last layer"])
-def test_opcheck_of_backward_that_keeps_intermediates(compiled: None, need: list[int]) -> None:
+def test_opcheck_of_backward_that_keeps_intermediates(compiled_backend: str, need: list[int]) -> None:
     """What second derivatives ask for: no output shares memory with an input, and Meta knows the shapes."""
+    x, w0, b0, w1, b1 = map(here, (X, W0, B0, W1, B1))
     ops, call = torch.ops.fastgan, ([2, 4], [0.2, 0.0])
-    outputs = ops.mlp_forward(X, [W0, W1], [B0, B1], *call)
-    opcheck(ops.mlp_backward, torch.randn(6, 2), X, [W0, W1], outputs, *call, need, True)
+    outputs = ops.mlp_forward(x, [w0, w1], [b0, b1], *call)
+    opcheck(ops.mlp_backward, torch.randn(6, 2), x, [w0, w1], outputs, *call, need, True)
 
 
 def test_every_public_op_is_under_opcheck(compiled: None) -> None:
