@@ -131,6 +131,10 @@ class TrainStep:
         # A copy or a pickle plans anew, and hears nothing of the labels of others.
         return {**vars(self), "_plan": None, "_plan_again": 0, "_labels": LabelCheck()}
 
+    def __setstate__(self, state: dict[str, object]) -> None:
+        # One that was pickled before steps chose their ways, or heard of labels, has neither.
+        self.__dict__.update({"_labels": LabelCheck(), "_choices": tuning.Choices(), **state})
+
     def _options(self) -> StepOptions:
         """The options in force. They are public attributes, which may have been set since: each path refuses the same
         ones."""

@@ -68,3 +68,13 @@ def test_a_pickle_needs_no_import_before() -> None:
 
 def test_the_version_is_that_of_the_package() -> None:
     assert f'version = "{fastgan.__version__}"' in (ROOT / "pyproject.toml").read_text().splitlines()
+
+
+def test_a_step_that_was_pickled_before_it_had_choices() -> None:
+    networks = fastgan.nn.MLP([3, 4, 2]), fastgan.nn.MLP([2, 4, 1])
+    step = fastgan.TrainStep(*networks, *(torch.optim.Adam(network.parameters()) for network in networks))
+    state = {name: value for name, value in step.__getstate__().items() if name not in ("_choices", "_labels")}
+    before = fastgan.TrainStep.__new__(fastgan.TrainStep)
+    before.__setstate__(state)
+    assert all(value.isfinite() for value in before.step(torch.randn(5, 2)))
+    assert before.state_dict()["steps_done"] == 1
