@@ -158,7 +158,7 @@ def parameter_of(item: pytest.Item) -> str | None:
 
 def backend_of(item: pytest.Item) -> str | None:
     """The backend that a test is made for; None where that is no matter of its parameters."""
-    if item.path.name == "test_gpu.py":
+    if item.path.name in ("test_gpu.py", "test_gpu_step.py"):
         return "cuda"
     return parameter_of(item) or ("cpu" if "compiled" in item.fixturenames else None)
 

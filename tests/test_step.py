@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -22,13 +22,8 @@ from fastgan.nn import fuse
 STEPS = 10
 
 
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """Tensors this small gain nothing from a second thread, and on a busy machine wait for it: 8 s became 85 s."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+# Tensors this small gain nothing from a second thread, and on a busy machine wait for it: 8 s became 85 s.
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def assert_follows(

@@ -41,9 +41,10 @@ part verify 60 '"$PYTHON" -m fastgan doctor --verify'
 
 # What a GPU alone can show comes first. Packages that the tests want and do not find are named; the tests that need
 # them are left out or skip.
-readonly FIRST='tests/test_gpu.py tests/test_cuda_kernels.py tests/test_engine.py tests/test_engine_between_steps.py
-tests/test_step.py tests/test_step_options.py tests/test_sigmoid.py tests/test_plan_watch.py tests/test_engine_adam.py
-tests/test_mlp.py tests/test_mlp_whole.py tests/test_logits_loss.py tests/test_bce.py'
+readonly FIRST='tests/test_gpu.py tests/test_gpu_step.py tests/test_cuda_kernels.py tests/test_engine.py
+tests/test_engine_between_steps.py tests/test_step.py tests/test_step_options.py tests/test_sigmoid.py
+tests/test_plan_watch.py tests/test_engine_adam.py tests/test_mlp.py tests/test_mlp_whole.py tests/test_logits_loss.py
+tests/test_bce.py'
 tests='has() { "$PYTHON" -c "import $1" 2>/dev/null; }
 for package in hypothesis expecttest xdist pytest_timeout tomlkit typer rich safetensors sklearn PIL matplotlib; do
   has "$package" || echo "note: $package is missing"
