@@ -1,10 +1,20 @@
-// The cross-entropy of a logit x against a constant target t, and its derivative, from one exponential. See bce.h for
-// the formulas and the order of their terms.
+// What a GAN's losses are made of: functions of one number, a logit or the difference of two, with their derivatives.
+// Which loss is made of which stands in gan_losses.h.
 #pragma once
 
 #include "math.h"
 
+// Each with a number t, its target:
+//   cross_entropy  of a logit against t in [0, 1]; see bce.h for the formula and the order of its terms
+//   hinge          relu(1 - t x), t being 1 or -1
+//   linear         -t x, t being 1 or -1
+//   square         (x - t)^2 / 2
+#define FASTGAN_LOSS_TERMS(X) X(cross_entropy) X(hinge) X(linear) X(square)
+
 namespace fastgan {
+
+enum class LossTerm : int { FASTGAN_LOSS_TERMS(FASTGAN_ENUMERATOR) };
+constexpr const char* loss_term_names[] = {FASTGAN_LOSS_TERMS(FASTGAN_NAME)};
 
 template <class C>
 struct LossAndGradient {
@@ -12,11 +22,81 @@ struct LossAndGradient {
   C gradient;
 };
 
+template <LossTerm term>
+struct LossOf;
+
+template <>
+struct LossOf<LossTerm::cross_entropy> {  // both from one exponential
+  template <class C>
+  static FASTGAN_INLINE LossAndGradient<C> at(C x, C t) {
+    const Sigmoids<C> s = sigmoids(x);
+    const C linear = (C(1) - t) * x + select(x > C(0), C(0), -x);
+    return {linear + log1p_unit(s.exponential), (C(1) - t) * s.positive - t * s.negative};
+  }
+  template <class C>
+  static FASTGAN_INLINE C second(C x, C) {
+    const Sigmoids<C> s = sigmoids(x);
+    return s.positive * s.negative;
+  }
+};
+
+template <>
+struct LossOf<LossTerm::hinge> {  // the comparisons are those of torch's relu, so that NaN ends up where torch puts it
+  template <class C>
+  static FASTGAN_INLINE LossAndGradient<C> at(C x, C t) {
+    const C margin = C(1) - t * x;
+    return {select(margin < C(0), C(0), margin), select(margin <= C(0), C(0), -t)};
+  }
+  template <class C>
+  static FASTGAN_INLINE C second(C, C) {
+    return C(0);
+  }
+};
+
+template <>
+struct LossOf<LossTerm::linear> {
+  template <class C>
+  static FASTGAN_INLINE LossAndGradient<C> at(C x, C t) {
+    return {-t * x, -t};
+  }
+  template <class C>
+  static FASTGAN_INLINE C second(C, C) {
+    return C(0);
+  }
+};
+
+template <>
+struct LossOf<LossTerm::square> {
+  template <class C>
+  static FASTGAN_INLINE LossAndGradient<C> at(C x, C t) {
+    const C difference = x - t;
+    return {C(0.5) * difference * difference, difference};
+  }
+  template <class C>
+  static FASTGAN_INLINE C second(C, C) {
+    return C(1);
+  }
+};
+
+// Calls f with the LossOf of a run-time term.
+#ifdef __CUDACC__
+#pragma nv_exec_check_disable
+#endif
+template <class F>
+FASTGAN_INLINE void with_loss_term(LossTerm term, F&& f) {
+  switch (term) {
+#define FASTGAN_CASE(name) \
+  case LossTerm::name:     \
+    return f(LossOf<LossTerm::name>{});
+    FASTGAN_LOSS_TERMS(FASTGAN_CASE)
+#undef FASTGAN_CASE
+  }
+}
+
+// Of the cross-entropy.
 template <class C>
 FASTGAN_INLINE LossAndGradient<C> logits_loss(C x, C t) {
-  const Sigmoids<C> s = sigmoids(x);
-  const C linear = (C(1) - t) * x + select(x > C(0), C(0), -x);
-  return {linear + log1p_unit(s.exponential), (C(1) - t) * s.positive - t * s.negative};
+  return LossOf<LossTerm::cross_entropy>::at(x, t);
 }
 
 // One batch of logits against one constant target: sign times the cross-entropy.

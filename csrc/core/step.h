@@ -3,6 +3,7 @@
 #pragma once
 
 #include "adam.h"
+#include "gan_losses.h"
 #include "mlp.h"
 
 namespace fastgan {
@@ -64,18 +65,46 @@ LayerMatrices<Matrix> lay_out_layer(const StepLayer<T>& layer, const Matrix* out
   return own;
 }
 
+// What is added to D's loss: r1/2 E||grad D(x)||^2 on real data and r2/2 of the same on fakes (Mescheder et al. 2018,
+// arXiv:1801.04406, eq. 9), and gp E(||grad D(u x + (1 - u) G(z))|| - gp_center)^2 (Gulrajani et al. 2017,
+// arXiv:1704.00028). Gradients are by D's input but for its labels.
+struct Penalties {
+  double r1 = 0, r2 = 0, gp = 0, gp_center = 1;  // zero: there is none in any step
+  bool are_due = false;                          // r1 and r2 in this step; gp is in each
+  // D ends in a Sigmoid, which the loss is computed without: the penalties are of sigma(D).
+  bool of_probability = false;
+
+  bool exist() const { return r1 > 0 || r2 > 0 || gp > 0; }
+  // Of this step, at the points of the parts of D's batch: real data, fakes, and what lies between.
+  double weight(int part) const { return part == 2 ? gp : !are_due ? 0 : part == 0 ? r1 : r2; }
+};
+
 template <class T>
 struct StepProblem {
-  StepNetwork<T> generator, discriminator;
-  int64_t batch = 0, classes = 0;  // the last `classes` inputs of both networks are a one-hot label
-  double real_target = 1, fake_target = 0;
-  bool minimax = false;
+  StepNetwork<T> generator, discriminator;  // no generator: the half of D alone, with fakes that are given
+  int64_t batch = 0, fake_batch = 0;        // samples of real data, and of fakes: different ones for D alone
+  int64_t pac = 1;                          // so many consecutive samples are one input of D (PacGAN, arXiv:1712.04086)
+  int64_t classes = 0;  // the last `classes` features of a sample are a one-hot label, for both networks
+  GanLoss loss = gan_losses[0];
+  double real_target = 1, fake_target = 0;  // where the loss takes targets
+  Penalties penalties;
   double average_rate = 0;  // 1 - decay of the moving average
+  double clip_norm = 0;     // of the gradient of a network, which is scaled down to it; 0: as it is
+  double noise_scale = 0;   // of the noise on D's inputs
   bool bf16 = false;        // products of operands rounded to bfloat16, sums in float; only where T is float
 
   // Of one D step or G step:
-  StridedRows<T> real, noise;
-  const int64_t* labels = nullptr;  // (batch), or null without classes
+  StridedRows<T> real, noise, fake;                         // fake: of D alone
+  const int64_t *labels = nullptr, *fake_labels = nullptr;  // (batch), (fake_batch); null without classes
+  const T* mix = nullptr;                                   // u of the penalty gp: (batch / pac)
+  const T* instance_noise[2] = {nullptr, nullptr};          // of real data and of fakes: (batch, data); or null
+
+  // The parts of one batch of D, as LossPart has them.
+  LossPart discriminator_part(int half) const {
+    LossPart part = half == 0 ? loss.real : loss.fake;
+    if (loss.takes_targets) part.target = half == 0 ? real_target : fake_target;
+    return part;
+  }
 };
 
 // batch_norm's running statistic after a batch's, as torch has it: an infinite one stays infinite.
@@ -87,7 +116,7 @@ FASTGAN_INLINE T moving(T running, double of_batch, double momentum) {
 // What a step reports.
 template <class T>
 struct StepSums {
-  T d_loss, g_loss, real_score, fake_score;
+  T d_loss, g_loss, real_score, fake_score, penalty;
 };
 
 }  // namespace fastgan
