@@ -21,7 +21,7 @@ from fastgan.step_options import StepOptions, StepParts, names_of
 __all__ = ["CannotPlan", "Plan", "Undecided"]
 
 # What the engine knows of the kinds of loss and precision; any other is composed.
-_IS_MINIMAX = {"non_saturating": False, "minimax": True}
+_LOSSES = ("non_saturating", "minimax")
 _IS_BF16 = {"fp32": False, "bf16": True}
 
 
@@ -89,7 +89,7 @@ class Plan:
             "reuse_fake": options.reuse_fake,
             "real_target": options.real_target,
             "fake_target": options.fake_target,
-            "minimax": _IS_MINIMAX[options.loss],
+            "loss": options.loss,
             "average_rate": 1.0 - options.ema_decay,
             "bf16": _IS_BF16[options.precision],
             "least_batch": 2
@@ -293,7 +293,7 @@ def _check_process(options: StepOptions) -> None:
     patched = layers.patched_function()
     if patched is not None:
         raise CannotPlan(f"{patched} is not torch's own")
-    if options.loss not in _IS_MINIMAX:
+    if options.loss not in _LOSSES:
         raise CannotPlan(f"the loss is {options.loss}")
     if options.precision not in _IS_BF16:
         raise CannotPlan(f"precision is {options.precision}")

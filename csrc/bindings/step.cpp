@@ -39,6 +39,12 @@ LayerKind layer_kind_named(const std::string& name) {
   TORCH_CHECK(false, "the engine has no kind of layer called ", name);
 }
 
+GanLoss loss_named(const std::string& name) {
+  const std::optional<GanLoss> loss = gan_loss_named(name);
+  TORCH_CHECK(loss, "the engine has no loss called ", name);
+  return *loss;
+}
+
 // Autograd refuses the tensors of inference mode.
 bool is_trainable(const Tensor& t) { return is_plain(t) && !t.is_inference(); }
 
@@ -157,7 +163,7 @@ class StepEngine {
           noise_ = at::empty({settings_.rows_of_noise(), real.size(1), settings_.latent}, real.options());
         noise = noise_;
       }
-      result = at::empty({4}, real.options());
+      result = at::empty({5}, real.options());
       const StepInputs inputs{real, noise, labels};
       if (real.scalar_type() == at::kDouble)
         run<double>(inputs, !has_noise, choice, result);
@@ -365,8 +371,8 @@ void register_step_engine(py::module_& m) {
   py::class_<StepEngine>(m, "StepEngine", py::module_local(),
                          "A whole training step; see fastgan/engine.py, which makes it.")
       .def(py::init([](int64_t latent, int64_t data, int64_t classes, int64_t d_steps, bool reuse_fake,
-                       double real_target, double fake_target, bool minimax, double average_rate, int64_t least_batch,
-                       bool bf16, std::shared_ptr<Watch> watch, py::object device_mode) {
+                       double real_target, double fake_target, const std::string& loss, double average_rate,
+                       int64_t least_batch, bool bf16, std::shared_ptr<Watch> watch, py::object device_mode) {
              return std::make_unique<StepEngine>(StepSettings{.latent = latent,
                                                               .data = data,
                                                               .classes = classes,
@@ -374,14 +380,14 @@ void register_step_engine(py::module_& m) {
                                                               .reuse_fake = reuse_fake,
                                                               .real_target = real_target,
                                                               .fake_target = fake_target,
-                                                              .minimax = minimax,
+                                                              .loss = loss_named(loss),
                                                               .average_rate = average_rate,
                                                               .least_batch = least_batch,
                                                               .bf16 = bf16},
                                                  std::move(watch), std::move(device_mode));
            }),
            py::arg("latent"), py::arg("data"), py::arg("classes"), py::arg("d_steps"), py::arg("reuse_fake"),
-           py::arg("real_target"), py::arg("fake_target"), py::arg("minimax"), py::arg("average_rate"),
+           py::arg("real_target"), py::arg("fake_target"), py::arg("loss"), py::arg("average_rate"),
            py::arg("least_batch"), py::arg("bf16"), py::arg("watch"), py::arg("device_mode"))
       .def("add_layer", &StepEngine::add_layer)
       .def("set_batch_norm", &StepEngine::set_batch_norm)

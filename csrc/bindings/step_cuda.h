@@ -106,7 +106,7 @@ class CudaStep {
   template <class T>
   void run(const StepSettings& settings, const StepInputs& inputs, const std::vector<AdamGroup>& groups,
            const std::vector<Tensor>& learning_rates, bool draws, const StepChoice* choice, const Tensor& result) {
-    static_assert(sizeof(StepSums<T>) == 4 * sizeof(T), "the four statistics");
+    static_assert(sizeof(StepSums<T>) == 5 * sizeof(T), "the statistics, one after the other");
     options_.rounding = settings.bf16  ? cuda::Rounding::bf16
                         : allow_tf32() ? cuda::Rounding::tf32
                                        : cuda::Rounding::none;
@@ -271,7 +271,7 @@ class CudaStep {
     updates.steps = at::empty({count * int64_t(sizeof(AdamStep<T>))}, bytes());
     updates.counts = at::empty({count}, options.dtype(at::kFloat));
     updates.counters = at::zeros({cuda::Context::counter_count}, options.dtype(at::kInt));
-    updates.sums = at::zeros({4}, options);
+    updates.sums = at::zeros({5}, options);
     updates.odd_label = at::zeros({1}, options.dtype(at::kInt));
     updates.due = at::empty({count * int64_t(sizeof(cuda::AdamDue))}, bytes());
     updates.list = std::move(list);

@@ -47,7 +47,7 @@ struct StepSettings {
   int64_t latent, data, classes, d_steps;
   bool reuse_fake;
   double real_target, fake_target;
-  bool minimax;
+  GanLoss loss;
   double average_rate;
   int64_t least_batch;
   bool bf16;
@@ -132,9 +132,9 @@ struct StepNetworks {
 template <class T, class Device>
 void run_step(Device& device, StepNetworks& networks, const StepSettings& settings, const StepInputs& inputs) {
   StepProblem<T> problem;
-  problem.batch = inputs.batch(), problem.classes = settings.classes;
+  problem.batch = problem.fake_batch = inputs.batch(), problem.classes = settings.classes;
   problem.real_target = settings.real_target, problem.fake_target = settings.fake_target;
-  problem.minimax = settings.minimax, problem.average_rate = settings.average_rate;
+  problem.loss = settings.loss, problem.average_rate = settings.average_rate;
   problem.bf16 = settings.bf16;
   const auto take_inputs = [&](int64_t i) {
     const auto rows = [&](const Tensor& t) {

@@ -194,8 +194,8 @@ void Kernels<T>::generator_step(const StepProblem<T>& problem, const StepBuffers
   }
   forward(second, discriminator, buffers.discriminator, problem.batch);
   clock.ended(StepPhase::discriminator_forward);
-  const double target = problem.minimax ? 0 : 1;
-  loss(second, discriminator, buffers, problem.batch, target, target, problem.minimax ? -1 : 1);
+  const LossPart part = problem.loss.generator;
+  loss(second, discriminator, buffers, problem.batch, part.target, part.target, part.sign);
   // The fakes are every second panel of the discriminator's input, from the first on, but each of the generator's
   // output.
   const int last = generator.count - 1;

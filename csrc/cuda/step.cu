@@ -418,8 +418,8 @@ void generator_step(const Context& context, const StepProblem<T>& problem, void*
   const Passes<T> discriminator(context, problem.discriminator, buffers.discriminator, half, buffers.fakes,
                                 buffers.gradient, options);
   discriminator.forward();
-  const double target = problem.minimax ? 0 : 1;
-  loss<T>(context, problem, buffers.discriminator, half, options, target, target, problem.minimax ? -1 : 1,
+  const LossPart part = problem.loss.generator;
+  loss<T>(context, problem, buffers.discriminator, half, options, part.target, part.target, part.sign,
           &sums->g_loss, nullptr, nullptr);
   const LayerBuffers<T>& output = buffers.generator.layers.back();
   discriminator.backward({output.grad_z, output.saved, problem.generator.layers[problem.generator.count - 1].activation,
