@@ -123,64 +123,46 @@ class StepEngine {
   // batch), noise (rows, batch, latent) or None to draw it. Returns d_loss, g_loss, real_score, fake_score; or None,
   // and nothing is done, where the plan is out of date, the inputs are not such, or the choice for this size of batch
   // is another way; or False, and nothing is done, where `asks` and there is no choice yet.
-  py::object step(const py::object& real_object, const py::object& labels_object, const py::object& noise_object,
-                  bool asks) {
-    if (is_running_) throw std::runtime_error("another thread is in this TrainStep; a step is one thread's at a time");
-    const Running running(is_running_);
+  py::object step(const py::object& real, const py::object& labels, const py::object& noise, bool asks, bool due,
+                  double noise_scale) {
+    const Running running(is_running_, "TrainStep");
     const Holding holding(tensors_);
-    if (!watch_->is_current() || !is_usual_mode(first().device(), device_mode_.ptr())) return py::none();
-    const bool has_labels = !labels_object.is_none(), has_noise = !noise_object.is_none();
-    if (has_labels != (settings_.classes > 0)) return py::none();
     const at::NoGradGuard no_grad;
-    check_labels_before();
-    Tensor real, labels, noise;
-    if (!take(real_object, 3, first().scalar_type(), real)) return py::none();
-    if (real.size(2) != settings_.data || real.size(1) < settings_.least_batch) return py::none();
-    if (has_labels &&
-        (!take(labels_object, 2, at::kLong, labels) || labels.size(1) != real.size(1) || !are_labels(labels)))
-      return py::none();
+    StepInputs inputs;
+    inputs.penalties_are_due = due, inputs.noise_scale = noise_scale;
+    const bool has_noise = !noise.is_none();
+    if (!is_current_here() || !take_data(real, labels, inputs.real, inputs.labels)) return py::none();
     if (has_noise) {
-      if (!is_input(noise_object, real.scalar_type(), noise)) return py::none();
-      if (noise.dim() != 3 || noise.size(0) != settings_.rows_of_noise() || noise.size(1) != real.size(1) ||
-          noise.size(2) != settings_.latent)
+      if (!is_input(noise, inputs.real.scalar_type(), inputs.noise)) return py::none();
+      if (inputs.noise.dim() != 3 || inputs.noise.size(0) != settings_.rows_of_noise() ||
+          inputs.noise.size(1) != inputs.batch() || inputs.noise.size(2) != settings_.latent)
         return py::none();
-      if (has_odd_mask(generator_index, noise)) return py::none();
+      if (has_odd_mask(generator_index, inputs.noise)) return py::none();
     }
-    if (has_odd_mask(discriminator_index, real)) return py::none();
-    const StepChoice* choice = nullptr;
-    if (layer_path() == LayerPath::automatic) {
-      choice = choices_.of(real.size(1), rounds_to_tf32());
-      if (choice == nullptr && asks) return py::bool_(false);
-      if (choice != nullptr && choice->composed) return py::none();
-    }
-    if (!watch_->hyperparameters(groups_)) return py::none();
-    Tensor result;
-    {
-      const py::gil_scoped_release without_gil;
-      at::internal::lazy_init_num_threads();
-      if (!has_noise) {
-        if (!noise_.defined() || noise_.size(1) != real.size(1))
-          noise_ = at::empty({settings_.rows_of_noise(), real.size(1), settings_.latent}, real.options());
-        noise = noise_;
-      }
-      result = at::empty({5}, real.options());
-      const StepInputs inputs{real, noise, labels};
-      if (real.scalar_type() == at::kDouble)
-        run<double>(inputs, !has_noise, choice, result);
-      else if (real.scalar_type() == at::kFloat)
-        run<float>(inputs, !has_noise, choice, result);
-      else
-        TORCH_CHECK(false, "the engine has no step of ", real.scalar_type());
-      after_update();
-    }
-    py::tuple statistics(4);
-    for (int64_t i = 0; i < 4; ++i)
-      statistics[i] = py::reinterpret_steal<py::object>(THPVariable_Wrap(element(result, i)));
-    return statistics;
+    return run(inputs, asks, !has_noise, {0, 1, 2, 3});
+  }
+
+  // The half of D alone: real and fake are (batch, data), of as many samples or different ones, labels (batch) each,
+  // those of the fakes None where the labels of the real samples serve. Returns d_loss, penalty, real_score,
+  // fake_score; or None or False as `step`.
+  py::object step_discriminator(const py::object& real, const py::object& fake, const py::object& labels,
+                                const py::object& fake_labels, bool asks, bool due) {
+    const Running running(is_running_, "DiscriminatorStep");
+    const Holding holding(tensors_);
+    const at::NoGradGuard no_grad;
+    StepInputs inputs;
+    inputs.penalties_are_due = due;
+    if (!is_current_here() || !take_data(real, labels, inputs.real, inputs.labels)) return py::none();
+    if (!take_data(fake, fake_labels.is_none() ? labels : fake_labels, inputs.fake, inputs.fake_labels))
+      return py::none();
+    if (inputs.batch() != inputs.fake_batch() && (settings_.loss.is_paired || settings_.penalties.gp > 0))
+      return py::none();
+    return run(inputs, asks, false, {0, 4, 2, 3});
   }
 
   // What a step of such a batch, and such a rounding of float products, is to take; a later choice replaces a former.
   void set_choice(int64_t batch, bool tf32, const StepChoice& choice) { choices_.set(batch, tf32, choice); }
+
   // Whether float products are rounded to tf32 now.
   bool rounds_to_tf32() const { return is_on_cuda() && !settings_.bf16 && allow_tf32(); }
   // Of the last step that was launched, not replayed: whether networks that fit took the narrow kernels, and whether
@@ -230,12 +212,69 @@ class StepEngine {
 
   // One step at a time: others run while this one has let Python's lock go.
   struct Running {
-    explicit Running(bool& flag) : flag(flag) { flag = true; }
+    Running(bool& flag, const char* of) : flag(flag) {
+      if (flag)
+        throw std::runtime_error(std::string("another thread is in this ") + of + "; a step is one thread's at a time");
+      flag = true;
+    }
     ~Running() { flag = false; }
     bool& flag;
   };
 
   const Tensor& first() const { return tensors_.first(); }
+
+  // Whether the plan and the process are as they were when it was made.
+  bool is_current_here() {
+    if (!watch_->is_current() || !is_usual_mode(first().device(), device_mode_.ptr())) return false;
+    check_labels_before();
+    return true;
+  }
+
+  // Real data or fakes, and their labels, if they are such as the kernels read.
+  bool take_data(const py::object& rows_object, const py::object& labels_object, Tensor& rows, Tensor& labels) const {
+    if (labels_object.is_none() != (settings_.classes == 0)) return false;
+    if (!take(rows_object, 3, first().scalar_type(), rows)) return false;
+    const int64_t batch = rows.size(1);
+    if (rows.size(2) != settings_.data || batch < settings_.least_batch || batch % settings_.pac != 0) return false;
+    if (settings_.classes > 0 &&
+        (!take(labels_object, 2, at::kLong, labels) || labels.size(1) != batch || !are_labels(labels)))
+      return false;
+    return !has_odd_mask(discriminator_index, rows);
+  }
+
+  // A step, and of its five sums the four statistics.
+  py::object run(StepInputs& inputs, bool asks, bool draws, const std::array<int64_t, 4>& wanted) {
+    const Tensor& real = inputs.real;
+    const StepChoice* choice = nullptr;
+    if (layer_path() == LayerPath::automatic) {
+      choice = choices_.of(real.size(1), rounds_to_tf32());
+      if (choice == nullptr && asks) return py::bool_(false);
+      if (choice != nullptr && choice->composed) return py::none();
+    }
+    if (!watch_->hyperparameters(groups_)) return py::none();
+    Tensor result;
+    {
+      const py::gil_scoped_release without_gil;
+      at::internal::lazy_init_num_threads();
+      if (draws) {
+        if (!noise_.defined() || noise_.size(1) != real.size(1))
+          noise_ = at::empty({settings_.rows_of_noise(), real.size(1), settings_.latent}, real.options());
+        inputs.noise = noise_;
+      }
+      result = at::empty({5}, real.options());
+      if (real.scalar_type() == at::kDouble)
+        run_as<double>(inputs, draws, choice, result);
+      else if (real.scalar_type() == at::kFloat)
+        run_as<float>(inputs, draws, choice, result);
+      else
+        TORCH_CHECK(false, "the engine has no step of ", real.scalar_type());
+      after_update();
+    }
+    py::tuple statistics(4);
+    for (size_t i = 0; i < wanted.size(); ++i)
+      statistics[i] = py::reinterpret_steal<py::object>(THPVariable_Wrap(element(result, wanted[i])));
+    return statistics;
+  }
 
   // Whether an object is a tensor that the kernels can read while they write the parameters.
   bool is_input(const py::object& object, at::ScalarType dtype, Tensor& tensor) const {
@@ -258,7 +297,7 @@ class StepEngine {
   // Whether a network has a dropout on its own input, and that lies otherwise than row by row: torch draws the mask in
   // the order of the input's memory.
   bool has_odd_mask(int network, const Tensor& input) const {
-    if (settings_.classes > 0) return false;  // the labels are put beside it, in memory of their own
+    if (settings_.classes > 0 || settings_.pac > 1) return false;  // it is put together in memory of its own
     for (const Layer& layer : tensors_.networks[network].layers) {
       switch (layer.kind) {
         case LayerKind::linear:
@@ -295,7 +334,7 @@ class StepEngine {
   }
 
   template <class T>
-  void run(const StepInputs& inputs, bool draws, const StepChoice* choice, const Tensor& result) {
+  void run_as(const StepInputs& inputs, bool draws, const StepChoice* choice, const Tensor& result) {
 #if defined(FASTGAN_SIMT) || defined(FASTGAN_WITH_CUDA)
     if (is_on_cuda()) return cuda_.run<T>(settings_, inputs, groups_, learning_rates_, draws, choice, result);
 #endif
@@ -370,25 +409,31 @@ void register_step_engine(py::module_& m) {
       .def("is_current", &Watch::is_current);
   py::class_<StepEngine>(m, "StepEngine", py::module_local(),
                          "A whole training step; see fastgan/engine.py, which makes it.")
-      .def(py::init([](int64_t latent, int64_t data, int64_t classes, int64_t d_steps, bool reuse_fake,
-                       double real_target, double fake_target, const std::string& loss, double average_rate,
+      .def(py::init([](int64_t latent, int64_t data, int64_t classes, int64_t pac, int64_t d_steps, bool reuse_fake,
+                       const std::string& loss, double real_target, double fake_target, double r1, double r2, double gp,
+                       double gp_center, bool of_probability, double clip_norm, double average_rate,
                        int64_t least_batch, bool bf16, std::shared_ptr<Watch> watch, py::object device_mode) {
-             return std::make_unique<StepEngine>(StepSettings{.latent = latent,
-                                                              .data = data,
-                                                              .classes = classes,
-                                                              .d_steps = d_steps,
-                                                              .reuse_fake = reuse_fake,
-                                                              .real_target = real_target,
-                                                              .fake_target = fake_target,
-                                                              .loss = loss_named(loss),
-                                                              .average_rate = average_rate,
-                                                              .least_batch = least_batch,
-                                                              .bf16 = bf16},
-                                                 std::move(watch), std::move(device_mode));
+             return std::make_unique<StepEngine>(
+                 StepSettings{.latent = latent,
+                              .data = data,
+                              .classes = classes,
+                              .pac = pac,
+                              .d_steps = d_steps,
+                              .reuse_fake = reuse_fake,
+                              .loss = loss_named(loss),
+                              .real_target = real_target,
+                              .fake_target = fake_target,
+                              .penalties = {r1, r2, gp, gp_center, /*are_due=*/false, of_probability},
+                              .clip_norm = clip_norm,
+                              .average_rate = average_rate,
+                              .least_batch = least_batch,
+                              .bf16 = bf16},
+                 std::move(watch), std::move(device_mode));
            }),
-           py::arg("latent"), py::arg("data"), py::arg("classes"), py::arg("d_steps"), py::arg("reuse_fake"),
-           py::arg("real_target"), py::arg("fake_target"), py::arg("loss"), py::arg("average_rate"),
-           py::arg("least_batch"), py::arg("bf16"), py::arg("watch"), py::arg("device_mode"))
+           py::arg("latent"), py::arg("data"), py::arg("classes"), py::arg("pac"), py::arg("d_steps"),
+           py::arg("reuse_fake"), py::arg("loss"), py::arg("real_target"), py::arg("fake_target"), py::arg("r1"),
+           py::arg("r2"), py::arg("gp"), py::arg("gp_center"), py::arg("of_probability"), py::arg("clip_norm"),
+           py::arg("average_rate"), py::arg("least_batch"), py::arg("bf16"), py::arg("watch"), py::arg("device_mode"))
       .def("add_layer", &StepEngine::add_layer)
       .def("set_batch_norm", &StepEngine::set_batch_norm)
       .def("set_dropout", &StepEngine::set_dropout)
@@ -410,7 +455,10 @@ void register_step_engine(py::module_& m) {
       .def("rounds_to_tf32", &StepEngine::rounds_to_tf32)
       .def("is_on_cuda", &StepEngine::is_on_cuda)
       .def("taken", &StepEngine::taken)
-      .def("step", &StepEngine::step, py::arg("real"), py::arg("labels"), py::arg("noise"), py::arg("asks") = false);
+      .def("step", &StepEngine::step, py::arg("real"), py::arg("labels"), py::arg("noise"), py::arg("asks") = false,
+           py::arg("due") = false, py::arg("noise_scale") = 0.0)
+      .def("step_discriminator", &StepEngine::step_discriminator, py::arg("real"), py::arg("fake"), py::arg("labels"),
+           py::arg("fake_labels"), py::arg("asks") = false, py::arg("due") = false);
 }
 
 }  // namespace fastgan::bindings

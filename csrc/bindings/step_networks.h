@@ -22,7 +22,7 @@ struct Layer {
   Tensor running_mean, running_var, batches;  // of batch_norm
   bool batch_statistics = false, cumulative = false;
   double momentum = 0, eps = 0, drop = 0;
-  std::vector<Tensor> masks;  // of dropout: of the first and the second half
+  std::vector<Tensor> masks;  // of dropout: of each part of a batch
 };
 
 struct Network {
@@ -44,11 +44,12 @@ struct Network {
 constexpr int generator_index = 0, discriminator_index = 1;
 
 struct StepSettings {
-  int64_t latent, data, classes, d_steps;
+  int64_t latent, data, classes, pac, d_steps;
   bool reuse_fake;
-  double real_target, fake_target;
   GanLoss loss;
-  double average_rate;
+  double real_target, fake_target;
+  Penalties penalties;
+  double clip_norm, average_rate;
   int64_t least_batch;
   bool bf16;
 
@@ -56,11 +57,20 @@ struct StepSettings {
 };
 
 // The inputs of a step: real (1 or d_steps, batch, data), noise (rows, batch, latent), labels (1 or d_steps, batch), or
-// none without classes.
+// none without classes. Of D alone: no noise, but fakes (1, fake batch, data) and their labels (1, fake batch).
 struct StepInputs {
-  Tensor real, noise, labels;
+  Tensor real, noise, labels, fake = {}, fake_labels = {};
+  bool penalties_are_due = false;
+  double noise_scale = 0;  // of the noise on D's inputs
 
   int64_t batch() const { return real.size(1); }
+  int64_t fake_batch() const { return fake.defined() ? fake.size(1) : batch(); }
+};
+
+// What a step draws beside its noise and masks.
+struct Draws {
+  Tensor instance_noise[2];  // on real data and on fakes: (batch, data)
+  Tensor mix;                // where between them the penalty gp lies: (batch / pac)
 };
 
 struct StepNetworks {
@@ -68,9 +78,10 @@ struct StepNetworks {
 
   // A tensor of the plan's dtype and device.
   const Tensor& first() const {
-    for (const Layer& layer : networks[generator_index].layers)
-      if (layer.weight.value.defined()) return layer.weight.value;
-    TORCH_INTERNAL_ASSERT(false, "the generator has no parameter");
+    for (const Network& network : networks)
+      for (const Layer& layer : network.layers)
+        if (layer.weight.value.defined()) return layer.weight.value;
+    TORCH_INTERNAL_ASSERT(false, "the networks have no parameter");
   }
 
   // What draws; torch's own generator of the device where it is none.
@@ -78,12 +89,25 @@ struct StepNetworks {
 
   void draw(const Tensor& noise) const { noise.normal_(0, 1, generator); }
 
+  Draws draws;
+
+  void draw_instance_noise(int half, int64_t batch, int64_t width) {
+    Tensor& noise = draws.instance_noise[half];
+    if (!noise.defined() || noise.size(0) != batch) noise = at::empty({batch, width}, first().options());
+    noise.normal_(0, 1, generator);
+  }
+
+  void draw_mix(int64_t inputs) {
+    if (!draws.mix.defined() || draws.mix.size(0) != inputs) draws.mix = at::empty({inputs}, first().options());
+    draws.mix.uniform_(0, 1, generator);
+  }
+
   // As torch.nn.functional.dropout draws it: batch after batch, layer after layer.
-  void draw_masks(int network, int half, int64_t batch) {
+  void draw_masks(int network, int part, int64_t batch) {
     for (Layer& layer : networks[network].layers) {
       if (layer.kind != LayerKind::dropout || layer.drop == 0) continue;
-      layer.masks.resize(2);
-      Tensor& mask = layer.masks[half];
+      layer.masks.resize(most_parts);
+      Tensor& mask = layer.masks[part];
       if (!mask.defined() || mask.size(0) != batch) mask = at::zeros({batch, layer.out}, first().options());
       if (layer.drop < 1) mask.bernoulli_(1 - layer.drop, generator);
     }
@@ -105,7 +129,7 @@ struct StepNetworks {
         to.running_mean = pointer<T>(from.running_mean), to.running_var = pointer<T>(from.running_var);
         to.batches = pointer<int64_t>(from.batches);
         to.momentum = from.momentum, to.cumulative = from.cumulative, to.eps = from.eps;
-        for (size_t half = 0; half < from.masks.size(); ++half) to.mask[half] = pointer<T>(from.masks[half]);
+        for (size_t part = 0; part < from.masks.size(); ++part) to.mask[part] = pointer<T>(from.masks[part]);
         to.keep_scale = from.drop < 1 ? 1 / (1 - from.drop) : 1;
         layers[n].push_back(to);
       }
@@ -127,40 +151,79 @@ struct StepNetworks {
   std::vector<StepLayer<double>> double_layers_[2];
 };
 
+template <class T>
+StepProblem<T> problem_of(const StepSettings& settings, const StepInputs& inputs) {
+  StepProblem<T> problem;
+  problem.batch = inputs.batch(), problem.fake_batch = inputs.fake_batch();
+  problem.pac = settings.pac, problem.classes = settings.classes;
+  problem.loss = settings.loss;
+  problem.real_target = settings.real_target, problem.fake_target = settings.fake_target;
+  problem.penalties = settings.penalties;
+  problem.penalties.are_due = inputs.penalties_are_due;
+  problem.clip_norm = settings.clip_norm, problem.average_rate = settings.average_rate;
+  problem.noise_scale = inputs.noise_scale;
+  problem.bf16 = settings.bf16;
+  return problem;
+}
+
+// The inputs of the D step with number i, counted from zero, and what was drawn for it.
+template <class T>
+void take_inputs(StepProblem<T>& problem, const StepInputs& inputs, const Draws& draws, int64_t i) {
+  const auto rows = [&](const Tensor& t) {
+    if (!t.defined()) return StridedRows<T>{};
+    const int64_t k = std::min(i, t.size(0) - 1);
+    return StridedRows<T>{data<T>(t) + k * t.stride(0), t.size(2), t.stride(1), t.stride(2)};
+  };
+  const auto labels = [&](const Tensor& t) {
+    return problem.classes == 0 ? nullptr : data<int64_t>(t) + std::min(i, t.size(0) - 1) * t.stride(0);
+  };
+  problem.real = rows(inputs.real), problem.noise = rows(inputs.noise), problem.fake = rows(inputs.fake);
+  problem.labels = labels(inputs.labels);
+  problem.fake_labels = inputs.fake_labels.defined() ? labels(inputs.fake_labels) : problem.labels;
+  for (int half = 0; half < 2; ++half)
+    problem.instance_noise[half] = problem.noise_scale > 0 ? pointer<T>(draws.instance_noise[half]) : nullptr;
+  problem.mix = problem.penalties.gp > 0 ? pointer<T>(draws.mix) : nullptr;
+}
+
+// One update of D: what it draws beside G's masks, in the order of the plain loop, and the step.
+template <class T, class Device>
+void run_discriminator_step(Device& device, StepNetworks& networks, const StepSettings& settings,
+                            const StepInputs& inputs, StepProblem<T>& problem, int64_t i) {
+  const int64_t inputs_of_d[] = {problem.batch / problem.pac, problem.fake_batch / problem.pac};
+  if (problem.noise_scale > 0)
+    for (const int half : {0, 1}) networks.draw_instance_noise(half, problem.batch, settings.data);
+  for (const int half : {0, 1}) networks.draw_masks(discriminator_index, half, inputs_of_d[half]);
+  if (problem.penalties.gp > 0) {
+    networks.draw_mix(inputs_of_d[0]);
+    networks.draw_masks(discriminator_index, 2, inputs_of_d[0]);
+  }
+  networks.fill(problem);
+  take_inputs(problem, inputs, networks.draws, i);
+  device.reserve(problem);  // before anything of the user's is written: there may be no memory
+  device.prepare(discriminator_index);
+  device.discriminator_step(problem);
+}
+
 // The parts of a step, in their order, on a device: prepare(network), reserve(problem), discriminator_step(problem),
 // generator_step(problem, fresh).
 template <class T, class Device>
 void run_step(Device& device, StepNetworks& networks, const StepSettings& settings, const StepInputs& inputs) {
-  StepProblem<T> problem;
-  problem.batch = problem.fake_batch = inputs.batch(), problem.classes = settings.classes;
-  problem.real_target = settings.real_target, problem.fake_target = settings.fake_target;
-  problem.loss = settings.loss, problem.average_rate = settings.average_rate;
-  problem.bf16 = settings.bf16;
-  const auto take_inputs = [&](int64_t i) {
-    const auto rows = [&](const Tensor& t) {
-      const int64_t k = std::min(i, t.size(0) - 1);
-      return StridedRows<T>{data<T>(t) + k * t.stride(0), t.size(2), t.stride(1), t.stride(2)};
-    };
-    problem.real = rows(inputs.real), problem.noise = rows(inputs.noise);
-    if (settings.classes == 0) return;
-    const int64_t k = std::min(i, inputs.labels.size(0) - 1);
-    problem.labels = data<int64_t>(inputs.labels) + k * inputs.labels.stride(0);
-  };
+  StepProblem<T> problem = problem_of<T>(settings, inputs);
+  if (inputs.fake.defined()) return run_discriminator_step(device, networks, settings, inputs, problem, 0);
   for (int64_t i = 0; i < settings.d_steps; ++i) {
     networks.draw_masks(generator_index, 0, problem.batch);
-    networks.draw_masks(discriminator_index, 0, problem.batch);
-    networks.draw_masks(discriminator_index, 1, problem.batch);
-    networks.fill(problem);
-    take_inputs(i);
-    device.reserve(problem);  // before anything of the user's is written: there may be no memory
-    device.prepare(discriminator_index);
-    device.discriminator_step(problem);
+    run_discriminator_step(device, networks, settings, inputs, problem, i);
   }
   if (!settings.reuse_fake) networks.draw_masks(generator_index, 0, problem.batch);
-  networks.draw_masks(discriminator_index, 0, problem.batch);
+  const bool is_paired = problem.loss.is_paired;  // real data go through D too, first
+  for (const int half : {0, 1})
+    if (problem.noise_scale > 0 && (half == 1 || is_paired))
+      networks.draw_instance_noise(half, problem.batch, settings.data);
+  for (const int half : {0, 1})  // of one half alone the masks are the first
+    if (half == 0 || is_paired) networks.draw_masks(discriminator_index, half, problem.batch / problem.pac);
   device.prepare(generator_index);
   networks.fill(problem);
-  take_inputs(settings.d_steps);
+  take_inputs(problem, inputs, networks.draws, settings.d_steps);
   device.generator_step(problem, !settings.reuse_fake);
 }
 

@@ -11,6 +11,9 @@ namespace fastgan {
 // Each pass has a switch over them: one that is added does not compile until all of them know it.
 #define FASTGAN_LAYER_KINDS(X) X(linear) X(batch_norm) X(dropout) X(identity)
 
+// Of one batch of D: real data, fakes, and the points between them of the penalty gp.
+constexpr int most_parts = 3;
+
 enum class LayerKind : int { FASTGAN_LAYER_KINDS(FASTGAN_ENUMERATOR) };
 constexpr const char* layer_kind_names[] = {FASTGAN_LAYER_KINDS(FASTGAN_NAME)};
 
@@ -34,8 +37,8 @@ struct StepLayer {
   bool cumulative = false;  // the mean over all batches: momentum 1 / batches
   double eps = 0;
 
-  // dropout: zeros and ones, (batch, out), of the first and the second half of the batch; null where all is kept
-  const T* mask[2] = {nullptr, nullptr};
+  // dropout: zeros and ones, (batch, out), of each part of the batch; null where all is kept
+  const T* mask[most_parts] = {};
   double keep_scale = 1;  // 1 / (1 - p)
 };
 
