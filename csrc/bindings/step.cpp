@@ -127,11 +127,12 @@ class StepEngine {
                   double noise_scale) {
     const Running running(is_running_, "TrainStep");
     const Holding holding(tensors_);
+    if (!is_current_here()) return py::none();
     const at::NoGradGuard no_grad;
     StepInputs inputs;
     inputs.penalties_are_due = due, inputs.noise_scale = noise_scale;
     const bool has_noise = !noise.is_none();
-    if (!is_current_here() || !take_data(real, labels, inputs.real, inputs.labels)) return py::none();
+    if (!take_data(real, labels, inputs.real, inputs.labels)) return py::none();
     if (has_noise) {
       if (!is_input(noise, inputs.real.scalar_type(), inputs.noise)) return py::none();
       if (inputs.noise.dim() != 3 || inputs.noise.size(0) != settings_.rows_of_noise() ||
@@ -149,10 +150,11 @@ class StepEngine {
                                 const py::object& fake_labels, bool asks, bool due) {
     const Running running(is_running_, "DiscriminatorStep");
     const Holding holding(tensors_);
+    if (!is_current_here()) return py::none();
     const at::NoGradGuard no_grad;
     StepInputs inputs;
     inputs.penalties_are_due = due;
-    if (!is_current_here() || !take_data(real, labels, inputs.real, inputs.labels)) return py::none();
+    if (!take_data(real, labels, inputs.real, inputs.labels)) return py::none();
     if (!take_data(fake, fake_labels.is_none() ? labels : fake_labels, inputs.fake, inputs.fake_labels))
       return py::none();
     if (inputs.batch() != inputs.fake_batch() && (settings_.loss.is_paired || settings_.penalties.gp > 0))
