@@ -98,6 +98,7 @@ class Plan:
             "of_probability": False,
             "clip_norm": 0.0,
             "average_rate": 1.0 - options.ema_decay,
+            "has_noise": False,
             "bf16": _IS_BF16[options.precision],
             "least_batch": 2
             if any(layer.uses_batch_statistics() for network in self._layers for layer in network)

@@ -413,7 +413,7 @@ void register_step_engine(py::module_& m) {
                          "A whole training step; see fastgan/engine.py, which makes it.")
       .def(py::init([](int64_t latent, int64_t data, int64_t classes, int64_t pac, int64_t d_steps, bool reuse_fake,
                        const std::string& loss, double real_target, double fake_target, double r1, double r2, double gp,
-                       double gp_center, bool of_probability, double clip_norm, double average_rate,
+                       double gp_center, bool of_probability, double clip_norm, double average_rate, bool has_noise,
                        int64_t least_batch, bool bf16, std::shared_ptr<Watch> watch, py::object device_mode) {
              return std::make_unique<StepEngine>(
                  StepSettings{.latent = latent,
@@ -428,6 +428,7 @@ void register_step_engine(py::module_& m) {
                               .penalties = {r1, r2, gp, gp_center, /*are_due=*/false, of_probability},
                               .clip_norm = clip_norm,
                               .average_rate = average_rate,
+                              .has_noise = has_noise,
                               .least_batch = least_batch,
                               .bf16 = bf16},
                  std::move(watch), std::move(device_mode));
@@ -435,7 +436,8 @@ void register_step_engine(py::module_& m) {
            py::arg("latent"), py::arg("data"), py::arg("classes"), py::arg("pac"), py::arg("d_steps"),
            py::arg("reuse_fake"), py::arg("loss"), py::arg("real_target"), py::arg("fake_target"), py::arg("r1"),
            py::arg("r2"), py::arg("gp"), py::arg("gp_center"), py::arg("of_probability"), py::arg("clip_norm"),
-           py::arg("average_rate"), py::arg("least_batch"), py::arg("bf16"), py::arg("watch"), py::arg("device_mode"))
+           py::arg("average_rate"), py::arg("has_noise"), py::arg("least_batch"), py::arg("bf16"), py::arg("watch"),
+           py::arg("device_mode"))
       .def("add_layer", &StepEngine::add_layer)
       .def("set_batch_norm", &StepEngine::set_batch_norm)
       .def("set_dropout", &StepEngine::set_dropout)

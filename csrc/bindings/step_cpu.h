@@ -4,6 +4,8 @@
 #include "../cpu/step.h"
 #include "step_networks.h"
 
+#include <utility>
+
 namespace fastgan::bindings {
 
 class CpuStep {
@@ -33,10 +35,11 @@ class CpuStep {
 
   template <class T>
   void reserve(const StepProblem<T>& problem) {
-    if (workspace_.defined() && workspace_batch_ == problem.batch) return;
+    const std::pair<int64_t, int64_t> batch{problem.batch, problem.fake_batch};
+    if (workspace_.defined() && workspace_batch_ == batch) return;
     workspace_ = Tensor();  // before the new one is made
     workspace_ = at::zeros({int64_t(step_workspace(here_, problem))}, networks_.first().options().dtype(at::kByte));
-    workspace_batch_ = problem.batch;
+    workspace_batch_ = batch;
   }
 
   template <class T>
@@ -60,7 +63,7 @@ class CpuStep {
   const std::vector<AdamGroup>* groups_ = nullptr;
   void* result_ = nullptr;
   Tensor workspace_;
-  int64_t workspace_batch_ = 0;
+  std::pair<int64_t, int64_t> workspace_batch_{0, 0};  // of real data and of fakes
 };
 
 }  // namespace fastgan::bindings

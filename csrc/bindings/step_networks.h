@@ -50,6 +50,7 @@ struct StepSettings {
   double real_target, fake_target;
   Penalties penalties;
   double clip_norm, average_rate;
+  bool has_noise;
   int64_t least_batch;
   bool bf16;
 
@@ -161,7 +162,7 @@ StepProblem<T> problem_of(const StepSettings& settings, const StepInputs& inputs
   problem.penalties = settings.penalties;
   problem.penalties.are_due = inputs.penalties_are_due;
   problem.clip_norm = settings.clip_norm, problem.average_rate = settings.average_rate;
-  problem.noise_scale = inputs.noise_scale;
+  problem.has_noise = settings.has_noise, problem.noise_scale = inputs.noise_scale;
   problem.bf16 = settings.bf16;
   return problem;
 }

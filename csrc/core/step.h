@@ -93,7 +93,8 @@ struct StepProblem {
   Penalties penalties;
   double average_rate = 0;  // 1 - decay of the moving average
   double clip_norm = 0;     // of the gradient of a network, which is scaled down to it; 0: as it is
-  double noise_scale = 0;   // of the noise on D's inputs
+  bool has_noise = false;   // whether D's inputs have noise, in any step
+  double noise_scale = 0;   // of that
   bool bf16 = false;        // products of operands rounded to bfloat16, sums in float; only where T is float
 
   // Of one D step or G step:

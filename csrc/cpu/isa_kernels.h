@@ -18,10 +18,13 @@
 #include "mlp_backward.h"
 #include "step_weight_gradient.h"
 #endif
+#include "step_inputs.h"
 #include "step_elementwise.h"
 #include "step_dropout.h"
 #include "step_batch_norm.h"
+#include "step_layers.h"
 #include "step_update.h"
+#include "step_penalties.h"
 #include "step_phases.h"
 // clang-format on
 

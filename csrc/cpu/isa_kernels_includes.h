@@ -11,4 +11,5 @@
 #include <utility>
 
 #include "../core/logits_loss.h"
+#include "../core/penalties.h"
 #include "dispatch.h"

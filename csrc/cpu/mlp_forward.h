@@ -9,10 +9,10 @@ void Kernels<T>::mlp_forward(const Mlp<T>& mlp, const MlpForwardBuffers<T>& buff
     const int64_t samples = std::min(full.panels * panel, mlp.batch - first);
     Team& team = panel_count(samples) == full.panels ? full : rest;
     const Worker worker(team, thread);
-    const Pass pass{worker, 1, 0, 1};
+    const Pass pass(worker, &samples);
     StridedRows<T> input = mlp.input;
     input.data += first * input.row_stride;
-    load_rows(worker, input, samples, buffers.even);
+    load_rows(pass, input, buffers.even);
     worker.layer_done();
     for (int l = 0; l < mlp.count; ++l) {
       const MlpLayer<T>& layer = mlp.layers[l];
@@ -20,7 +20,7 @@ void Kernels<T>::mlp_forward(const Mlp<T>& mlp, const MlpForwardBuffers<T>& buff
       own.x = l % 2 == 0 ? buffers.even : buffers.odd;
       own.y = l % 2 == 0 ? buffers.odd : buffers.even;
       own.saved = saves_output(layer.activation) ? own.y : buffers.z;
-      linear_forward(pass, layer, own, samples);
+      linear_forward(pass, layer, own);
       if (layer.y != nullptr) store_rows(worker, layer.out, first, samples, own.y, layer.y);
       if (layer.z != nullptr) store_rows(worker, layer.out, first, samples, own.saved, layer.z);
       worker.layer_done();

@@ -21,57 +21,124 @@ Panels<T> take_panels(StepArena& arena, int64_t count, int64_t width) {
   return {arena.take<T>(count * width * panel), width * panel};
 }
 
-// `output` is where the last layer's y goes where that is not a buffer of its own.
+// What the layers of a network share.
+struct Layout {
+  int64_t panels;  // of the whole batch
+  int parts;       // of which it consists, each with statistics of its own
+  int64_t pac = 1;
+  bool bf16, clips, is_penalized = false, is_smooth = false;
+};
+
 template <class T>
-NetworkBuffers<T> lay_out(StepArena& arena, const StepNetwork<T>& network, int64_t panels, int halves, bool bf16,
-                          const Panels<T>* output) {
+LayerBuffers<T> lay_out_layer_of(StepArena& arena, const StepLayer<T>& layer, const Layout& layout,
+                                 const LayerMatrices<Panels<T>>& matrices, const Panels<T>& x) {
+  LayerBuffers<T> own{{matrices}};
+  own.x = x;
+  if (layout.clips && (layer.weight.is_updated() || layer.bias.is_updated()))
+    own.gradient = arena.take<T>(layer.kind == LayerKind::linear ? layer.out * (layer.in + 1) : 2 * layer.out);
+  switch (layer.kind) {
+    case LayerKind::linear:
+      if (layout.bf16) {
+        for (uint16_t** input : {&own.x_pairs, &own.x_transposed})
+          *input = arena.take<uint16_t>(layout.panels * padded(layer.in) * panel);
+        for (uint16_t** grad : {&own.grad_pairs, &own.grad_rounded})  // of which a tile may begin at any row
+          *grad = arena.take<uint16_t>((layout.panels * padded(layer.out) + 32) * panel);
+      } else if (layer.weight.is_updated() && layer.in > thin_width) {
+        own.x_rows = arena.take<T>(padded(layer.in) * layout.panels * panel);
+      }
+      break;
+    case LayerKind::batch_norm:
+      own.moments = arena.take<T>(layout.parts * 2 * layer.out);
+      own.sums = arena.take<T>(layout.panels * 2 * layer.out);
+      break;
+    case LayerKind::dropout:
+    case LayerKind::identity:
+      if (layer.mask[0] != nullptr) own.mask = arena.take<T>(layout.panels * layer.out * panel);
+      break;
+  }
+  if (!layout.is_penalized) return own;
+  own.tangent = take_panels<T>(arena, layout.panels, layer.in);
+  if (!layout.is_smooth) {
+    if (layer.in <= thin_width) own.combined = take_panels<T>(arena, layout.panels, layer.in);
+    return own;
+  }
+  own.delta = take_panels<T>(arena, layout.panels, layer.out);
+  if (!is_piecewise_linear(layer.activation.activation))
+    own.curvature = take_panels<T>(arena, layout.panels, layer.out);
+  if (layer.kind == LayerKind::linear && layer.in > thin_width)
+    own.tangent_rows = arena.take<T>(padded(layer.in) * layout.panels * panel);
+  return own;
+}
+
+// `last` hands out the matrices of the last layer, as `lay_out_layer` takes them.
+template <class T, class Last>
+NetworkBuffers<T> lay_out(StepArena& arena, const StepNetwork<T>& network, const Layout& layout, const Last& last) {
   NetworkBuffers<T> buffers;
-  buffers.panels = panels * halves;
-  buffers.input = take_panels<T>(arena, buffers.panels, network.in());
+  if (network.count == 0) return buffers;
+  buffers.panels = layout.panels;
+  buffers.input = take_panels<T>(arena, layout.panels, network.in());
   buffers.layers = arena.take<LayerBuffers<T>>(network.count);
+  const auto take = [&](int64_t width) { return take_panels<T>(arena, layout.panels, width); };
   Panels<T> x = buffers.input;
+  int64_t chunks = 0;
+  LayerBuffers<T> before;
   for (int l = 0; l < network.count; ++l) {
     const StepLayer<T>& layer = network.layers[l];
-    const bool given = l == network.count - 1 && output != nullptr;
-    LayerBuffers<T> own{{lay_out_layer(layer, given ? output : nullptr,
-                                       [&](int64_t width) { return take_panels<T>(arena, buffers.panels, width); })}};
-    own.x = x;
-    switch (layer.kind) {
-      case LayerKind::linear:
-        if (bf16) {
-          for (uint16_t** input : {&own.x_pairs, &own.x_transposed})
-            *input = arena.take<uint16_t>(buffers.panels * padded(layer.in) * panel);
-          for (uint16_t** grad : {&own.grad_pairs, &own.grad_rounded})  // of which a tile may begin at any row
-            *grad = arena.take<uint16_t>((buffers.panels * padded(layer.out) + 32) * panel);
-        } else if (layer.weight.is_updated() && layer.in > thin_width) {
-          own.x_rows = arena.take<T>(padded(layer.in) * buffers.panels * panel);
-        }
-        break;
-      case LayerKind::batch_norm:
-        own.moments = arena.take<T>(halves * 2 * layer.out);
-        own.sums = arena.take<T>(buffers.panels * 2 * layer.out);
-        break;
-      case LayerKind::dropout:
-      case LayerKind::identity:
-        if (layer.mask[0] != nullptr) own.mask = arena.take<T>(buffers.panels * layer.out * panel);
-        break;
+    const bool is_last = l == network.count - 1;
+    LayerBuffers<T> own = lay_out_layer_of(arena, layer, layout,
+                                           is_last ? last(layer) : lay_out_layer<Panels<T>>(layer, nullptr, take), x);
+    if (is_last && layout.is_penalized) own.tangent_of_y = take(layer.out);
+    if (buffers.layers != nullptr) {
+      buffers.layers[l] = own;
+      if (l > 0) buffers.layers[l - 1].tangent_of_y = own.tangent;
     }
-    if (buffers.layers != nullptr) buffers.layers[l] = own;
     x = own.y;
+    chunks += (layer.in * layer.out + layer.out) / clip_chunk + 2;
   }
+  if (layout.clips) buffers.squares = arena.take<double>(chunks);
   return buffers;
+}
+
+template <class T>
+bool is_smooth(const StepNetwork<T>& network) {
+  for (int l = 0; l < network.count; ++l)
+    if (!is_piecewise_linear(network.layers[l].activation.activation)) return true;
+  return false;
 }
 
 template <class T>
 StepBuffers<T> lay_out(StepArena& arena, const StepProblem<T>& problem) {
   StepBuffers<T> buffers;
-  buffers.panels = panel_count(problem.batch);
-  buffers.sums = arena.take<double>(2 * 2 * buffers.panels);
-  buffers.discriminator = lay_out<T>(arena, problem.discriminator, buffers.panels, 2, problem.bf16, nullptr);
-  // The generator writes into the second half of the discriminator's input.
+  const StepNetwork<T>& discriminator = problem.discriminator;
+  const int64_t pac = problem.pac;
+  buffers.panels = panel_count(std::max(problem.batch, problem.fake_batch) / pac);
+  buffers.parts = problem.penalties.gp > 0 ? 3 : 2;
+  const int64_t panels = buffers.parts * buffers.panels;
+  buffers.sums = arena.take<double>(3 * panels);
+  buffers.slopes = arena.take<T>(panels * panel), buffers.factors = arena.take<T>(panels * panel);
+  buffers.discriminator = lay_out(arena, discriminator,
+                                  Layout{panels, buffers.parts, 1, problem.bf16, problem.clip_norm > 0,
+                                         problem.penalties.exist(), is_smooth(discriminator)},
+                                  [&](const StepLayer<T>& layer) {
+                                    return lay_out_layer<Panels<T>>(layer, nullptr, [&](int64_t width) {
+                                      return take_panels<T>(arena, panels, width);
+                                    });
+                                  });
+  // The generator's last layer has its matrices as D has its input, where several samples are one of those; and writes
+  // into that, unless noise comes in between.
   const Panels<T> input = buffers.discriminator.input;
-  const Panels<T> fakes = input.data == nullptr ? Panels<T>{} : half_of(input, 1);
-  buffers.generator = lay_out(arena, problem.generator, buffers.panels, 1, problem.bf16, &fakes);
+  const int64_t width = discriminator.in() * panel, within = width / pac;
+  Panels<T> fakes{input.data == nullptr ? nullptr : input.data + width, buffers.parts * width};
+  if (pac > 1) fakes.group = pac, fakes.within = within;
+  buffers.generator =
+      lay_out(arena, problem.generator, Layout{buffers.panels * pac, 1, pac, problem.bf16, problem.clip_norm > 0},
+              [&](const StepLayer<T>& layer) {
+                const auto take = [&](int64_t out) {
+                  if (pac == 1) return take_panels<T>(arena, buffers.panels, out);
+                  return Panels<T>{arena.take<T>(buffers.panels * width), width, pac, within};
+                };
+                return lay_out_layer(layer, problem.has_noise ? nullptr : &fakes, take);
+              });
   return buffers;
 }
 
@@ -102,10 +169,11 @@ class WithoutSubnormals {
 
 template <class T, class F>
 void run(const StepProblem<T>& problem, const F& work) {
-  const int threads =
-      threads_for(6.0 * double(problem.batch) * (weights_of(problem.generator) + 2 * weights_of(problem.discriminator)),
-                  flops_a_thread);
-  const int64_t panels = panel_count(problem.batch);
+  const double inputs = double(std::max(problem.batch, problem.fake_batch));
+  const int threads = threads_for(
+      6.0 * inputs * (weights_of(problem.generator) + 2 * weights_of(problem.discriminator) / double(problem.pac)),
+      flops_a_thread);
+  const int64_t panels = panel_count(int64_t(inputs) / problem.pac);
   Team team(threads, panels, groups_for(threads, panels)), alone(1, panels, 1);
   in_parallel(threads, [&](int thread, int in_force) {
     const WithoutSubnormals without_subnormals;
@@ -124,12 +192,12 @@ void with_kernels_of(const StepProblem<T>& problem, const F& f) {
   with_kernels<T>(f);
 }
 
-// Of what each panel has left in buffers.sums: [panel][loss, score].
+// Of what each panel has left in buffers.sums: [panel][loss, score, penalty].
 template <class T>
-T mean_over(const StepBuffers<T>& buffers, int64_t batch, int half, int which) {
+double mean_over(const StepBuffers<T>& buffers, const StepProblem<T>& problem, int part, int which) {
   double total = 0;
-  for (int64_t p = 0; p < buffers.panels; ++p) total += buffers.sums[2 * (2 * p + half) + which];
-  return T(total / double(batch));
+  for (int64_t n = 0; n < buffers.panels; ++n) total += buffers.sums[3 * (buffers.parts * n + part) + which];
+  return total / double((part == 1 ? problem.fake_batch : problem.batch) / problem.pac);
 }
 
 }  // namespace
@@ -152,9 +220,13 @@ void discriminator_step(const Context&, const StepProblem<T>& problem, void* wor
     with_kernels_of(problem,
                     [&](auto kernels) { kernels.discriminator_step(problem, buffers, team, thread, seconds); });
   });
-  sums->d_loss = mean_over(buffers, problem.batch, 0, 0) + mean_over(buffers, problem.batch, 1, 0);
-  sums->real_score = mean_over(buffers, problem.batch, 0, 1);
-  sums->fake_score = mean_over(buffers, problem.batch, 1, 1);
+  sums->d_loss = T(mean_over(buffers, problem, 0, 0)) + T(mean_over(buffers, problem, 1, 0));
+  sums->real_score = T(mean_over(buffers, problem, 0, 1));
+  sums->fake_score = T(mean_over(buffers, problem, 1, 1));
+  double penalty = 0;
+  for (int part = 0; part < buffers.parts; ++part)
+    if (problem.penalties.weight(part) > 0) penalty += mean_over(buffers, problem, part, 2);
+  sums->penalty = T(penalty);
 }
 
 template <class T>
@@ -166,7 +238,7 @@ void generator_step(const Context&, const StepProblem<T>& problem, void* workspa
     with_kernels_of(problem,
                     [&](auto kernels) { kernels.generator_step(problem, buffers, fresh, team, thread, seconds); });
   });
-  sums->g_loss = mean_over(buffers, problem.batch, 1, 0);
+  sums->g_loss = T(mean_over(buffers, problem, 1, 0));
 }
 
 #define FASTGAN_INSTANTIATE(T)                                                                              \

@@ -6,6 +6,9 @@
 
 namespace fastgan::cpu {
 
+// Elements of a gradient whose squares are summed at once.
+constexpr int64_t clip_chunk = 4096;
+
 // What a layer reads and writes.
 template <class T>
 struct LayerBuffers : LinearBuffers<T> {
@@ -13,23 +16,35 @@ struct LayerBuffers : LinearBuffers<T> {
   // with the samples in pairs, [in / 16][panels][16][16][2].
   T* x_rows = nullptr;
   uint16_t *grad_rounded = nullptr, *x_transposed = nullptr;
-  T* mask = nullptr;     // dropout: in panels, times the scale
-  T* moments = nullptr;  // batch_norm: mean and 1 / standard deviation of each half: [half][2][width]
-  T* sums = nullptr;     // batch_norm: of a panel, [panels][2][width]; backward: then of a half
+  T* mask = nullptr;      // dropout: in panels, times the scale
+  T* moments = nullptr;   // batch_norm: mean and 1 / standard deviation of each part: [part][2][width]
+  T* sums = nullptr;      // batch_norm: of a panel, [panels][2][width]; backward: then of a part
+  T* gradient = nullptr;  // where it is clipped: by the weight, then by the bias
+
+  // Of D with penalties (step_penalties.h):
+  Panels<T> tangent, tangent_of_y;  // of x, and of y, which is the next layer's x
+  Panels<T> combined;               // of thin layers: what the weight gradient takes for x
+  Panels<T> delta;                  // smooth networks: the gradient of the output by z
+  Panels<T> curvature;        // smooth activations: delta's part of the second order, then that times the tangent of z
+  T* tangent_rows = nullptr;  // smooth networks: the tangent as x_rows, a part after the other
 };
 
 template <class T>
 struct NetworkBuffers {
   Panels<T> input;
   LayerBuffers<T>* layers = nullptr;
-  int64_t panels = 0;  // that fit
+  int64_t panels = 0;         // that fit
+  double* squares = nullptr;  // where the gradient is clipped: the sum of its squares, in chunks
 };
 
 template <class T>
 struct StepBuffers {
   NetworkBuffers<T> generator, discriminator;
-  double* sums = nullptr;  // of a panel: loss and score, [2 panels][2]
-  int64_t panels = 0;      // of one half
+  int64_t panels = 0;      // of one part of D's batch
+  int parts = 2;           // of D's batch that there is memory for
+  double* sums = nullptr;  // of a panel of D: loss, score and penalty, [panels][3]
+  T* slopes = nullptr;     // the loss's derivative by each logit: [panels][32]
+  T* factors = nullptr;    // of the penalties: what the gradient by each input is multiplied by, [panels][32]
 };
 
 }  // namespace fastgan::cpu

@@ -1,132 +1,67 @@
 // The two halves of a step, as each worker runs them. Included once for each instruction set, inside its namespace,
 // last.
 
-// The labels in one-hot form, the features after the first `width`.
+// The parts of a loss at a panel of logits: its values, and its derivatives into `slopes`, with a mean's 1 / batch.
 template <class T>
-void load_labels(const Worker& worker, const StepProblem<T>& problem, int64_t width, const Panels<T>& to) {
-  if (problem.classes == 0 || worker.part != 0) return;
-  for (int64_t p = worker.begin; p < worker.end; ++p) {
-    T* out = to.at(p) + width * panel;
-    std::memset(out, 0, problem.classes * panel * sizeof(T));
-    for (int64_t r = 0; r < samples_in(p, problem.batch); ++r) out[problem.labels[p * panel + r] * panel + r] = T(1);
-  }
-}
-
-template <class T>
-LinearLayer<T> linear_of(const StepLayer<T>& layer) {
-  return {.in = layer.in,
-          .out = layer.out,
-          .activation = layer.activation,
-          .weight = layer.weight.value,
-          .bias = layer.bias.value};
-}
-
-template <class T>
-void forward(const Pass& pass, const StepNetwork<T>& network, const NetworkBuffers<T>& buffers, int64_t batch) {
-  for (int l = 0; l < network.count; ++l) {
-    const StepLayer<T>& layer = network.layers[l];
-    switch (layer.kind) {
-      case LayerKind::linear:
-        linear_forward(pass, linear_of(layer), buffers.layers[l], batch);
-        break;
-      case LayerKind::batch_norm:
-        batch_norm_forward(pass, layer, buffers.layers[l], batch);
-        break;
-      case LayerKind::dropout:
-      case LayerKind::identity:
-        dropout_forward(pass, layer, buffers.layers[l], batch);
-        break;
-    }
-    pass.worker.layer_done();
-  }
-}
-
-// The operands of the weight gradients of the layers from `lowest` on.
-template <class T>
-void transpose_inputs(const Pass& pass, const StepNetwork<T>& network, const NetworkBuffers<T>& buffers, int lowest) {
-  for (int l = lowest; l < network.count; ++l)
-    if (network.layers[l].kind == LayerKind::linear && network.layers[l].weight.is_updated())
-      transpose_input(pass, network.layers[l], buffers.layers[l], buffers.panels);
-}
-
-// What the gradients by a layer's parameters and by its input are both made of, from its grad_z.
-template <class T>
-void backward_sums(const Pass& pass, const StepLayer<T>& layer, const LayerBuffers<T>& buffers, int64_t batch) {
-  switch (layer.kind) {
-    case LayerKind::batch_norm:
-      batch_norm_sums(pass, layer, buffers, batch);
-      break;
-    case LayerKind::linear:
-    case LayerKind::dropout:
-    case LayerKind::identity:
-      break;
-  }
-}
-
-// From the last layer's grad_z down to that of layer `lowest`, and, where `beyond` is given, through layer 0 to it.
-template <class T>
-void backward(const Pass& pass, const StepNetwork<T>& network, const NetworkBuffers<T>& buffers, int lowest,
-              int64_t batch, const GradientTarget<T>* beyond) {
-  for (int l = network.count - 1; l >= lowest; --l) {
-    const StepLayer<T>& layer = network.layers[l];
-    const LayerBuffers<T>& own = buffers.layers[l];
-    backward_sums(pass, layer, own, batch);
-    if (l == 0 && beyond == nullptr) return;
-    if (l == lowest && l > 0) return;
-    const GradientTarget<T> target =
-        l == 0 ? *beyond
-               : GradientTarget<T>{buffers.layers[l - 1].grad_z, buffers.layers[l - 1].saved,
-                                   network.layers[l - 1].activation, network.layers[l - 1].out};
-    switch (layer.kind) {
-      case LayerKind::linear:
-        linear_backward(pass, linear_of(layer), own, batch, target);
-        break;
-      case LayerKind::batch_norm:
-        batch_norm_backward(pass, layer, own, batch, target);
-        break;
-      case LayerKind::dropout:
-      case LayerKind::identity:
-        dropout_backward(pass, layer, own, batch, target);
-        break;
-    }
-    pass.worker.layer_done();
-  }
-}
-
-// The loss of a panel's logits against their target, and its gradient by z of the last layer. With weight 1 or -1.
-template <class T>
-void panel_loss(const StepLayer<T>& last, const LayerBuffers<T>& buffers, int64_t p, int64_t n, int64_t batch, T target,
-                T sign, double* sums) {
-  const T* logits = buffers.y.at(p);
-  T *grad = buffers.grad_z.at(p), losses[panel], scores[panel];
-  const T scale = sign / T(batch);
+double part_loss(const LossPart& part, int64_t n, int64_t batch, const T* logits, T* slopes) {
+  T losses[panel];
+  const T scale = T(part.sign / double(batch)), target = T(part.target);
+  with_loss_term(part.term, [&](auto term) {
+    using L = decltype(term);
 #pragma omp simd
-  for (int64_t i = 0; i < panel; ++i) {
-    const LossAndGradient<T> l = logits_loss(logits[i], target);
-    losses[i] = l.loss;
-    scores[i] = sigmoid_(logits[i]);
-    grad[i] = i < n ? scale * l.gradient : T(0);
-  }
-  sums[0] = sums[1] = 0;
-  for (int64_t i = 0; i < n; ++i) {
-    sums[0] += double(sign) * double(losses[i]);
-    sums[1] += double(scores[i]);
-  }
-  activation_backward(last.activation, panel, buffers.saved.at(p), grad);
-  for (int64_t i = n; i < panel; ++i) grad[i] = 0;
+    for (int64_t i = 0; i < panel; ++i) {
+      const LossAndGradient<T> at = L::at(logits[i], target);
+      losses[i] = at.loss;
+      slopes[i] = i < n ? scale * at.gradient : T(0);
+    }
+  });
+  double total = 0;
+  for (int64_t i = 0; i < n; ++i) total += part.sign * double(losses[i]);
+  return total;
 }
 
-// The targets of the first and of the second half.
 template <class T>
-void loss(const Pass& pass, const StepNetwork<T>& network, const StepBuffers<T>& buffers, int64_t batch, double first,
-          double second, double sign) {
-  const int last = network.count - 1;
-  for (int64_t j = 0; pass.worker.part == 0 && j < pass.count(); ++j) {
-    const int64_t p = pass.index(j);
-    panel_loss(network.layers[last], buffers.discriminator.layers[last], p, samples_in(pass.in_half(p), batch), batch,
-               T(pass.half(p) == 0 ? first : second), T(sign), buffers.sums + 2 * p);
+double score_sum(bool of_probability, int64_t n, const T* logits) {
+  T scores[panel];
+#pragma omp simd
+  for (int64_t i = 0; i < panel; ++i) scores[i] = of_probability ? sigmoid_(logits[i]) : logits[i];
+  double total = 0;
+  for (int64_t i = 0; i < n; ++i) total += double(scores[i]);
+  return total;
+}
+
+// Of D where `is_of_d`, else of G, for which a paired loss looks at the real data too: losses, scores and derivatives.
+template <class T>
+void loss(const Pass& pass, const StepProblem<T>& problem, const StepBuffers<T>& buffers, bool is_of_d) {
+  const GanLoss& loss = problem.loss;
+  const Panels<T>& logits = buffers.discriminator.layers[problem.discriminator.count - 1].y;
+  const Worker& worker = pass.worker;
+  for (int64_t n = worker.begin; worker.part == 0 && n < worker.end; ++n) {
+    const int64_t real = pass.at(0, n), fake = pass.at(1, n);
+    const auto sums = [&](int64_t p) { return buffers.sums + 3 * p; };
+    const auto slopes = [&](int64_t p) { return buffers.slopes + p * panel; };
+    if (loss.is_paired) {
+      const int64_t samples = pass.samples(fake), from = is_of_d ? real : fake, to = is_of_d ? fake : real;
+      T differences[panel];
+      for (int64_t i = 0; i < panel; ++i) differences[i] = logits.at(from)[i] - logits.at(to)[i];
+      const LossPart part = is_of_d ? loss.real : loss.generator;
+      sums(from)[0] = part_loss(part, samples, pass.batch(1), differences, slopes(from));
+      sums(to)[0] = 0;
+      for (int64_t i = 0; i < panel; ++i) slopes(to)[i] = -slopes(from)[i];
+    }
+    for (const int part : pass) {
+      if (part > 1) {
+        std::memset(slopes(pass.at(part, n)), 0, panel * sizeof(T));
+        continue;
+      }
+      const int64_t p = pass.at(part, n), samples = pass.samples(p);
+      if (!loss.is_paired)
+        sums(p)[0] = part_loss(is_of_d ? problem.discriminator_part(part) : loss.generator, samples, pass.batch(part),
+                               logits.at(p), slopes(p));
+      sums(p)[1] = score_sum(loss.scores_probability, samples, logits.at(p));
+    }
   }
-  pass.worker.layer_done();
+  worker.layer_done();
 }
 
 // Marks the time at which a phase ended; null where nobody asks.
@@ -142,6 +77,24 @@ struct Clock {
   }
 };
 
+// Where there is noise, fakes go from G's output to D's input with it.
+template <class T>
+void add_noise_to_fakes(const Pass& fakes, const StepProblem<T>& problem, const StepBuffers<T>& buffers) {
+  if (!problem.has_noise) return;
+  const Panels<T>& output = buffers.generator.layers[problem.generator.count - 1].y;
+  add_instance_noise(fakes, problem, 1, buffers.discriminator.input, [&](int64_t p, int64_t member, const T*) {
+    return output.at(fakes.in_part(p) * problem.pac + member);
+  });
+  fakes.worker.layer_done();
+}
+
+template <class T>
+void load_real(const Pass& real, const StepProblem<T>& problem, const Panels<T>& input) {
+  load_rows(real, problem.real, input, problem.pac, member_width(problem));
+  if (problem.noise_scale > 0)
+    add_instance_noise(real, problem, 0, input, [](int64_t, int64_t, const T* there) { return there; });
+}
+
 template <class T>
 void Kernels<T>::discriminator_step(const StepProblem<T>& problem, const StepBuffers<T>& buffers, Team& team,
                                     int thread, double* seconds) {
@@ -150,27 +103,62 @@ void Kernels<T>::discriminator_step(const StepProblem<T>& problem, const StepBuf
 #endif
   const Worker worker(team, thread);
   const StepNetwork<T>&generator = problem.generator, &discriminator = problem.discriminator;
-  const Pass fakes{worker, 1, 0, 1}, both{worker, 2, 0, 2};
+  const int64_t pac = problem.pac, inputs[] = {problem.batch / pac, problem.fake_batch / pac, problem.batch / pac};
+  const int parts = buffers.parts;
+  const Pass noise(worker, inputs, pac), real(worker, inputs, parts, {0}), fake(worker, inputs, parts, {1});
+  Pass all(worker, inputs, parts, {0, 1}), with_penalty(worker, inputs, parts, {});
+  PenaltyPass<T> penalty;
+  penalty.layout = parts, penalty.slopes = buffers.slopes;
+  for (int part = 0; part < parts; ++part) {
+    if (problem.penalties.weight(part) == 0) continue;
+    penalty.parts |= 1u << part;
+    with_penalty.add(part);
+  }
+  for (int l = 0; l < discriminator.count; ++l)
+    penalty.is_smooth = penalty.is_smooth || !is_piecewise_linear(discriminator.layers[l].activation.activation);
   const Panels<T>& input = buffers.discriminator.input;
+  const int64_t data = member_width(problem) - problem.classes;
   Clock clock{thread == 0 ? seconds : nullptr};
-  load_rows(worker, problem.noise, problem.batch, buffers.generator.input);
-  load_rows(worker, problem.real, problem.batch, half_of(input, 0));
-  load_labels(worker, problem, problem.noise.width, buffers.generator.input);
-  for (const int half : {0, 1}) load_labels(worker, problem, problem.real.width, half_of(input, half));
+  load_real(real, problem, input);
+  load_labels(real, problem, problem.labels, data, pac, input);
+  load_labels(fake, problem, problem.fake_labels, data, pac, input);
+  if (generator.count > 0) {
+    load_rows(noise, problem.noise, buffers.generator.input);
+    load_labels(noise, problem, problem.labels, problem.noise.width, pac, buffers.generator.input);
+  } else {
+    load_rows(fake, problem.fake, input, pac, member_width(problem));
+  }
   worker.layer_done();
   clock.ended(StepPhase::inputs);
-  forward(fakes, generator, buffers.generator, problem.batch);
+  if (generator.count > 0) {
+    forward(noise, generator, buffers.generator);
+    add_noise_to_fakes(fake, problem, buffers);
+  }
+  if (penalty.has(2)) {
+    all.add(2);
+    mix_inputs(Pass(worker, inputs, parts, {2}), problem, input);
+    worker.layer_done();
+  }
   clock.ended(StepPhase::generator_forward);
-  forward(both, discriminator, buffers.discriminator, problem.batch);
+  forward(all, discriminator, buffers.discriminator);
   clock.ended(StepPhase::discriminator_forward);
-  loss(both, discriminator, buffers, problem.batch, problem.real_target, problem.fake_target, 1);
-  const int lowest = discriminator.lowest_updated();
-  backward(both, discriminator, buffers.discriminator, lowest, problem.batch,
-           static_cast<const GradientTarget<T>*>(nullptr));
-  transpose_inputs(both, discriminator, buffers.discriminator, lowest);
+  loss(all, problem, buffers, true);
+  const int lowest = discriminator.lowest_updated(), last = discriminator.count - 1;
+#if !defined(FASTGAN_ISA_AMX)
+  if (penalty.exists()) {
+    penalized_backward(all, with_penalty, problem, buffers, penalty);
+  } else
+#endif
+  {
+    const NetworkBuffers<T>& own = buffers.discriminator;
+    begin_backward(all, discriminator.layers[last], own.layers[last], buffers.slopes, penalty, false,
+                   own.layers[last].grad_z);
+    backward(all, discriminator, own, lowest, static_cast<const GradientTarget<T>*>(nullptr));
+    transpose_inputs(all, discriminator, own, lowest);
+  }
   team.barrier.wait();
   clock.ended(StepPhase::discriminator_backward);
-  update_network(worker, discriminator, buffers.discriminator, T(0));
+  update_network(worker, discriminator, buffers.discriminator, T(0), problem.clip_norm, 2, penalty);
   clock.ended(StepPhase::discriminator_update);
 }
 
@@ -182,36 +170,45 @@ void Kernels<T>::generator_step(const StepProblem<T>& problem, const StepBuffers
 #endif
   const Worker worker(team, thread);
   const StepNetwork<T>&generator = problem.generator, &discriminator = problem.discriminator;
-  const Pass first{worker, 1, 0, 1}, second{worker, 2, 1, 1};
+  const int64_t pac = problem.pac, inputs[] = {problem.batch / pac, problem.batch / pac};
+  const int parts = buffers.parts;
+  const bool is_paired = problem.loss.is_paired;
+  const Pass noise(worker, inputs, pac), real(worker, inputs, parts, {0});
+  const Pass fake(worker, inputs, parts, {1}, is_paired ? 0 : 1);
+  const Pass judged = is_paired ? Pass(worker, inputs, parts, {0, 1}) : fake;
   Clock clock{thread == 0 ? seconds : nullptr};
+  if (is_paired && problem.noise_scale > 0) load_real(real, problem, buffers.discriminator.input);
   if (fresh) {
-    load_rows(worker, problem.noise, problem.batch, buffers.generator.input);
-    load_labels(worker, problem, problem.noise.width, buffers.generator.input);
+    load_rows(noise, problem.noise, buffers.generator.input);
+    load_labels(noise, problem, problem.labels, problem.noise.width, pac, buffers.generator.input);
     worker.layer_done();
     clock.ended(StepPhase::inputs);
-    forward(first, generator, buffers.generator, problem.batch);
-    clock.ended(StepPhase::generator_forward);
+    forward(noise, generator, buffers.generator);
   }
-  forward(second, discriminator, buffers.discriminator, problem.batch);
+  add_noise_to_fakes(fake, problem, buffers);
+  worker.layer_done();
+  clock.ended(StepPhase::generator_forward);
+  forward(judged, discriminator, buffers.discriminator);
   clock.ended(StepPhase::discriminator_forward);
-  const LossPart part = problem.loss.generator;
-  loss(second, discriminator, buffers, problem.batch, part.target, part.target, part.sign);
-  // The fakes are every second panel of the discriminator's input, from the first on, but each of the generator's
-  // output.
+  loss(judged, problem, buffers, false);
+  const NetworkBuffers<T>& own = buffers.discriminator;
+  const int last_of_d = discriminator.count - 1;
+  const PenaltyPass<T> none;
+  begin_backward(fake, discriminator.layers[last_of_d], own.layers[last_of_d], buffers.slopes, none, false,
+                 own.layers[last_of_d].grad_z);
+  // The fakes are some of the panels of D's input, but each of those, or of those groups, of G's output.
   const int last = generator.count - 1;
   const LayerBuffers<T>& output = buffers.generator.layers[last];
-  const auto in_second_half = [&](Panels<T> panels) {
-    return Panels<T>{panels.data - panels.stride / 2, panels.stride / 2};
-  };
-  const GradientTarget<T> fake{in_second_half(output.grad_z), in_second_half(output.saved),
-                               generator.layers[last].activation, generator.layers[last].out};
-  backward(second, discriminator, buffers.discriminator, 0, problem.batch, &fake);
+  const auto in_input = [&](const Panels<T>& panels) { return Panels<T>{panels.data, panels.stride, parts, 0}; };
+  const GradientTarget<T> target{in_input(output.grad_z), in_input(output.saved), generator.layers[last].activation,
+                                 pac == 1 ? generator.layers[last].out : discriminator.in()};
+  backward(fake, discriminator, own, 0, &target);
   clock.ended(StepPhase::discriminator_backward);
   const int lowest = generator.lowest_updated();
-  backward(first, generator, buffers.generator, lowest, problem.batch, static_cast<const GradientTarget<T>*>(nullptr));
-  transpose_inputs(first, generator, buffers.generator, lowest);
+  backward(noise, generator, buffers.generator, lowest, static_cast<const GradientTarget<T>*>(nullptr));
+  transpose_inputs(noise, generator, buffers.generator, lowest);
   team.barrier.wait();
   clock.ended(StepPhase::generator_backward);
-  update_network(worker, generator, buffers.generator, T(problem.average_rate));
+  update_network(worker, generator, buffers.generator, T(problem.average_rate), problem.clip_norm, 1, none);
   clock.ended(StepPhase::generator_update);
 }

@@ -55,23 +55,54 @@ void update(const AdamParameter<T>& parameter, int64_t at, int64_t stride, int r
   }
 }
 
-// The sums of a row of grad_z over the panels [first, last).
+// What a step with penalties adds to D's gradients (step_penalties.h); without any elsewhere.
 template <class T>
-T row_sum(const LayerBuffers<T>& buffers, int64_t first, int64_t last, int64_t row) {
+struct PenaltyPass {
+  unsigned parts = 0;  // of D's batch, a bit each
+  int layout = 1;
+  bool is_smooth = false;  // some activation has a second derivative
+  const T* slopes = nullptr;
+
+  bool exists() const { return parts != 0; }
+  bool has(int part) const { return (parts >> part & 1) != 0; }
+  // grad_z of such a panel is the gradient of D's output, not of the loss.
+  bool is_of_output(int64_t p) const { return exists() && !is_smooth && has(int(p % layout)); }
+};
+
+// A finished tile of a gradient, of rows x n elements from `at` on: an update, or where it is clipped, a copy.
+template <class T>
+void hand_in(const AdamParameter<T>& parameter, T* kept, int64_t at, int64_t stride, int rows, int64_t n, const T* grad,
+             T average_rate) {
+  if (kept == nullptr) return update(parameter, at, stride, rows, n, grad, average_rate);
+  for (int m = 0; m < rows; ++m) std::memcpy(kept + at + m * stride, grad + m * panel, n * sizeof(T));
+}
+
+// The sums of a row of grad_z over the panels [first, last), of the loss's gradient.
+template <class T>
+T row_sum(const LayerBuffers<T>& buffers, int64_t first, int64_t last, int64_t row, const PenaltyPass<T>& penalty) {
   Vector<T> sum{};
-  for (int64_t p = first; p < last; ++p)
-    for (int64_t c = 0; c < panel; c += lanes<T>)
-      sum += *reinterpret_cast<const Vector<T>*>(buffers.grad_z.at(p) + row * panel + c);
+  for (int64_t p = first; p < last; ++p) {
+    const T* grad = buffers.grad_z.at(p) + row * panel;
+    const auto at = [](const T* x) { return *reinterpret_cast<const Vector<T>*>(x); };
+    if (!penalty.is_of_output(p))
+      for (int64_t c = 0; c < panel; c += lanes<T>) sum += at(grad + c);
+    else if (p % penalty.layout < 2)  // the points between real data and fakes have no loss
+      for (int64_t c = 0; c < panel; c += lanes<T>) sum += at(grad + c) * at(penalty.slopes + p * panel + c);
+  }
   T total = 0;
   for (int l = 0; l < lanes<T>; ++l) total += sum[l];
   return total;
 }
 
+template <class T>
+void add_tangent_tile(const StepLayer<T>&, const LayerBuffers<T>&, int64_t, const PenaltyPass<T>&, int64_t, int,
+                      int64_t, T*);
+
 // A thread's share of a linear layer: its outputs, or where these are few its inputs. The same at each step, so that
 // the weights and moments stay in its cache (whoever is free taking the next tile: `ring` 20 % slower in this phase).
 template <class T>
 void linear_update(const Worker& worker, const StepLayer<T>& layer, const LayerBuffers<T>& buffers, int64_t panels,
-                   T average_rate) {
+                   T average_rate, const PenaltyPass<T>& penalty) {
   alignas(64) T tile[gradient_rows * panel] = {};
   const int64_t thread = worker.thread, threads = worker.team.threads;
   const bool by_outputs = layer.out >= 4 * threads;
@@ -90,55 +121,117 @@ void linear_update(const Worker& worker, const StepLayer<T>& layer, const LayerB
       for (int64_t block = group; block < group_end; ++block) {
         const int64_t column = block * panel, width = std::min(panel, layer.in - column);
         gradient_tile(layer, buffers, panels, 0, panels, row, height, column, tile);
-        update(layer.weight, row * layer.in + column, layer.in, height, width, tile, average_rate);
+#if !defined(FASTGAN_ISA_AMX)
+        if (penalty.exists() && penalty.is_smooth)
+          add_tangent_tile(layer, buffers, panels, penalty, row, height, column, tile);
+#endif
+        hand_in(layer.weight, buffers.gradient, row * layer.in + column, layer.in, height, width, tile, average_rate);
       }
     }
   }
   if (!layer.bias.is_updated() || first_block > 0 || first_block == last_block) return;
+  T* const kept = buffers.gradient == nullptr ? nullptr : buffers.gradient + layer.out * layer.in;
   for (int64_t row = first_row; row < last_row; row += panel) {
     const int64_t rows = std::min(panel, last_row - row);
-    for (int64_t m = 0; m < rows; ++m) tile[m] = row_sum(buffers, 0, panels, row + m) * T(layer.bias_cancels ? 0 : 1);
-    update(layer.bias, row, 0, 1, rows, tile, average_rate);
+    for (int64_t m = 0; m < rows; ++m)
+      tile[m] = row_sum(buffers, 0, panels, row + m, penalty) * T(layer.bias_cancels ? 0 : 1);
+    hand_in(layer.bias, kept, row, 0, 1, rows, tile, average_rate);
   }
 }
 
-// After batch_norm_sums of all its halves.
+// After batch_norm_sums of all its parts.
 template <class T>
-void batch_norm_update(const StepLayer<T>& layer, const LayerBuffers<T>& buffers, int halves, T average_rate) {
+void batch_norm_update(const StepLayer<T>& layer, const LayerBuffers<T>& buffers, int parts, T average_rate) {
   T grad[panel] = {};
   const int64_t width = layer.out;
   for (int64_t c = 0; c < width; c += panel) {
     const int64_t n = std::min(panel, width - c);
-    for (const auto& [parameter, at] : {std::pair{&layer.weight, width + c}, std::pair{&layer.bias, c}}) {
-      if (!parameter->is_updated()) continue;
+    for (const bool is_bias : {false, true}) {
+      const AdamParameter<T>& parameter = is_bias ? layer.bias : layer.weight;
+      if (!parameter.is_updated()) continue;
       for (int64_t i = 0; i < n; ++i) {
         grad[i] = 0;
-        for (int half = 0; half < halves; ++half) grad[i] += buffers.sums[half * 2 * width + at + i];
+        for (int part = 0; part < parts; ++part)
+          grad[i] += buffers.sums[part * 2 * width + (is_bias ? 0 : width) + c + i];
       }
-      update(*parameter, c, 0, 1, n, grad, average_rate);
+      T* const kept = buffers.gradient == nullptr ? nullptr : buffers.gradient + (is_bias ? width : 0);
+      hand_in(parameter, kept, c, 0, 1, n, grad, average_rate);
     }
   }
+}
+
+template <class T>
+int64_t weight_elements(const StepLayer<T>& layer) {
+  return layer.kind == LayerKind::linear ? layer.out * layer.in : layer.out;
+}
+
+// Calls f(parameter, gradient, elements) of all that are updated.
+template <class T, class F>
+void for_updated(const StepNetwork<T>& network, const NetworkBuffers<T>& buffers, const F& f) {
+  for (int l = 0; l < network.count; ++l) {
+    const StepLayer<T>& layer = network.layers[l];
+    if (layer.weight.is_updated()) f(layer.weight, buffers.layers[l].gradient, weight_elements(layer));
+    if (layer.bias.is_updated()) f(layer.bias, buffers.layers[l].gradient + weight_elements(layer), layer.out);
+  }
+}
+
+// torch.nn.utils.clip_grad_norm_ of the gradients that were handed in, and the update.
+template <class T>
+void clipped_update(const Worker& worker, const StepNetwork<T>& network, const NetworkBuffers<T>& buffers,
+                    double clip_norm, T average_rate) {
+  const int64_t thread = worker.thread, threads = worker.team.threads;
+  const auto for_own_chunks = [&](const auto& f) {
+    int64_t chunk = 0;
+    for_updated(network, buffers, [&](const AdamParameter<T>& parameter, const T* gradient, int64_t n) {
+      for (int64_t at = 0; at < n; at += clip_chunk, ++chunk)
+        if (chunk % threads == thread) f(chunk, parameter, gradient, at, std::min(n, at + clip_chunk));
+    });
+    return chunk;
+  };
+  worker.team.barrier.wait();
+  const int64_t chunks =
+      for_own_chunks([&](int64_t chunk, const AdamParameter<T>&, const T* gradient, int64_t at, int64_t end) {
+        double total = 0;
+        for (; at < end; ++at) total += double(gradient[at]) * double(gradient[at]);
+        buffers.squares[chunk] = total;
+      });
+  worker.team.barrier.wait();
+  double total = 0;
+  for (int64_t chunk = 0; chunk < chunks; ++chunk) total += buffers.squares[chunk];
+  const double wanted = clip_norm / (std::sqrt(total) + 1e-6);
+  const T scale = T(wanted > 1 ? 1 : wanted);  // NaN stays
+  for_own_chunks([&](int64_t, const AdamParameter<T>& parameter, const T* gradient, int64_t at, int64_t end) {
+    alignas(64) T tile[gradient_rows * panel] = {};
+    while (at < end) {
+      const int64_t n = std::min<int64_t>(end - at, gradient_rows * panel), rows = n < panel ? 1 : n / panel;
+      const int64_t width = std::min(n, panel);
+      for (int64_t i = 0; i < rows * width; ++i) tile[i] = gradient[at + i] * scale;
+      update(parameter, at, panel, int(rows), width, tile, average_rate);
+      at += rows * width;
+    }
+  });
 }
 
 // The update of a network by all threads.
 template <class T>
 void update_network(const Worker& worker, const StepNetwork<T>& network, const NetworkBuffers<T>& buffers,
-                    T average_rate) {
-  const int64_t panels = buffers.panels;
+                    T average_rate, double clip_norm, int parts, const PenaltyPass<T>& penalty) {
   for (int l = 0; l < network.count; ++l) {
     const StepLayer<T>& layer = network.layers[l];
     if (!layer.weight.is_updated() && !layer.bias.is_updated()) continue;
+    LayerBuffers<T> own = buffers.layers[l];
     switch (layer.kind) {
       case LayerKind::linear:
-        linear_update(worker, layer, buffers.layers[l], panels, average_rate);
+        if (penalty.exists() && !penalty.is_smooth && layer.in <= thin_width) own.x = own.combined;
+        linear_update(worker, layer, own, buffers.panels, average_rate, penalty);
         break;
       case LayerKind::batch_norm:
-        if (l % worker.team.threads == worker.thread)
-          batch_norm_update(layer, buffers.layers[l], int(panels / worker.team.panels), average_rate);
+        if (l % worker.team.threads == worker.thread) batch_norm_update(layer, own, parts, average_rate);
         break;
       case LayerKind::dropout:
       case LayerKind::identity:
         break;  // without parameters
     }
   }
+  if (clip_norm > 0) clipped_update(worker, network, buffers, clip_norm, average_rate);
 }

@@ -11,15 +11,25 @@ void activate(ActivationArguments arguments, int64_t n, const T* z, T* y) {
   });
 }
 
-// grad goes on through the activation.
+// grad goes on through the activation. Where given, `curvature` takes it times the second derivative, and `added` is
+// added afterwards.
 template <class T>
-void activation_backward(ActivationArguments arguments, int64_t n, const T* saved, T* grad) {
+void activation_backward(ActivationArguments arguments, int64_t n, const T* saved, T* grad, T* curvature = nullptr,
+                         const T* added = nullptr) {
   const T slope = T(arguments.negative_slope);
   with_activation(arguments.activation, [&](auto act) {
     using A = decltype(act);
-    if constexpr (std::is_same_v<A, Act<Activation::identity>>) return;
+    if (curvature != nullptr) {
 #pragma omp simd
-    for (int64_t i = 0; i < n; ++i) grad[i] = gradient<A>(grad[i], saved[i], slope);
+      for (int64_t i = 0; i < n; ++i) curvature[i] = grad[i] * A::dd(saved[i], slope);
+    }
+    if constexpr (!std::is_same_v<A, Act<Activation::identity>>) {
+#pragma omp simd
+      for (int64_t i = 0; i < n; ++i) grad[i] = gradient<A>(grad[i], saved[i], slope);
+    }
+    if (added == nullptr) return;
+#pragma omp simd
+    for (int64_t i = 0; i < n; ++i) grad[i] += added[i];
   });
 }
 
@@ -51,4 +61,17 @@ struct GradientTarget {
   Panels<T> saved;
   ActivationArguments activation;
   int64_t width;  // of the input's features, those from which a gradient is wanted: the first of them
+  // As activation_backward takes them, or null; `added` to the parts whose bit is set.
+  Panels<T> curvature{}, added{};
+  unsigned added_parts = 0;
+
+  // Rows from `row` on of a panel, in place or elsewhere.
+  void pass_on(const Pass& pass, int64_t p, int64_t row, int64_t rows, T* at) const {
+    const int64_t from = row * panel;
+    const bool adds = added.data != nullptr && (added_parts >> pass.part(p) & 1) != 0;
+    activation_backward(activation, rows * panel, saved.data == nullptr ? nullptr : saved.at(p) + from, at,
+                        curvature.data == nullptr ? nullptr : curvature.at(p) + from,
+                        adds ? added.at(p) + from : nullptr);
+    clear_padding(rows, pass.samples(p), at);
+  }
 };

@@ -91,8 +91,7 @@ struct Rows32 {
       : from(worker.from(padded(n) / 32) * 32), to(worker.to(padded(n) / 32) * 32) {}
 };
 
-inline void linear_forward(const Pass& pass, const LinearLayer<float>& layer, const LinearBuffers<float>& buffers,
-                           int64_t batch) {
+inline void linear_forward(const Pass& pass, const LinearLayer<float>& layer, const LinearBuffers<float>& buffers) {
   alignas(64) uint16_t tile[amx_rows * amx_sum_block];
   alignas(64) float sums[amx_rows * panel];
   const Worker& worker = pass.worker;
@@ -133,7 +132,7 @@ inline void linear_forward(const Pass& pass, const LinearLayer<float>& layer, co
         if (finished) {
           float* y = buffers.y.at(p) + row * panel;
           activate(layer.activation, height * panel, c, y);
-          clear_padding(height, samples_in(pass.in_half(p), batch), y);
+          clear_padding(height, pass.samples(p), y);
         }
         if (!whole && !(finished && output_saved)) std::memcpy(z, c, height * panel * sizeof(float));
       }
@@ -142,7 +141,7 @@ inline void linear_forward(const Pass& pass, const LinearLayer<float>& layer, co
 }
 
 inline void linear_backward(const Pass& pass, const LinearLayer<float>& layer, const LinearBuffers<float>& buffers,
-                            int64_t batch, const GradientTarget<float>& target) {
+                            const GradientTarget<float>& target) {
   alignas(64) uint16_t tile[amx_rows * amx_sum_block];
   alignas(64) float sums[amx_rows * panel], transposed[32 * 32];
   const Worker& worker = pass.worker;
@@ -172,8 +171,7 @@ inline void linear_backward(const Pass& pass, const LinearLayer<float>& layer, c
         if (k > 0 && !whole) std::memcpy(c, grad, height * panel * sizeof(float));
         amx_multiply({tile, steps * 64, 64, 16 * steps * 64, pairs, 128, 16 * 128, 64}, steps, k > 0, c);
         if (k + length == layer.out) {
-          activation_backward(target.activation, height * panel, target.saved.at(p) + row * panel, c);
-          clear_padding(height, samples_in(pass.in_half(p), batch), c);
+          target.pass_on(pass, p, row, height, c);
         }
         if (!whole) std::memcpy(grad, c, height * panel * sizeof(float));
       }

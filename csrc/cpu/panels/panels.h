@@ -16,26 +16,23 @@ inline int64_t panel_count(int64_t batch) { return (batch + panel - 1) / panel; 
 // A width, filled up to whole blocks of 32.
 inline int64_t padded(int64_t width) { return (width + panel - 1) / panel * panel; }
 
-// Samples in a panel of a half.
-inline int64_t samples_in(int64_t in_half, int64_t batch) {
-  const int64_t left = batch - in_half * panel;
-  return left < panel ? left : panel;
+// Samples in a panel of a batch.
+inline int64_t samples_in(int64_t index, int64_t batch) {
+  const int64_t left = batch - index * panel;
+  return left < 0 ? 0 : left < panel ? left : panel;
 }
 
 // A matrix in panels.
 template <class T>
 struct Panels {
   T* data = nullptr;
-  int64_t stride = 0;  // from one panel to the next
+  int64_t stride = 0;             // from one panel to the next
+  int64_t group = 1, within = 0;  // or from one group of panels to the next, and from one to the next in a group
 
-  T* at(int64_t index) const { return data + index * stride; }
+  T* at(int64_t index) const {
+    return group == 1 ? data + index * stride : data + index / group * stride + index % group * within;
+  }
 };
-
-// One half of a batch of two.
-template <class T>
-Panels<T> half_of(const Panels<T>& both, int half) {
-  return {both.data + half * both.stride, 2 * both.stride};
-}
 
 // Layers as thin as this have their weight gradient from dot products along the batch.
 constexpr int64_t thin_width = 8;

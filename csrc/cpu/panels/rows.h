@@ -1,21 +1,25 @@
 // Matrices into panels and back. Included once for each instruction set, inside its namespace, after layers.h.
 
-// A batch into panels: rows of any strides.
+// Columns [begin, end) of n rows, each `step` rows after the one before, into the same rows of a panel.
 template <class T>
-void load_rows(const Worker& worker, const StridedRows<T>& rows, int64_t batch, const Panels<T>& to) {
-  const int64_t begin = worker.from(rows.width), end = worker.to(rows.width);
-  for (int64_t p = worker.begin; p < worker.end; ++p) {
-    const int64_t n = samples_in(p, batch);
-    T* out = to.at(p);
-    const T* in = rows.data + p * panel * rows.row_stride;
-    clear_padding(end - begin, n, out + begin * panel);
-    if (rows.col_stride == 1) {
-      transpose(n, end - begin, in + begin, rows.row_stride, out + begin * panel, panel);
-      continue;
-    }
-    for (int64_t c = begin; c < end; ++c)
-      for (int64_t r = 0; r < n; ++r) out[c * panel + r] = in[r * rows.row_stride + c * rows.col_stride];
-  }
+void load_panel(int64_t n, const StridedRows<T>& rows, int64_t first, int64_t step, int64_t begin, int64_t end,
+                T* out) {
+  const T* in = rows.data + first * rows.row_stride;
+  const int64_t stride = step * rows.row_stride;
+  clear_padding(end - begin, n, out + begin * panel);
+  if (rows.col_stride == 1) return transpose(n, end - begin, in + begin, stride, out + begin * panel, panel);
+  for (int64_t c = begin; c < end; ++c)
+    for (int64_t r = 0; r < n; ++r) out[c * panel + r] = in[r * stride + c * rows.col_stride];
+}
+
+// A batch into panels: rows of any strides. An input is made of `pac` samples, each `member_width` features wide.
+template <class T>
+void load_rows(const Pass& pass, const StridedRows<T>& rows, const Panels<T>& to, int64_t pac = 1,
+               int64_t member_width = 0) {
+  const int64_t begin = pass.worker.from(rows.width), end = pass.worker.to(rows.width);
+  pass.for_members(pac, [&](int64_t p, int64_t n, int64_t first, int64_t step, int64_t member) {
+    load_panel(n, rows, first, step, begin, end, to.at(p) + member * member_width * panel);
+  });
 }
 
 // What the worker has computed of a layer, into rows.

@@ -5,6 +5,7 @@
 
 #include <atomic>
 #include <cstdint>
+#include <initializer_list>
 
 #include "panels.h"
 
@@ -82,23 +83,65 @@ struct Worker {
   const int64_t begin, end;
 };
 
-// The panels of a pass through a network. The discriminator's batch has two halves, whose panels alternate, so that a
-// worker's panels of both lie side by side.
-struct Pass {
-  const Worker& worker;
-  int layout;  // halves that the network's buffers hold
-  int first_half, halves;
-
-  int64_t count() const { return halves * (worker.end - worker.begin); }
-  int64_t index(int64_t i) const {
-    return halves == layout ? layout * worker.begin + i : at(first_half, worker.begin + i);
+// The panels of a pass through a network. The parts of D's batch have panels that alternate, so that a worker's panels
+// of all of them lie side by side. Where several consecutive samples are one input of D (`pac`), G's panels are laid
+// out so that D's are views of them: the n-th panel of D is made of `pac` panels side by side of G, the first of which
+// holds the first sample of each input, and so on.
+class Pass {
+ public:
+  // Of G, or of any network on its own; batch is the number of D's inputs.
+  Pass(const Worker& worker, const int64_t* batch, int64_t pac = 1)
+      : worker(worker), batch_(batch), layout_(pac), is_packed_(true) {}
+  // Of parts of D's batch, which are numbered up to `layout`; first_mask: the part that takes a dropout's first mask.
+  Pass(const Worker& worker, const int64_t* batch, int layout, std::initializer_list<int> parts, int first_mask = 0)
+      : worker(worker), batch_(batch), layout_(layout), first_mask_(first_mask) {
+    for (const int part : parts) add(part);
   }
-  // Where the n-th panel of a half is.
-  int64_t at(int half, int64_t n) const { return layout * n + half; }
-  int half(int64_t index) const { return int(index % layout); }
-  int64_t in_half(int64_t index) const { return index / layout; }
-  // Which of a dropout's masks: a pass of one half has just the first.
-  int mask(int64_t index) const { return halves == 1 ? 0 : half(index); }
+
+  void add(int part) { parts_[count_++] = part; }
+  const int* begin() const { return parts_; }
+  const int* end() const { return parts_ + (is_packed_ ? 1 : count_); }
+  bool is_empty() const { return !is_packed_ && count_ == 0; }
+
+  // This worker's panels of it.
+  int64_t count() const { return (is_packed_ ? layout_ : count_) * (worker.end - worker.begin); }
+  int64_t index(int64_t i) const {
+    return is_packed_ || count_ == layout_ ? layout_ * worker.begin + i
+                                           : at(parts_[i % count_], worker.begin + i / count_);
+  }
+  // Where the n-th panel of a part is.
+  int64_t at(int part, int64_t n) const { return layout_ * n + part; }
+  int part(int64_t index) const { return is_packed_ ? 0 : int(index % layout_); }
+  int64_t in_part(int64_t index) const { return index / layout_; }
+  int64_t samples(int64_t index) const { return samples_in(in_part(index), batch_[part(index)]); }
+  int mask(int64_t index) const { return part(index) - first_mask_; }
+
+  // All panels of a part, and all its samples.
+  int64_t panels() const { return (is_packed_ ? layout_ : 1) * worker.team.panels; }
+  int64_t panel_of(int part, int64_t i) const { return is_packed_ ? i : at(part, i); }
+  int64_t batch(int part) const { return (is_packed_ ? layout_ : 1) * batch_[part]; }
+
+  // Calls f(panel, samples, first, step, member) of each panel for each of the `pac` samples that an input is made of:
+  // the panel's column i is the sample first + i step, which is that member of its input there. G's panels have one.
+  template <class F>
+  void for_members(int64_t pac, const F& f) const {
+    for (int64_t j = 0; j < count(); ++j) {
+      const int64_t p = index(j), n = samples(p), before = in_part(p) * panel;
+      if (is_packed_)
+        f(p, n, before * layout_ + p % layout_, layout_, int64_t{0});
+      else
+        for (int64_t member = 0; member < pac; ++member) f(p, n, before * pac + member, pac, member);
+    }
+  }
+
+  const Worker& worker;
+
+ private:
+  const int64_t* batch_;
+  const int64_t layout_;
+  const bool is_packed_ = false;
+  const int first_mask_ = 0;
+  int parts_[3] = {0, 0, 0}, count_ = 0;
 };
 
 }  // namespace fastgan::cpu
