@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from fastgan import functional, gate, nn
 from fastgan.backend import current_backend, set_backend, use_backend
 from fastgan.build_info import info
+from fastgan.discriminator_step import DiscriminatorStats, DiscriminatorStep
 from fastgan.step import StepStats, TrainStep
 from fastgan.version import __version__
 
@@ -17,6 +18,8 @@ if TYPE_CHECKING:  # for type checkers and editors; else see `__getattr__`
     from fastgan.verification import Verification, verify
 
 __all__ = [
+    "DiscriminatorStats",
+    "DiscriminatorStep",
     "StepStats",
     "TrainStep",
     "Trainer",

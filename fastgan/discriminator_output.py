@@ -1,7 +1,7 @@
 """How a discriminator ends: whether its output is a logit or a probability, and the loss of either.
 
 The tutorials' discriminators end in nn.Sigmoid and are trained with BCELoss. Taken for a logit, that output would be
-squashed twice, in silence.
+squashed twice, in silence. That is so of the cross-entropy losses; to any other a Sigmoid is an activation.
 """
 
 from __future__ import annotations
@@ -13,8 +13,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fastgan import functional, layers
+from fastgan import functional, layers, reference
 from fastgan.nn import is_fused, run_in_turn
+from fastgan.step_options import DiscriminatorOptions
 
 # They hand on the values that they are given, by these forwards: another one, of a subclass or patched, may not.
 _RESHAPES = {kind: kind.forward for kind in (nn.Identity, nn.Flatten, nn.Unflatten, nn.Dropout)}
@@ -37,18 +38,26 @@ _VIEWS = (
 )
 
 
+# The losses of which the sigmoid of a logit is part.
+_CROSS_ENTROPY = tuple(name for name, loss in reference.GAN_LOSSES.items() if loss.discriminator == "bce")
+_OF_PROBABILITY = tuple(name for name, loss in reference.GAN_LOSSES.items() if loss.scores_probability)
+
+
 class DiscriminatorOutput:
     """A discriminator, as a loss meets it.
 
     Attributes:
+        is_probability: whether `run` returns probabilities, of which BCELoss is the loss.
         text: what `plan` says of it; empty where its output is a logit like any other.
     """
 
-    def __init__(self, discriminator: nn.Module) -> None:
-        self._discriminator = discriminator
+    def __init__(self, discriminator: nn.Module, loss: str) -> None:
+        self._discriminator, self._loss = discriminator, loss
         self._before: list[nn.Module] | None = None
         self.is_probability = False
         self.text = ""
+        if loss not in _CROSS_ENTROPY:
+            return
         if not any(layers.global_hooks()):
             self._before = _before_sigmoid(discriminator)
         if self._before is not None:
@@ -63,44 +72,53 @@ class DiscriminatorOutput:
             logits: Tensor = run_in_turn(self._discriminator, self._before, input)
             return logits
         output: Tensor = self._discriminator(input)
-        self.is_probability = self.is_probability or _is_of_sigmoid(output)
+        if self._loss in _CROSS_ENTROPY:
+            self.is_probability = self.is_probability or _is_of_sigmoid(output)
         return output
 
-    def discriminator_loss(self, real: Tensor, fake: Tensor, real_target: float, fake_target: float) -> Tensor:
+    def own(self, output: Tensor) -> Tensor:
+        """D's own output, of what `run` returned: its Sigmoid included, where that is folded into the loss."""
+        return output if self._before is None else torch.sigmoid(output)
+
+    def discriminator_loss(self, real: Tensor, fake: Tensor, options: DiscriminatorOptions) -> Tensor:
         """Of what `run` returned for real data and fakes."""
         if self.is_probability:
-            return _cross_entropy(real, real_target) + _cross_entropy(fake, fake_target)
-        return functional.discriminator_loss(real, fake, real_target=real_target, fake_target=fake_target)
+            return _cross_entropy(real, options.real_target) + _cross_entropy(fake, options.fake_target)
+        kind = reference.GAN_LOSSES[self._loss].discriminator
+        return functional.discriminator_loss(
+            real, fake, kind=kind, real_target=options.real_target, fake_target=options.fake_target
+        )
 
-    def generator_loss(self, fake: Tensor, kind: str) -> Tensor:
-        """Of what `run` returned for fakes."""
+    def generator_loss(self, fake: Tensor, real: Tensor | None) -> Tensor:
+        """Of what `run` returned for fakes, and for real data where the loss pairs them."""
         if self.is_probability:
-            target, negated = {"non_saturating": (1.0, False), "minimax": (0.0, True)}[kind]
+            target, negated = {"non_saturating": (1.0, False), "minimax": (0.0, True)}[self._loss]
             loss = _cross_entropy(fake, target)
             return -loss if negated else loss
-        return functional.generator_loss(fake, kind=kind)
+        return functional.generator_loss(fake, real, kind=self._loss)
 
     def score(self, output: Tensor) -> Tensor:
-        """The batch mean of D's probability, in float32 where what `run` returned has 16 bits."""
+        """The batch mean of D's probability, or of its output; in float32 where what `run` returned has 16 bits."""
         output = output.detach()
         output = output.float() if output.dtype.itemsize == 2 else output
-        return (output if self.is_probability else torch.sigmoid(output)).mean()
+        is_logit = self._loss in _OF_PROBABILITY and not self.is_probability
+        return (torch.sigmoid(output) if is_logit else output).mean()
 
 
-def check(discriminator: nn.Module) -> None:
-    """ValueError where a discriminator's last layer makes no logit."""
-    last = _last(discriminator)
+def check(discriminator: nn.Module, loss: str) -> None:
+    """ValueError where a discriminator's last layer makes no logit, and the loss is of one."""
+    last = _last(discriminator) if loss in _OF_PROBABILITY else None
     if isinstance(last, _REFUSED):
         raise ValueError(
             f"discriminator must end in a layer that makes a logit, or in nn.Sigmoid, not in nn.{type(last).__name__}"
         )
 
 
-def warn_of_hidden_sigmoid(discriminator: nn.Module) -> None:
+def warn_of_hidden_sigmoid(discriminator: nn.Module, loss: str) -> None:
     """Warn of a fused Sequential that ends in a Sigmoid inside a module of another class, where autograd does not tell
-    whether it makes the output."""
+    whether it makes the output, and the loss would take that for a logit."""
     discriminator = _unwrapped(discriminator)
-    if isinstance(discriminator, nn.Sequential):
+    if isinstance(discriminator, nn.Sequential) or loss not in _CROSS_ENTROPY:
         return
     if any(is_fused(module) and isinstance(_last(module), nn.Sigmoid) for module in discriminator.modules()):
         warnings.warn(

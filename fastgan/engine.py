@@ -23,6 +23,8 @@ __all__ = ["CannotPlan", "Plan", "Undecided"]
 # What the engine knows of the kinds of loss and precision; any other is composed.
 _LOSSES = ("non_saturating", "minimax")
 _IS_BF16 = {"fp32": False, "bf16": True}
+# Options that it does not know, with the value at which there is nothing to know.
+_OFF = {"r2_gamma": 0.0, "gp_weight": 0.0, "pac": 1, "clip_grad_norm": None, "instance_noise": 0.0}
 
 
 class Undecided(Exception):
@@ -303,6 +305,9 @@ def _check_process(options: StepOptions) -> None:
         raise CannotPlan(f"{patched} is not torch's own")
     if options.loss not in _LOSSES:
         raise CannotPlan(f"the loss is {options.loss}")
+    for name, off in _OFF.items():
+        if getattr(options, name) != off:
+            raise CannotPlan(f"{name} is {getattr(options, name)}")
     if options.precision not in _IS_BF16:
         raise CannotPlan(f"precision is {options.precision}")
     if options.r1_gamma > 0 and options.r1_every == 1:

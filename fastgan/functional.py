@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from typing import Literal, overload
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from fastgan import backend, checks, gate, reference
@@ -89,6 +90,7 @@ def discriminator_loss(
     real_logits: Tensor,
     fake_logits: Tensor,
     *,
+    kind: str = "bce",
     real_target: float = 1.0,
     fake_target: float = 0.0,
     reduction: Literal["mean", "sum"] = "mean",
@@ -100,6 +102,7 @@ def discriminator_loss(
     real_logits: Tensor,
     fake_logits: Tensor,
     *,
+    kind: str = "bce",
     real_target: float = 1.0,
     fake_target: float = 0.0,
     reduction: str,
@@ -110,6 +113,7 @@ def discriminator_loss(
     real_logits: Tensor,
     fake_logits: Tensor,
     *,
+    kind: str = "bce",
     real_target: float = 1.0,
     fake_target: float = 0.0,
     reduction: str = "mean",
@@ -123,6 +127,7 @@ def discriminator_loss(
     Args:
         real_logits: D(x), any shape, floating.
         fake_logits: D(G(z)), any shape (the two batches may differ in size; each half has its own mean), same dtype.
+        kind: `bce`, `relativistic`, `hinge`, `wasserstein` or `least_squares`.
         real_target: target of the real half, in [0, 1].
         fake_target: target of the fake half, in [0, 1].
         reduction: `mean`, `sum`, or `none` for the pair of unreduced halves.
@@ -134,6 +139,8 @@ def discriminator_loss(
         ValueError: a target is outside [0, 1], or the reduction is unknown.
         RuntimeError: a dtype is not floating, or dtypes or devices differ.
     """
+    if kind != "bce":
+        return _discriminator_term(real_logits, fake_logits, kind, real_target, fake_target)
     direct = backend.direct()
     if direct is not None:
         loss: Tensor | tuple[Tensor, Tensor] | None
@@ -160,7 +167,12 @@ def discriminator_loss(
 
 
 def generator_loss(
-    fake_logits: Tensor, *, kind: str = "non_saturating", target: float = 1.0, reduction: str = "mean"
+    fake_logits: Tensor,
+    real_logits: Tensor | None = None,
+    *,
+    kind: str = "non_saturating",
+    target: float = 1.0,
+    reduction: str = "mean",
 ) -> Tensor:
     """The generator's loss.
 
@@ -170,7 +182,8 @@ def generator_loss(
 
     Args:
         fake_logits: D(G(z)), any shape, floating.
-        kind: `non_saturating` or `minimax`.
+        real_logits: D(x), of `relativistic` alone.
+        kind: `non_saturating`, `minimax`, `relativistic`, `hinge`, `wasserstein` or `least_squares`.
         target: what the generator wants the discriminator to answer, in [0, 1].
         reduction: `none`, `mean` or `sum`.
 
@@ -181,6 +194,8 @@ def generator_loss(
         ValueError: the kind or reduction is unknown, or the target is outside [0, 1].
         RuntimeError: the dtype is not floating.
     """
+    if kind not in ("non_saturating", "minimax"):
+        return _generator_term(fake_logits, real_logits, kind, target)
     direct = backend.direct()
     if direct is not None and kind == "non_saturating":
         loss: Tensor | None = direct.logits_loss(fake_logits, target, 1.0, reduction)
@@ -191,6 +206,28 @@ def generator_loss(
     checks.number("target", target, 0.0, 1.0)
     checks.floating("fake_logits", fake_logits)
     return _logits_loss(fake_logits, target if kind == "non_saturating" else 1.0 - target, _SIGN[kind], reduction)
+
+
+def _discriminator_term(real: Tensor, fake: Tensor, kind: str, real_target: float, fake_target: float) -> Tensor:
+    if kind == "relativistic":
+        return F.softplus(fake - real).mean()
+    if kind == "hinge":
+        return F.relu(1 - real).mean() + F.relu(1 + fake).mean()
+    if kind == "wasserstein":
+        return fake.mean() - real.mean()
+    if kind == "least_squares":
+        return ((real - real_target).square().mean() + (fake - fake_target).square().mean()) / 2
+    raise ValueError(f"kind must be one of bce, relativistic, hinge, wasserstein, least_squares, not {kind!r}")
+
+
+def _generator_term(fake: Tensor, real: Tensor | None, kind: str, target: float) -> Tensor:
+    if kind == "relativistic" and real is not None:
+        return F.softplus(real - fake).mean()
+    if kind in ("hinge", "wasserstein"):
+        return -fake.mean()
+    if kind == "least_squares":
+        return (fake - target).square().mean() / 2
+    raise ValueError(f"kind must be one of {', '.join(reference.GAN_LOSSES)}, not {kind!r}")
 
 
 def linear_act(

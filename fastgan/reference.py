@@ -51,6 +51,26 @@ ACTIVATIONS: dict[str, Activation] = {
 }
 
 
+class GanLoss(NamedTuple):
+    """A loss of a training step."""
+
+    discriminator: str  # the kind of discriminator_loss that D minimises
+    is_paired: bool  # of the difference of the logits of the i-th real and the i-th fake sample
+    takes_targets: bool
+    scores_probability: bool  # a score is the mean of sigma(logit), else of the logit
+
+
+# The one table of losses; its compiled twin is csrc/core/gan_losses.h, which has the same names.
+GAN_LOSSES = {
+    "non_saturating": GanLoss("bce", False, True, True),
+    "minimax": GanLoss("bce", False, True, True),
+    "relativistic": GanLoss("relativistic", True, False, True),
+    "hinge": GanLoss("hinge", False, False, False),
+    "wasserstein": GanLoss("wasserstein", False, False, False),
+    "least_squares": GanLoss("least_squares", False, True, False),
+}
+
+
 def binary_cross_entropy_with_logits(
     input: Tensor,
     target: Tensor,

@@ -1,6 +1,7 @@
 """What a training step is made of: the parts that it trains, and its options with their allowed ranges.
 
-A `fastgan.TrainStep` has both as attributes, which the user may set between two steps; `read` takes and checks them.
+A `fastgan.TrainStep` and a `fastgan.DiscriminatorStep` have both as attributes, which the user may set between two
+steps; `read` takes and checks them.
 """
 
 from __future__ import annotations
@@ -12,17 +13,17 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
-from fastgan import checks
+from fastgan import checks, reference
 
 AUTOCAST_DTYPES = {"fp32": None, "bf16": torch.bfloat16}  # by precision: that of autocast, or None for none
 PRECISIONS = tuple(AUTOCAST_DTYPES)
 
-MadeOf = TypeVar("MadeOf", "StepParts", "StepOptions")
+MadeOf = TypeVar("MadeOf", "StepParts", "StepOptions", "DiscriminatorParts", "DiscriminatorOptions")
 
 
-@dataclass(frozen=True)
-class StepOptions:
-    """The options of a `fastgan.TrainStep`, where they are documented. Making one checks every value.
+@dataclass(frozen=True, kw_only=True)
+class DiscriminatorOptions:
+    """The options of a `fastgan.DiscriminatorStep`, where they are documented. Making one checks every value.
 
     Raises:
         TypeError, ValueError: an option is of the wrong kind or out of range; the message names it.
@@ -31,25 +32,78 @@ class StepOptions:
     loss: str = "non_saturating"
     real_target: float = 1.0
     fake_target: float = 0.0
-    d_steps: int = 1
-    reuse_fake: bool = False
     r1_gamma: float = 0.0
-    r1_every: int = 16
+    r2_gamma: float = 0.0
+    gp_weight: float = 0.0
+    gp_center: float = 1.0
+    r1_every: int = 1
     num_classes: int = 0
-    ema_decay: float = 0.999
+    pac: int = 1
+    clip_grad_norm: float | None = None
     precision: str = "fp32"
     engine: bool = True
 
     def __post_init__(self) -> None:
-        checks.choice("loss", self.loss, checks.GENERATOR_LOSSES)
-        checks.number("real_target", self.real_target, 0.0, 1.0)
-        checks.number("fake_target", self.fake_target, 0.0, 1.0)
-        checks.integer("d_steps", self.d_steps, 1)
-        checks.number("r1_gamma", self.r1_gamma, 0.0)
-        checks.integer("r1_every", self.r1_every, 1)
-        checks.integer("num_classes", self.num_classes, 0)
-        checks.decay("ema_decay", self.ema_decay)
+        checks.choice("loss", self.loss, reference.GAN_LOSSES)
+        self._check_targets()
+        for name in ("r1_gamma", "r2_gamma", "gp_weight", "gp_center"):
+            checks.number(name, getattr(self, name), 0.0)
+        for name, least in (("r1_every", 1), ("num_classes", 0), ("pac", 1)):
+            checks.integer(name, getattr(self, name), least)
+        if self.clip_grad_norm is not None:
+            checks.number("clip_grad_norm", self.clip_grad_norm, 0.0, low_open=True)
         checks.choice("precision", self.precision, PRECISIONS)
+
+    def _check_targets(self) -> None:
+        loss = reference.GAN_LOSSES[self.loss]
+        for name, default in (("real_target", 1.0), ("fake_target", 0.0)):
+            value = getattr(self, name)
+            if not loss.takes_targets:
+                checks.number(name, value)
+                if value != default:
+                    raise ValueError(f"{name} must be {default:g} with the loss {self.loss}, not {value!r}")
+            elif loss.discriminator == "bce":
+                checks.number(name, value, 0.0, 1.0)
+            else:
+                checks.number(name, value)
+
+    @property
+    def is_paired(self) -> bool:
+        """Whether the loss is of pairs of a real sample and a fake."""
+        return reference.GAN_LOSSES[self.loss].is_paired
+
+    def penalties_are_due(self, steps_done: int) -> bool:
+        """Whether R1 or R2, which are lazy, is part of the next step."""
+        return (self.r1_gamma > 0 or self.r2_gamma > 0) and steps_done % self.r1_every == 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepOptions(DiscriminatorOptions):
+    """The options of a `fastgan.TrainStep`, where they are documented. Making one checks every value.
+
+    Raises:
+        TypeError, ValueError: an option is of the wrong kind or out of range; the message names it.
+    """
+
+    r1_every: int = 16
+    d_steps: int = 1
+    reuse_fake: bool = False
+    ema_decay: float = 0.999
+    instance_noise: float = 0.0
+    instance_noise_steps: int = 0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        checks.integer("d_steps", self.d_steps, 1)
+        checks.decay("ema_decay", self.ema_decay)
+        checks.number("instance_noise", self.instance_noise, 0.0)
+        checks.integer("instance_noise_steps", self.instance_noise_steps, 0)
+
+    def noise_scale(self, steps_done: int) -> float:
+        """The standard deviation of the instance noise of the next step."""
+        if self.instance_noise_steps == 0:
+            return float(self.instance_noise)
+        return float(self.instance_noise) * max(0.0, 1.0 - steps_done / self.instance_noise_steps)
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,32 +119,52 @@ class StepParts:
     def check(self) -> None:
         """TypeError or ValueError where a part is no such thing, or does not belong to the others."""
         for name in ("generator", "discriminator"):
-            if not isinstance(getattr(self, name), nn.Module):
-                raise TypeError(f"{name} must be a torch.nn.Module, not {type(getattr(self, name)).__name__}")
+            _check_kind(name, getattr(self, name), nn.Module)
         for name in ("g_optimizer", "d_optimizer"):
-            if not isinstance(getattr(self, name), Optimizer):
-                raise TypeError(f"{name} must be a torch.optim.Optimizer, not {type(getattr(self, name)).__name__}")
+            _check_kind(name, getattr(self, name), Optimizer)
         _check_owner("g_optimizer", self.g_optimizer, "discriminator", self.discriminator)
         _check_owner("d_optimizer", self.d_optimizer, "generator", self.generator)
         if self.ema is not None:
             _check_ema(self.ema, self.generator)
 
 
-_NAMES = {kind: tuple(field.name for field in fields(kind)) for kind in (StepParts, StepOptions)}
+@dataclass(frozen=True, eq=False)
+class DiscriminatorParts:
+    """What a `fastgan.DiscriminatorStep` trains."""
+
+    discriminator: nn.Module
+    optimizer: Optimizer
+
+    def check(self) -> None:
+        """TypeError where a part is no such thing."""
+        _check_kind("discriminator", self.discriminator, nn.Module)
+        _check_kind("optimizer", self.optimizer, Optimizer)
+
+
+_NAMES = {
+    kind: tuple(field.name for field in fields(kind))
+    for kind in (StepParts, StepOptions, DiscriminatorParts, DiscriminatorOptions)
+}
 
 
 def names_of(kind: type[MadeOf]) -> tuple[str, ...]:
-    """The attributes of a TrainStep that are a StepParts or a StepOptions."""
+    """The attributes of a step that are its parts or its options."""
     return _NAMES[kind]
 
 
 def read(kind: type[MadeOf], step: Any) -> MadeOf:
-    """The StepParts or the StepOptions of a TrainStep as its attributes are now.
+    """The parts or the options of a step as its attributes are now.
 
     Raises:
         TypeError, ValueError: an option is of the wrong kind or out of range.
     """
     return kind(**{name: getattr(step, name) for name in names_of(kind)})
+
+
+def _check_kind(name: str, value: Any, kind: type[nn.Module] | type[Optimizer]) -> None:
+    if not isinstance(value, kind):
+        full = "torch.nn.Module" if kind is nn.Module else "torch.optim.Optimizer"
+        raise TypeError(f"{name} must be a {full}, not {type(value).__name__}")
 
 
 def _check_owner(optimizer_name: str, optimizer: Optimizer, module_name: str, module: nn.Module) -> None:

@@ -1,4 +1,4 @@
-"""The training loop that TrainStep stands for, as a PyTorch user writes it by hand (Goodfellow et al. 2014, alg. 1)."""
+"""The loops that TrainStep and DiscriminatorStep stand for, as written by hand (Goodfellow et al. 2014, alg. 1)."""
 
 from __future__ import annotations
 
@@ -36,7 +36,143 @@ LATENT, DATA, BATCH = 3, 4, 6
 adam = functools.partial(Adam, lr=2e-3, betas=(0.5, 0.999))
 
 
-class Plain:
+class PlainDiscriminator:
+    """What DiscriminatorStep does, with its arguments, in torch alone."""
+
+    ema = None
+
+    def __init__(
+        self,
+        discriminator: nn.Module,
+        optimizer: Optimizer,
+        *,
+        loss: str = "non_saturating",
+        real_target: float = 1.0,
+        fake_target: float = 0.0,
+        r1_gamma: float = 0.0,
+        r2_gamma: float = 0.0,
+        gp_weight: float = 0.0,
+        gp_center: float = 1.0,
+        r1_every: int = 1,
+        num_classes: int = 0,
+        pac: int = 1,
+        clip_grad_norm: float | None = None,
+        precision: str = "fp32",
+    ) -> None:
+        self.discriminator, self.optimizer = discriminator, optimizer
+        self.loss, self.real_target, self.fake_target = loss, real_target, fake_target
+        self.r1_gamma, self.r2_gamma, self.r1_every = r1_gamma, r2_gamma, r1_every
+        self.gp_weight, self.gp_center = gp_weight, gp_center
+        self.num_classes, self.pac, self.clip_grad_norm, self.precision = num_classes, pac, clip_grad_norm, precision
+        self.sigma, self.count = 0.0, 0
+
+    def step(
+        self, real: Tensor, fake: Tensor, labels: Tensor | None = None, fake_labels: Tensor | None = None
+    ) -> tuple[Tensor, ...]:
+        """One update; the loss, the penalties, the score of real data and of fakes."""
+        with self.autocast():
+            result = self.update(self.optimizer, real, fake, labels, labels if fake_labels is None else fake_labels)
+        self.count += 1
+        return result
+
+    def autocast(self) -> torch.autocast:
+        """Uncached, since the weights change inside the block."""
+        device = torch.get_default_device().type
+        return torch.autocast(device, torch.bfloat16, enabled=self.precision == "bf16", cache_enabled=False)
+
+    def is_due(self) -> bool:
+        """Whether R1 and R2 are part of this step."""
+        return self.count % self.r1_every == 0
+
+    def update(
+        self, optimizer: Optimizer, real: Tensor, fake: Tensor, y: Tensor | None, fake_y: Tensor | None
+    ) -> tuple[Tensor, ...]:
+        """One update of D: real data goes first, in whatever is drawn."""
+        real, fake = self.noised(real.detach()).requires_grad_(), self.noised(fake.detach()).requires_grad_()
+        r, f = self.discriminator(self.pack(real, y)), self.discriminator(self.pack(fake, fake_y))
+        d_loss, penalty = self.d_loss(r, f), torch.zeros((), dtype=real.dtype)
+        for gamma, output, at in ((self.r1_gamma, r, real), (self.r2_gamma, f, fake)):
+            if gamma and self.is_due():
+                penalty = penalty + gamma / 2 * self.r1_every * self.slopes(output, at).pow(2).sum(1).mean()
+        if self.gp_weight:
+            packs = len(real) // self.pac
+            u = torch.rand(packs, 1, dtype=real.dtype)
+            mixed = u * real.detach().view(packs, -1) + (1 - u) * fake.detach().view(packs, -1)
+            at = mixed.view(real.shape).requires_grad_()
+            norms = self.slopes(self.discriminator(self.pack(at, y)), at).norm(dim=1)
+            penalty = penalty + self.gp_weight * (norms - self.gp_center).pow(2).mean()
+        self.descend(optimizer, d_loss + penalty)
+        return d_loss.detach(), penalty.detach(), self.score(r), self.score(f)
+
+    def noised(self, value: Tensor) -> Tensor:
+        """With instance noise."""
+        return value + self.sigma * torch.randn(value.shape, dtype=value.dtype) if self.sigma else value
+
+    def slopes(self, output: Tensor, at: Tensor) -> Tensor:
+        """The gradient of D's output by the data of each of its inputs, a row for each."""
+        (gradient,) = torch.autograd.grad(output.sum(), at, create_graph=True)
+        return gradient.reshape(len(at) // self.pac, -1)
+
+    def descend(self, optimizer: Optimizer, loss: Tensor) -> None:
+        """Backward and one step of an optimizer."""
+        optimizer.zero_grad()
+        loss.backward()
+        if self.clip_grad_norm is not None:
+            held = [p for group in optimizer.param_groups for p in group["params"]]
+            nn.utils.clip_grad_norm_(held, self.clip_grad_norm)
+        optimizer.step()
+
+    def d_loss(self, r: Tensor, f: Tensor) -> Tensor:
+        """The loss of D, of what it returned."""
+        if self.loss == "relativistic":
+            return F.softplus(-(r - f)).mean()
+        if self.loss == "hinge":
+            return F.relu(1 - r).mean() + F.relu(1 + f).mean()
+        if self.loss == "wasserstein":
+            return f.mean() - r.mean()
+        if self.loss == "least_squares":
+            return (r - self.real_target).pow(2).mean() / 2 + (f - self.fake_target).pow(2).mean() / 2
+        return self.criterion(r, self.real_target) + self.criterion(f, self.fake_target)
+
+    def g_loss(self, r: Tensor | None, f: Tensor) -> Tensor:
+        """The loss of G, of what D returned."""
+        if self.loss == "relativistic":
+            return F.softplus(-(f - r)).mean()
+        if self.loss in ("hinge", "wasserstein"):
+            return -f.mean()
+        if self.loss == "least_squares":
+            return (f - 1).pow(2).mean() / 2
+        return self.criterion(f, 1.0) if self.loss == "non_saturating" else -self.criterion(f, 0.0)
+
+    def score(self, output: Tensor) -> Tensor:
+        """The mean of D's probability, or of its output where the loss is of no probability."""
+        is_score = self.loss in ("hinge", "wasserstein", "least_squares") or self.is_probability(output)
+        return (output if is_score else torch.sigmoid(output)).detach().mean()
+
+    def criterion(self, output: Tensor, target: float) -> Tensor:
+        """The loss of D's output, with BCELoss where it is a probability, as the tutorials have it."""
+        if self.is_probability(output):
+            return F.binary_cross_entropy(output, torch.full_like(output, target))
+        return F.binary_cross_entropy_with_logits(output, torch.full_like(output, target))
+
+    def is_probability(self, output: Tensor) -> bool:
+        """Whether D ends in a Sigmoid, or autograd says that one made its output, and the loss is of logits."""
+        ends = isinstance(last_layer(self.discriminator), nn.Sigmoid) or "Sigmoid" in type(output.grad_fn).__name__
+        return ends and self.loss in ("non_saturating", "minimax")
+
+    def with_label(self, value: Tensor, label: Tensor | None) -> Tensor:
+        """Mirza & Osindero 2014: the one-hot label beside the value."""
+        if self.num_classes == 0:
+            return value
+        return torch.cat([value, F.one_hot(label, self.num_classes).to(value.dtype)], dim=1)
+
+    def pack(self, value: Tensor, label: Tensor | None) -> Tensor:
+        """Lin et al. 2018: consecutive samples, each beside its label, side by side."""
+        value = self.with_label(value, label)
+        return value.reshape(len(value) // self.pac, -1)
+
+
+class Plain(PlainDiscriminator):
     """What TrainStep does, with its arguments, in torch alone."""
 
     def __init__(
@@ -46,58 +182,44 @@ class Plain:
         g_optimizer: Optimizer,
         d_optimizer: Optimizer,
         *,
-        loss: str = "non_saturating",
-        real_target: float = 1.0,
-        fake_target: float = 0.0,
         d_steps: int = 1,
         reuse_fake: bool = False,
-        r1_gamma: float = 0.0,
         r1_every: int = 16,
-        num_classes: int = 0,
         ema: nn.Module | None = None,
         ema_decay: float = 0.999,
-        precision: str = "fp32",
+        instance_noise: float = 0.0,
+        instance_noise_steps: int = 0,
+        **options: Any,
     ) -> None:
-        self.generator, self.discriminator, self.ema = generator, discriminator, ema
+        super().__init__(discriminator, d_optimizer, r1_every=r1_every, **options)
+        self.generator, self.ema = generator, ema
         self.g_optimizer, self.d_optimizer = g_optimizer, d_optimizer
-        self.loss, self.real_target, self.fake_target = loss, real_target, fake_target
-        self.d_steps, self.reuse_fake, self.num_classes = d_steps, reuse_fake, num_classes
-        self.r1_gamma, self.r1_every = r1_gamma, r1_every
-        self.ema_decay, self.precision = ema_decay, precision
-        self.count = 0
+        self.d_steps, self.reuse_fake, self.ema_decay = d_steps, reuse_fake, ema_decay
+        self.instance_noise, self.instance_noise_steps = instance_noise, instance_noise_steps
 
     def step(self, real: Tensor, labels: Tensor | None, noise: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """One step of training; the loss of D, the loss of G, the score of real data and of fakes."""
         for module in (*self.generator.modules(), *self.discriminator.modules()):
             if isinstance(module, DrawnDropout):
-                module.composed = bool(self.r1_gamma) and self.count % self.r1_every == 0
-        # Uncached, since the weights change inside the block.
-        with torch.autocast(
-            torch.get_default_device().type, torch.bfloat16, enabled=self.precision == "bf16", cache_enabled=False
-        ):
+                module.composed = self.is_composed()
+        left = 1 - self.count / self.instance_noise_steps if self.instance_noise_steps else 1
+        self.sigma = self.instance_noise * max(0, left)
+        with self.autocast():
             for i in range(self.d_steps):
                 x = real[i] if real.dim() == 3 else real
                 y = labels[i] if labels is not None and labels.dim() == 2 else labels
                 fake = self.generator(self.with_label(noise[i], y))
-                real_logits = self.discriminator(self.with_label(x, y))
-                fake_logits = self.discriminator(self.with_label(fake.detach(), y))
-                d_loss = self.criterion(real_logits, self.real_target) + self.criterion(fake_logits, self.fake_target)
-                total = d_loss
-                if self.r1_gamma and self.count % self.r1_every == 0:
-                    at = x.clone().requires_grad_()
-                    scores = self.discriminator(self.with_label(at, y))
-                    (slope,) = torch.autograd.grad(scores.sum(), at, create_graph=True)
-                    total = d_loss + self.r1_every * self.r1_gamma / 2 * slope.pow(2).sum(1).mean()
-                self.d_optimizer.zero_grad()
-                total.backward()
-                self.d_optimizer.step()
+                d_loss, _, *scores = self.update(self.d_optimizer, x, fake, y, y)
             if not self.reuse_fake:
                 fake = self.generator(self.with_label(noise[-1], y))
-            logits = self.discriminator(self.with_label(fake, y))
-            g_loss = self.criterion(logits, 1.0) if self.loss == "non_saturating" else -self.criterion(logits, 0.0)
-            self.g_optimizer.zero_grad()
-            g_loss.backward()
-            self.g_optimizer.step()
+            if self.loss == "relativistic":
+                x, fake = self.noised(x), self.noised(fake)
+                with torch.no_grad():
+                    r = self.discriminator(self.pack(x, y))
+            else:
+                r, fake = None, self.noised(fake)
+            g_loss = self.g_loss(r, self.discriminator(self.pack(fake, y)))
+            self.descend(self.g_optimizer, g_loss)
         self.count += 1
         if self.ema is not None:
             with torch.no_grad():
@@ -105,24 +227,11 @@ class Plain:
                     average.lerp_(value, 1 - self.ema_decay)
                 for average, value in zip(self.ema.buffers(), self.generator.buffers(), strict=True):
                     average.copy_(value)
-        scores = [d if self.is_probability(d) else torch.sigmoid(d) for d in (real_logits, fake_logits)]
-        return d_loss.detach(), g_loss.detach(), *(score.detach().mean() for score in scores)
+        return d_loss, g_loss.detach(), *scores
 
-    def criterion(self, output: Tensor, target: float) -> Tensor:
-        """The loss of D's output, with BCELoss where it is a probability, as the tutorials have it."""
-        if self.is_probability(output):
-            return F.binary_cross_entropy(output, torch.full_like(output, target))
-        return F.binary_cross_entropy_with_logits(output, torch.full_like(output, target))
-
-    def is_probability(self, output: Tensor) -> bool:
-        """Whether D ends in a Sigmoid, or autograd says that one made its output."""
-        return isinstance(last_layer(self.discriminator), nn.Sigmoid) or "Sigmoid" in type(output.grad_fn).__name__
-
-    def with_label(self, value: Tensor, label: Tensor | None) -> Tensor:
-        """Mirza & Osindero 2014: the one-hot label beside the value."""
-        if self.num_classes == 0:
-            return value
-        return torch.cat([value, F.one_hot(label, self.num_classes).to(value.dtype)], dim=1)
+    def is_composed(self) -> bool:
+        """Whether this step is no native call, whatever the networks: on CUDA they draw the masks otherwise."""
+        return bool(self.r1_gamma) and self.is_due()
 
 
 def last_layer(module: nn.Module) -> nn.Module | None:
@@ -132,10 +241,10 @@ def last_layer(module: nn.Module) -> nn.Module | None:
     return next(filter(None, map(last_layer, reversed(module._modules.values()))), None)
 
 
-def networks(num_classes: int = 0, dtype: torch.dtype = torch.float64) -> tuple[MLP, MLP]:
+def networks(num_classes: int = 0, dtype: torch.dtype = torch.float64, pac: int = 1) -> tuple[MLP, MLP]:
     """A generator and a discriminator that fuse entirely."""
     generator = MLP([LATENT + num_classes, 8, DATA], "relu", "tanh", dtype=dtype)
-    return generator, MLP([DATA + num_classes, 8, 1], dtype=dtype)
+    return generator, MLP([pac * (DATA + num_classes), 8, 1], dtype=dtype)
 
 
 def inputs(
@@ -171,9 +280,10 @@ def twin(
 
 def state_of(trainer: Any) -> list[Tensor]:
     """Every tensor that training changes: parameters and buffers, the average's too, and the optimizers' state."""
-    modules = [m for m in (trainer.generator, trainer.discriminator, trainer.ema) if m is not None]
-    tensors = [t.detach() for m in modules for t in m.state_dict().values()]
-    for optimizer in (trainer.g_optimizer, trainer.d_optimizer):
+    held = [getattr(trainer, name, None) for name in ("generator", "discriminator", "ema")]
+    tensors = [t.detach() for m in held if m is not None for t in m.state_dict().values()]
+    optimizers = [getattr(trainer, name, None) for name in ("g_optimizer", "d_optimizer")]
+    for optimizer in [o for o in optimizers if o is not None] or [trainer.optimizer]:
         for state in optimizer.state_dict()["state"].values():
             tensors += [value for value in state.values() if isinstance(value, Tensor)]
     return tensors

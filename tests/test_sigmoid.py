@@ -15,7 +15,7 @@ from conftest import run_on_or_skip
 from plain_step import adam
 from torch import Tensor, nn
 
-from fastgan import TrainStep, functional
+from fastgan import TrainStep
 from fastgan.nn import MLP, fuse
 
 LATENT, DATA, BATCH, STEPS = 3, 4, 8, 100
@@ -57,10 +57,12 @@ class Tutorial:
         def bce(output: Tensor, target: float) -> Tensor:
             return F.binary_cross_entropy(output, torch.full_like(output, target))
 
+        real = real.clone().requires_grad_()
         of_real, of_fake = self.discriminator(real), self.discriminator(self.generator(noise[0]).detach())
         total = d_loss = bce(of_real, self.real_target) + bce(of_fake, self.fake_target)
         if self.r1_gamma and self.count % self.r1_every == 0:
-            penalty = functional.r1_penalty(self.discriminator, real)
+            (slope,) = torch.autograd.grad(of_real.sum(), real, create_graph=True)
+            penalty = slope.pow(2).sum(1).mean()
             total = d_loss + 0.5 * self.r1_gamma * self.r1_every * penalty
         self.d_optimizer.zero_grad()
         total.backward()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import math
 from typing import Any
 
 import pytest
@@ -13,14 +14,13 @@ from plain_step import BATCH, DATA, LATENT, Plain, adam, inputs, networks, state
 from torch import Tensor, nn
 from torch.optim import SGD
 
-import fastgan
-from fastgan import StepStats, TrainStep
+from fastgan import StepStats, TrainStep, reference
 from fastgan.step import average_of
 from fastgan.step_options import StepOptions, names_of
 
 
 def trainer_of(**options: Any) -> TrainStep:
-    return twin(TrainStep, *networks(options.get("num_classes", 0)), adam, **options)
+    return twin(TrainStep, *networks(options.get("num_classes", 0), pac=options.get("pac", 1)), adam, **options)
 
 
 def snapshot(trainer: TrainStep) -> list[Tensor]:
@@ -49,10 +49,18 @@ class NoHostReads(torch.utils._python_dispatch.TorchDispatchMode):
 
 
 @pytest.mark.parametrize(
-    "options", [{}, {"d_steps": 2, "reuse_fake": True, "r1_gamma": 1.0, "ema_decay": 0.9}], ids=str
+    "options",
+    [
+        {},
+        {"d_steps": 2, "reuse_fake": True, "r1_gamma": 1.0, "ema_decay": 0.9},
+        {"loss": "relativistic", "r1_gamma": 1.0, "r2_gamma": 1.0, "gp_weight": 1.0, "clip_grad_norm": 0.1},
+        {"loss": "hinge", "instance_noise": 0.5, "instance_noise_steps": 9, "pac": 2},
+    ],
+    ids=str,
 )
 def test_nothing_is_read_by_the_host(backend: str, options: dict[str, Any]) -> None:
-    trainer = twin(TrainStep, *networks(), functools.partial(SGD, lr=0.1), **options)  # Adam counts on the host
+    pair = networks(pac=options.get("pac", 1))
+    trainer = twin(TrainStep, *pair, functools.partial(SGD, lr=0.1), **options)  # Adam counts on the host
     given = inputs(options)
     with NoHostReads():
         stats = trainer.step(*given)
@@ -60,7 +68,16 @@ def test_nothing_is_read_by_the_host(backend: str, options: dict[str, Any]) -> N
             stats.d_loss.item()
 
 
-@pytest.mark.parametrize("options", [{}, {"reuse_fake": True}, {"r1_gamma": 1.0, "r1_every": 1}], ids=str)
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"reuse_fake": True},
+        {"r1_gamma": 1.0, "r1_every": 1},
+        {"loss": "relativistic", "r1_gamma": 1.0, "r2_gamma": 1.0, "gp_weight": 1.0, "r1_every": 1},
+    ],
+    ids=str,
+)
 def test_each_update_leaves_the_other_network_alone(backend: str, options: dict[str, Any]) -> None:
     """Seen from hooks around both optimizers: parameters and .grad of the other network are untouched."""
     trainer = trainer_of(**options)
@@ -184,21 +201,20 @@ def test_average_starts_as_a_frozen_copy_and_follows(backend: str) -> None:
     assert_close_in_float64(trainer.ema.state_dict(), trainer.generator.state_dict(), bound=1e-14)
 
 
-def test_lazy_r1_counts_steps(backend: str) -> None:
-    """The penalty is paid in steps 0, 3, 6, ...: only there does the discriminator see doubly differentiated data."""
-    trainer = trainer_of(r1_gamma=1.0, r1_every=3)
+@pytest.mark.parametrize(("gammas", "times"), [((1.0, 0.0), 1), ((0.0, 1.0), 1), ((1.0, 1.0), 2)])
+def test_lazy_penalties_count_steps(backend: str, gammas: tuple[float, float], times: int) -> None:
+    """R1 and R2 are paid in steps 0, 3, 6, ...: only there is D given data that it is differentiated by."""
+    trainer = trainer_of(r1_gamma=gammas[0], r2_gamma=gammas[1], r1_every=3)
     calls: list[int] = []
-    original = fastgan.functional.r1_penalty
 
-    def counting(*arguments: Any) -> Tensor:
-        calls.append(trainer.steps_done)
-        return original(*arguments)
+    def look(module: nn.Module, given: tuple[Tensor]) -> None:
+        if given[0].is_leaf and given[0].requires_grad:
+            calls.append(trainer.steps_done)
 
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(fastgan.functional, "r1_penalty", counting)
-        for _ in range(7):
-            trainer.step(*inputs({}))
-    assert calls == [0, 3, 6]
+    trainer.discriminator.register_forward_pre_hook(look)
+    for _ in range(7):
+        trainer.step(*inputs({}))
+    assert calls == sorted([0, 3, 6] * times)
     assert trainer.steps_done == 7
 
 
@@ -225,7 +241,8 @@ BAD_OPTIONS: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"d_optimizer": "adam"}, TypeError, "d_optimizer must be a torch.optim.Optimizer, not str"),
     ({"g_optimizer": DO}, ValueError, r"g_optimizer must not hold the discriminator's parameters.*0\.weight"),
     ({"d_optimizer": GO}, ValueError, r"d_optimizer must not hold the generator's parameters.*0\.weight"),
-    ({"loss": "wgan"}, ValueError, "loss must be one of non_saturating, minimax, not 'wgan'"),
+    ({"loss": "wgan"}, ValueError, "loss must be one of non_saturating, minimax, relativistic, .* not 'wgan'"),
+    ({"loss": ["hinge"]}, ValueError, "loss must be one of non_saturating, .* not .'hinge'."),
     ({"real_target": 1.1}, ValueError, r"real_target must be in \[0, 1\], not 1.1"),
     ({"fake_target": -0.1}, ValueError, r"fake_target must be in \[0, 1\], not -0.1"),
     ({"fake_target": float("nan")}, ValueError, r"fake_target must be in \[0, 1\], not nan"),
@@ -233,6 +250,20 @@ BAD_OPTIONS: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"d_steps": 0}, ValueError, "d_steps must be at least 1, not 0"),
     ({"d_steps": 1.0}, TypeError, "d_steps must be an integer, not float 1.0"),
     ({"r1_gamma": -1.0}, ValueError, "r1_gamma must be .*at least 0, not -1.0"),
+    ({"r1_gamma": float("inf")}, ValueError, "r1_gamma must be .*at least 0, not inf"),
+    ({"r2_gamma": -1.0}, ValueError, "r2_gamma must be .*at least 0, not -1.0"),
+    ({"r2_gamma": "1"}, TypeError, "r2_gamma must be a number, not str '1'"),
+    ({"gp_weight": -10}, ValueError, "gp_weight must be .*at least 0, not -10"),
+    ({"gp_weight": float("nan")}, ValueError, "gp_weight must be .*at least 0, not nan"),
+    ({"gp_center": -1.0}, ValueError, "gp_center must be .*at least 0, not -1.0"),
+    ({"pac": 0}, ValueError, "pac must be at least 1, not 0"),
+    ({"pac": 2.0}, TypeError, "pac must be an integer, not float 2.0"),
+    ({"clip_grad_norm": 0.0}, ValueError, "clip_grad_norm must be finite and greater than 0, not 0.0"),
+    ({"clip_grad_norm": float("inf")}, ValueError, "clip_grad_norm must be finite and greater than 0, not inf"),
+    ({"clip_grad_norm": True}, TypeError, "clip_grad_norm must be a number, not bool True"),
+    ({"instance_noise": -0.1}, ValueError, "instance_noise must be .*at least 0, not -0.1"),
+    ({"instance_noise_steps": -1}, ValueError, "instance_noise_steps must be at least 0, not -1"),
+    ({"instance_noise_steps": 1e3}, TypeError, "instance_noise_steps must be an integer, not float 1000.0"),
     ({"r1_every": 0}, ValueError, "r1_every must be at least 1, not 0"),
     ({"num_classes": -1}, ValueError, "num_classes must be at least 0, not -1"),
     ({"num_classes": True}, TypeError, "num_classes must be an integer, not bool True"),
@@ -278,6 +309,22 @@ def test_bad_options_set_between_steps(
     assert trainer.plan.startswith("composed") != (engine and backend != "reference")
 
 
+@pytest.mark.parametrize("loss", reference.GAN_LOSSES)
+def test_the_targets_of_each_loss(loss: str) -> None:
+    """Cross-entropy has probabilities, least squares any finite number, and the others have none."""
+    wrong: dict[str, tuple[float, ...]] = {"bce": (1.1, -0.1, math.nan), "least_squares": (math.inf, math.nan)}
+    right: dict[str, tuple[float, ...]] = {"bce": (0.0, 0.9, 1), "least_squares": (-1.0, 0.9, 50)}
+    kind = reference.GAN_LOSSES[loss].discriminator
+    for name, default in (("real_target", 1.0), ("fake_target", 0.0)):
+        for value in (default, *right.get(kind, ())):
+            assert getattr(trainer_of(loss=loss, **{name: value}), name) == value
+        for value in wrong.get(kind, (0.9, -1.0, math.nan)):
+            with pytest.raises(ValueError, match=f"{name} must be .*, not {value}"):
+                trainer_of(loss=loss, **{name: value})
+        with pytest.raises(TypeError, match=f"{name} must be a number, not str '1'"):
+            trainer_of(loss=loss, **{name: "1"})
+
+
 X, Z, L = torch.zeros(BATCH, DATA).double(), torch.zeros(2, BATCH, LATENT).double(), torch.zeros(BATCH).long()
 Options, Bad = dict[str, Any], tuple[Any, ...]
 BAD_INPUTS: list[tuple[Options, Bad, type[Exception], str]] = [
@@ -287,6 +334,8 @@ BAD_INPUTS: list[tuple[Options, Bad, type[Exception], str]] = [
     ({}, (X.expand(2, -1, -1),), ValueError, r"real must have shape .*\(1, batch, data\).*not \(2, 6, 4\)"),
     ({"d_steps": 3}, (X.expand(2, -1, -1),), ValueError, r"\(3, batch, data\), one batch a D step, not \(2, 6, 4\)"),
     ({}, (X[:0],), ValueError, "real must hold at least one sample"),
+    ({"pac": 3}, (X[:5],), ValueError, "real must have a batch that is a multiple of pac=3, not 5"),
+    ({"pac": 3}, (X[:, :3],), RuntimeError, "must have 9 columns.*3 samples packed together|cannot be multiplied"),
     ({}, (X, None, Z.long()), RuntimeError, "noise must have a floating-point dtype"),
     ({}, (X, None, Z[0]), ValueError, r"noise must have shape \(2, 6, latent\), not \(6, 3\)"),
     ({}, (X, None, Z[:1]), ValueError, r"noise must have shape \(2, 6, latent\), not \(1, 6, 3\)"),

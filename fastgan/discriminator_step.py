@@ -1,0 +1,210 @@
+"""One step of a discriminator alone, for fakes that come from anywhere."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from fastgan import checks, composed, discriminator_output
+from fastgan.labels import LabelCheck
+from fastgan.layers import first_weight
+from fastgan.statistics import DiscriminatorStats
+from fastgan.step_inputs import check_batch, check_dtype, check_fit, check_labels, check_trainable
+from fastgan.step_options import AUTOCAST_DTYPES, DiscriminatorOptions, DiscriminatorParts, read
+
+__all__ = ["DiscriminatorStats", "DiscriminatorStep"]
+
+
+class DiscriminatorStep:
+    """One update of a discriminator, on real data and fakes, in one call.
+
+    It is the discriminator's half of a `fastgan.TrainStep`: the same losses, penalties, packing and clipping, without a
+    generator. The fakes come from anywhere: a policy in adversarial imitation (Ho and Ermon 2016, arXiv:1606.03476;
+    Peng et al. 2021, arXiv:2104.02180), a convolutional generator, a file. They are constants: no gradient goes into
+    them. A discriminator of one Linear layer is logistic regression.
+
+    Where D is an `fastgan.nn.MLP`, or fused, its layers run as fused ops. What D may end in is said at
+    `fastgan.TrainStep`. `plan` says in one line which path runs and why.
+    """
+
+    def __init__(
+        self,
+        discriminator: nn.Module,
+        optimizer: Optimizer,
+        *,
+        loss: str = "non_saturating",
+        real_target: float = 1.0,
+        fake_target: float = 0.0,
+        r1_gamma: float = 0.0,
+        r2_gamma: float = 0.0,
+        gp_weight: float = 0.0,
+        gp_center: float = 1.0,
+        r1_every: int = 1,
+        num_classes: int = 0,
+        pac: int = 1,
+        clip_grad_norm: float | None = None,
+        precision: str = "fp32",
+        engine: bool = True,
+    ) -> None:
+        """Bind the step to a discriminator and its optimizer.
+
+        Args:
+            discriminator: maps (batch, data [+ num_classes]) to one logit a sample, or, where it ends in nn.Sigmoid,
+                to one probability; with `pac`, (batch / pac, pac (data [+ num_classes])) to one for each pack.
+            optimizer: updates the discriminator's parameters.
+            loss: `non_saturating`, `minimax` (for D the same), `relativistic`, `hinge`, `wasserstein` or
+                `least_squares`.
+            real_target: the target for real data: in [0, 1] with `non_saturating` and `minimax`, any number with
+                `least_squares`; other losses have none.
+            fake_target: likewise for fakes.
+            r1_gamma: weight of the R1 penalty, on real data (Mescheder et al. 2018); 0 is off.
+            r2_gamma: weight of the R2 penalty, the same on fakes; 0 is off.
+            gp_weight: weight of the WGAN-GP penalty (Gulrajani et al. 2017), in each step; 0 is off.
+            gp_center: the norm of the gradient that costs nothing: 1, or 0 for the zero-centred penalty; at least 0.
+            r1_every: apply R1 and R2 every so many steps, scaled up by as much ("lazy": Karras et al. 2020, appendix
+                B).
+            num_classes: of a conditional discriminator (Mirza & Osindero 2014): one-hot labels are concatenated to the
+                samples.
+            pac: so many consecutive samples are one input of D ("packing": Lin et al. 2018); each batch must be a
+                multiple of it.
+            clip_grad_norm: the largest norm of all gradients together, over 0; a longer gradient is scaled down to it,
+                as by torch.nn.utils.clip_grad_norm_. None is off.
+            precision: `fp32` (the parameters' own dtype), or `bf16` for autocast with full-precision parameters.
+            engine: whether the step may run as one native call; False composes it of the fused ops.
+
+        Raises:
+            TypeError, ValueError: an argument is of the wrong kind or out of range; the message names it.
+        """
+        DiscriminatorParts(discriminator, optimizer).check()
+        self.discriminator, self.optimizer = discriminator, optimizer
+        self.loss, self.real_target, self.fake_target = loss, real_target, fake_target
+        self.r1_gamma, self.r2_gamma, self.r1_every = r1_gamma, r2_gamma, r1_every
+        self.gp_weight, self.gp_center = gp_weight, gp_center
+        self.num_classes, self.pac, self.clip_grad_norm = num_classes, pac, clip_grad_norm
+        self.precision, self.engine = precision, bool(engine)
+        self._options()
+        discriminator_output.warn_of_hidden_sigmoid(discriminator, loss)
+        self.real_target, self.fake_target = float(real_target), float(fake_target)
+        self.r1_gamma, self.r2_gamma = float(r1_gamma), float(r2_gamma)
+        self.gp_weight, self.gp_center = float(gp_weight), float(gp_center)
+        self.clip_grad_norm = None if clip_grad_norm is None else float(clip_grad_norm)
+        self.steps_done = 0
+        self._labels = LabelCheck()
+
+    def __getstate__(self) -> dict[str, object]:
+        # A copy or a pickle hears nothing of the labels of others.
+        return {**vars(self), "_labels": LabelCheck()}
+
+    def __setstate__(self, state: dict[str, object]) -> None:
+        self.__dict__.update({**asdict(DiscriminatorOptions()), **state})
+
+    def _options(self) -> DiscriminatorOptions:
+        """The options in force: public attributes, which may have been set since."""
+        options = read(DiscriminatorOptions, self)
+        discriminator_output.check(self.discriminator, options.loss)
+        return options
+
+    @property
+    def plan(self) -> str:
+        """One line: which path runs and, when it is not the fastest, why."""
+        why = "the engine does not run a discriminator alone" if self.engine else "engine is False"
+        return composed.text(self.discriminator, self, why)
+
+    def step(
+        self, real: Tensor, fake: Tensor, labels: Tensor | None = None, fake_labels: Tensor | None = None
+    ) -> DiscriminatorStats:
+        """Run one step: the loss and the penalties that are due, backward, one update of D.
+
+        Args:
+            real: (batch, data).
+            fake: (fake batch, data), of real's dtype and device; with the loss `relativistic` and with `gp_weight` of
+                the same batch. It may require a gradient, and is given none.
+            labels: (batch,), integers in [0, num_classes), of the real samples. Needed exactly when num_classes > 0.
+                Labels on a GPU are looked at there, as `fastgan.TrainStep` does.
+            fake_labels: (fake batch,), of the fakes; None where `labels` serve both.
+
+        Returns:
+            The DiscriminatorStats.
+
+        Raises:
+            ValueError, TypeError, RuntimeError: a shape, dtype, label or device does not fit, or labels of an earlier
+                step on a GPU did not; nothing was updated.
+        """
+        self._labels.hear()
+        statistics = self._composed_step(*self._check_inputs(real, fake, labels, fake_labels))
+        self.steps_done += 1
+        return statistics
+
+    def state_dict(self) -> dict[str, Any]:
+        """What the step itself keeps, beside D and its optimizer: a run that loads it goes on exactly.
+
+        Returns:
+            `steps_done`, the phase of the lazy penalties, as JSON has it.
+        """
+        return {"steps_done": self.steps_done}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take what `state_dict` gave.
+
+        Args:
+            state: of a step with the same options.
+
+        Raises:
+            TypeError, ValueError: it is no such state; nothing was changed.
+        """
+        if not isinstance(state, Mapping):
+            raise TypeError(f"state must be a dict, not {type(state).__name__}")
+        if set(state) != {"steps_done"}:
+            raise ValueError(f"state must have steps_done, but it has {', '.join(map(str, state)) or 'nothing'}")
+        checks.integer("steps_done of the state", state["steps_done"], 0)
+        self.steps_done = int(state["steps_done"])
+
+    def _composed_step(
+        self, real: Tensor, fake: Tensor, labels: Tensor | None, fake_labels: Tensor | None
+    ) -> DiscriminatorStats:
+        """A step of fused ops under autograd, of inputs that were checked."""
+        options = self._options()
+        conditions: composed.Conditions = None, None
+        if labels is not None and fake_labels is not None:
+            both = labels if fake_labels is labels else torch.cat([labels, fake_labels])
+            columns = self._labels.one_hot(both, options.num_classes, real.dtype)
+            conditions = columns[: len(real)], columns[len(columns) - len(fake) :]
+        parts = read(DiscriminatorParts, self)
+        statistics = composed.discriminator_step(parts, options, real, fake, conditions, self.steps_done)
+        return statistics if labels is None else DiscriminatorStats(*map(self._labels.marked, statistics))
+
+    def _check_inputs(
+        self, real: Tensor, fake: Tensor, labels: Tensor | None, fake_labels: Tensor | None
+    ) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
+        """Real data and fakes, and the labels of each."""
+        options = self._options()
+        check_trainable("optimizer", self.optimizer)
+        for name, value in (("real", real), ("fake", fake)):
+            checks.floating(name, value)
+            if value.dim() != 2:
+                raise ValueError(f"{name} must have shape (batch, data), not {tuple(value.shape)}")
+            check_batch(name, len(value), options)
+        checks.same_device("fake", fake, "real", real)
+        if fake.shape[1] != real.shape[1]:
+            raise ValueError(f"fake must be as wide as real, {real.shape[1]}, not {fake.shape[1]}")
+        if AUTOCAST_DTYPES[options.precision] is None:
+            checks.same_dtype("fake", fake, "real", real)
+        pairs = "the loss is relativistic" if options.is_paired else "gp_weight is over 0" if options.gp_weight else ""
+        if pairs and len(fake) != len(real):
+            raise ValueError(f"fake must have real's batch of {len(real)}, since {pairs}, not {len(fake)}")
+        check_fit("real", real, self.discriminator, "discriminator", options, options.pac)
+        check_dtype("fake", fake, "discriminator", first_weight(self.discriminator), options)
+        labels = check_labels("labels", labels, real, options)
+        if fake_labels is not None:
+            fake_labels = check_labels("fake_labels", fake_labels, fake, options, "fake")
+        elif labels is not None and len(fake) != len(real):
+            raise ValueError(
+                f"fake_labels are needed: fake has a batch of {len(fake)}, which the {len(real)} labels of real do not "
+                "fit"
+            )
+        return real, fake, labels, labels if fake_labels is None else fake_labels
