@@ -11,8 +11,10 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from fastgan import checks, composed, discriminator_output
+from fastgan.engine import CannotPlan
 from fastgan.labels import LabelCheck
 from fastgan.layers import first_weight
+from fastgan.planned import Planned
 from fastgan.statistics import DiscriminatorStats
 from fastgan.step_inputs import check_batch, check_dtype, check_fit, check_labels, check_trainable
 from fastgan.step_options import AUTOCAST_DTYPES, DiscriminatorOptions, DiscriminatorParts, read
@@ -20,7 +22,7 @@ from fastgan.step_options import AUTOCAST_DTYPES, DiscriminatorOptions, Discrimi
 __all__ = ["DiscriminatorStats", "DiscriminatorStep"]
 
 
-class DiscriminatorStep:
+class DiscriminatorStep(Planned[DiscriminatorOptions]):
     """One update of a discriminator, on real data and fakes, in one call.
 
     It is the discriminator's half of a `fastgan.TrainStep`: the same losses, penalties, packing and clipping, without a
@@ -28,8 +30,9 @@ class DiscriminatorStep:
     Peng et al. 2021, arXiv:2104.02180), a convolutional generator, a file. They are constants: no gradient goes into
     them. A discriminator of one Linear layer is logistic regression.
 
-    Where D is an `fastgan.nn.MLP`, or fused, its layers run as fused ops. What D may end in is said at
-    `fastgan.TrainStep`. `plan` says in one line which path runs and why.
+    Where D is a Sequential of Linear, BatchNorm1d, Dropout and activations (`fastgan.nn.MLP` is one) and the optimizer
+    Adam or AdamW, the whole update, penalties included, is one native call; anything else runs composed, of fused ops
+    under autograd. What D may end in is said at `fastgan.TrainStep`. `plan` says in one line which path runs and why.
     """
 
     def __init__(
@@ -93,12 +96,13 @@ class DiscriminatorStep:
         self.r1_gamma, self.r2_gamma = float(r1_gamma), float(r2_gamma)
         self.gp_weight, self.gp_center = float(gp_weight), float(gp_center)
         self.clip_grad_norm = None if clip_grad_norm is None else float(clip_grad_norm)
-        self.steps_done = 0
         self._labels = LabelCheck()
+        self._begin_without_plan(DiscriminatorOptions())
+        self._current_plan()
 
     def __getstate__(self) -> dict[str, object]:
-        # A copy or a pickle hears nothing of the labels of others.
-        return {**vars(self), "_labels": LabelCheck()}
+        # A copy or a pickle plans anew, and hears nothing of the labels of others.
+        return {**vars(self), "_plan": None, "_plan_again": 0, "_labels": LabelCheck()}
 
     def __setstate__(self, state: dict[str, object]) -> None:
         self.__dict__.update({**asdict(DiscriminatorOptions()), **state})
@@ -112,8 +116,12 @@ class DiscriminatorStep:
     @property
     def plan(self) -> str:
         """One line: which path runs and, when it is not the fastest, why."""
-        why = "the engine does not run a discriminator alone" if self.engine else "engine is False"
-        return composed.text(self.discriminator, self, why)
+        self._plan_again = 0
+        plan = self._current_plan()
+        return composed.text(self.discriminator, self, self._no_plan) if plan is None else plan.text
+
+    def _parts_in_force(self) -> DiscriminatorParts:
+        return read(DiscriminatorParts, self)
 
     def step(
         self, real: Tensor, fake: Tensor, labels: Tensor | None = None, fake_labels: Tensor | None = None
@@ -136,9 +144,28 @@ class DiscriminatorStep:
                 step on a GPU did not; nothing was updated.
         """
         self._labels.hear()
-        statistics = self._composed_step(*self._check_inputs(real, fake, labels, fake_labels))
+        fake = fake.detach() if isinstance(fake, Tensor) else fake
+        statistics = self._planned_step(real, fake, labels, fake_labels)
+        if statistics is None:
+            # The plan is out of date, or there is something about the inputs.
+            real, fake, labels, fake_labels = self._check_inputs(real, fake, labels, fake_labels)
+            if self._current_plan() is not None:
+                statistics = self._planned_step(real, fake, labels, fake_labels)
+        if statistics is None:
+            statistics = self._composed_step(real, fake, labels, fake_labels)
         self.steps_done += 1
         return statistics
+
+    def _planned_step(
+        self, real: Tensor, fake: Tensor, labels: Tensor | None, fake_labels: Tensor | None
+    ) -> DiscriminatorStats | None:
+        """A step of the plan; None, and nothing is done, without one, or where it or the inputs do not fit."""
+        plan, are_due = self._plan_for_now()
+        try:
+            return None if plan is None else plan.run_discriminator(real, fake, labels, fake_labels, are_due)
+        except CannotPlan as reason:  # what it learns when the optimizers' state is made
+            self._cannot_run(reason)
+            return None
 
     def state_dict(self) -> dict[str, Any]:
         """What the step itself keeps, beside D and its optimizer: a run that loads it goes on exactly.

@@ -12,19 +12,16 @@ import torch
 from torch import Tensor, nn
 from torch.utils._device import DeviceContext
 
-from fastgan import backend, gate, layers, plan_layers, plan_optimizers, plan_ways
+from fastgan import backend, gate, layers, plan_layers, plan_optimizers, plan_ways, reference
 from fastgan.plan_layers import LINEAR, CannotPlan, Layer
 from fastgan.plan_ways import Way
-from fastgan.statistics import StepStats
-from fastgan.step_options import StepOptions, StepParts, names_of
+from fastgan.statistics import DiscriminatorStats, StepStats
+from fastgan.step_options import DiscriminatorOptions, DiscriminatorParts, StepOptions, StepParts, names_of
 
 __all__ = ["CannotPlan", "Plan", "Undecided"]
 
-# What the engine knows of the kinds of loss and precision; any other is composed.
-_LOSSES = ("non_saturating", "minimax")
+# What the engine knows of the kinds of precision; any other is composed.
 _IS_BF16 = {"fp32": False, "bf16": True}
-# Options that it does not know, with the value at which there is nothing to know.
-_OFF = {"r2_gamma": 0.0, "gp_weight": 0.0, "pac": 1, "clip_grad_norm": None, "instance_noise": 0.0}
 
 
 class Undecided(Exception):
@@ -32,17 +29,23 @@ class Undecided(Exception):
 
 
 class Plan:
-    """A step as one native call.
+    """A step as one native call: a whole one, or D's half alone.
 
     Attributes:
         text: what it runs, in a few words.
+        penalizes: whether it runs the steps in which R1 or R2 is due, too.
         device: that it runs on.
         asks: whether a size of batch for which no way was decided on is Undecided; else it takes the default.
         weights: how many elements the weights of both networks have.
         ways: those that were decided on, by the size of batch and whether float products are rounded to tf32.
     """
 
-    def __init__(self, parts: StepParts, options: StepOptions, attributes: dict[str, Any]) -> None:
+    def __init__(
+        self,
+        parts: StepParts | DiscriminatorParts,
+        options: StepOptions | DiscriminatorOptions,
+        attributes: dict[str, Any],
+    ) -> None:
         """Read the networks, optimizers and average.
 
         Args:
@@ -61,25 +64,32 @@ class Plan:
             self._watch.items(vars(space), names)
         for hooks in layers.global_hooks():
             self._watch.empty(hooks)
-        self._watch.items(attributes, (*names_of(StepParts), *names_of(StepOptions)))
+        self._watch.items(attributes, (*names_of(type(parts)), *names_of(type(options))))
+        whole = isinstance(parts, StepParts)
         self._layers = [
-            plan_layers.read(parts.generator, "generator", self._watch),
+            plan_layers.read(parts.generator, "generator", self._watch) if isinstance(parts, StepParts) else [],
             plan_layers.read(parts.discriminator, "discriminator", self._watch),
         ]
         dtype, self.device = plan_layers.common_kind(self._layers)
         # A Sigmoid at D's end is the loss's own: cross-entropy with logits is BCELoss of its output.
-        folds = plan_layers.fold_sigmoid(self._layers[1])
+        folds = reference.GAN_LOSSES[options.loss].discriminator == "bce" and plan_layers.fold_sigmoid(self._layers[1])
         _check_precision(options.precision, dtype, self.device)
+        optimizers = {"optimizer": parts.optimizer} if isinstance(parts, DiscriminatorParts) else {}
+        if isinstance(parts, StepParts):
+            optimizers = {"g_optimizer": parts.g_optimizer, "d_optimizer": parts.d_optimizer}
+        self._optimizers = tuple(optimizers.values())
         self._groups = [
-            *plan_optimizers.read("g_optimizer", parts.g_optimizer, self._layers[0], self._watch),
-            *plan_optimizers.read("d_optimizer", parts.d_optimizer, self._layers[1], self._watch),
+            group
+            for (name, optimizer), network in zip(optimizers.items(), self._layers[-len(optimizers) :], strict=True)
+            for group in plan_optimizers.read(name, optimizer, network, self._watch)
         ]
-        self._optimizers = (parts.g_optimizer, parts.d_optimizer)
-        self._averages, self._copies = _read_average(parts, self._watch)
+        ema = parts.ema if isinstance(parts, StepParts) else None
+        self._averages, self._copies = _read_average(parts.generator, ema, self._watch) if whole else ({}, [])
+        self.penalizes = _check_penalties(options, self._layers[1])
         for group, parameter in self._updated():
             plan_optimizers.state(group, parameter)
         self._check_memory()
-        latent, data = _check_widths(options.num_classes, self._layers)
+        latent, data = _check_widths(options, self._layers)
         drops = any(layer.kind == plan_layers.DROPOUT for network in self._layers for layer in network)
         if reason := gate.step_refusal(self.device, torch.bfloat16 if _IS_BF16[options.precision] else dtype, drops):
             raise CannotPlan(reason)
@@ -87,24 +97,22 @@ class Plan:
             "latent": latent,
             "data": data,
             "classes": options.num_classes,
-            "pac": 1,
-            "d_steps": options.d_steps,
-            "reuse_fake": options.reuse_fake,
+            "pac": options.pac,
+            "d_steps": getattr(options, "d_steps", 1),
+            "reuse_fake": getattr(options, "reuse_fake", False),
             "real_target": options.real_target,
             "fake_target": options.fake_target,
             "loss": options.loss,
-            "r1": 0.0,
-            "r2": 0.0,
-            "gp": 0.0,
-            "gp_center": 1.0,
-            "of_probability": False,
-            "clip_norm": 0.0,
-            "average_rate": 1.0 - options.ema_decay,
-            "has_noise": False,
+            "r1": options.r1_gamma * options.r1_every if self.penalizes else 0.0,
+            "r2": options.r2_gamma * options.r1_every if self.penalizes else 0.0,
+            "gp": options.gp_weight,
+            "gp_center": options.gp_center,
+            "of_probability": folds,
+            "clip_norm": options.clip_grad_norm or 0.0,
+            "average_rate": 1.0 - getattr(options, "ema_decay", 0.0),
+            "has_noise": getattr(options, "instance_noise", 0.0) > 0,
             "bf16": _IS_BF16[options.precision],
-            "least_batch": 2
-            if any(layer.uses_batch_statistics() for network in self._layers for layer in network)
-            else 1,
+            "least_batch": _least_batch(options.pac, self._layers),
         }
         self.asks = False
         self.ways: dict[tuple[int, bool], Way] = {}
@@ -116,23 +124,42 @@ class Plan:
             "device": self.device.type,
             "dtype": dtype,
             **{name: self._arguments[name] for name in ("classes", "d_steps", "reuse_fake", "bf16")},
-            "average": parts.ema is not None,
+            "average": ema is not None,
+            **_facts_of(options, self.penalizes),
         }
         self._signature = plan_ways.signature(self._layers, updated, facts)
         self._engine: Any = None
         self._fresh: dict[int, dict[str, Any]] = {}  # state that the optimizers do not have yet, by parameter
         self.text = (
-            f"the whole step as one native call on {self.device.type}, real and fake through D as one batch, "
-            f"{options.precision}"
+            f"the whole {'step' if whole else 'update of D'} as one native call on {self.device.type}, real and fake "
+            f"through D as one batch, {options.precision}"
         )
         if folds:
             self.text += "; D's last Sigmoid is folded into the loss"
-        if options.r1_gamma > 0:
-            self.text += f"; 1 step in {options.r1_every}, with the R1 penalty, composed of fused ops under autograd"
+        names = _lazy_penalties(options)
+        if names and not self.penalizes:
+            self.text += (
+                f"; 1 step in {options.r1_every}, with the {names}, composed of fused ops under autograd, because "
+                f"{_unpenalized(options, self._layers[1])}"
+            )
 
-    def run(self, real: Tensor, labels: Tensor | None, noise: Tensor | None) -> StepStats | None:
+    def run(
+        self,
+        real: Tensor,
+        labels: Tensor | None,
+        noise: Tensor | None,
+        are_due: bool = False,
+        noise_scale: float = 0.0,
+    ) -> StepStats | None:
         """The statistics of a step; or None, and nothing is done, where the plan is out of date, or the inputs are not
         such as the engine takes.
+
+        Args:
+            real: as `TrainStep.step` takes it.
+            labels: likewise.
+            noise: likewise.
+            are_due: whether R1 and R2 are part of it; only where `penalizes`.
+            noise_scale: standard deviation of the noise on D's inputs.
 
         Raises:
             CannotPlan: the optimizers' state is not such as the engine takes; nothing was done.
@@ -142,14 +169,29 @@ class Plan:
             if not self.is_current():
                 return None
             self._bind()
-        statistics = self._engine.step(real, labels, noise, self.asks)
-        if statistics is None:
-            return None
+        statistics = self._handed_over(self._engine.step(real, labels, noise, self.asks, are_due, noise_scale))
+        return None if statistics is None else StepStats(*statistics)
+
+    def run_discriminator(
+        self, real: Tensor, fake: Tensor, labels: Tensor | None, fake_labels: Tensor | None, are_due: bool
+    ) -> DiscriminatorStats | None:
+        """As `run`, of D alone; inputs as `DiscriminatorStep.step` takes them."""
+        if self._engine is None:
+            if not self.is_current():
+                return None
+            self._bind()
+        statistics = self._handed_over(
+            self._engine.step_discriminator(real, fake, labels, fake_labels, self.asks, are_due)
+        )
+        return None if statistics is None else DiscriminatorStats(*statistics)
+
+    def _handed_over(self, statistics: Any) -> Any:
+        """What a native call returned, after the optimizers were given what it made for them."""
         if statistics is False:
             raise Undecided
-        if self._fresh:
+        if statistics is not None and self._fresh:
             self._hand_over()
-        return StepStats(*statistics)
+        return statistics
 
     def is_current(self) -> bool:
         """Whether everything that the plan was made of is still in its place."""
@@ -293,7 +335,7 @@ class Plan:
         self._engine = engine
 
 
-def _check_process(options: StepOptions) -> None:
+def _check_process(options: DiscriminatorOptions) -> None:
     if backend.current_backend() == "reference":
         raise CannotPlan("the backend is the reference")
     if backend.module is None:
@@ -303,15 +345,8 @@ def _check_process(options: StepOptions) -> None:
     patched = layers.patched_function()
     if patched is not None:
         raise CannotPlan(f"{patched} is not torch's own")
-    if options.loss not in _LOSSES:
-        raise CannotPlan(f"the loss is {options.loss}")
-    for name, off in _OFF.items():
-        if getattr(options, name) != off:
-            raise CannotPlan(f"{name} is {getattr(options, name)}")
     if options.precision not in _IS_BF16:
         raise CannotPlan(f"precision is {options.precision}")
-    if options.r1_gamma > 0 and options.r1_every == 1:
-        raise CannotPlan("every step has the R1 penalty (r1_gamma is over 0 and r1_every is 1)")
 
 
 def _check_precision(precision: str, dtype: torch.dtype, device: torch.device) -> None:
@@ -323,38 +358,94 @@ def _check_precision(precision: str, dtype: torch.dtype, device: torch.device) -
         raise CannotPlan("this processor has no AMX, which precision='bf16' would need")
 
 
-def _check_widths(classes: int, networks: list[list[Layer]]) -> tuple[int, int]:
+def _lazy_penalties(options: DiscriminatorOptions) -> str:
+    """Those that are lazy, in words."""
+    names = [name for name, weight in (("R1", options.r1_gamma), ("R2", options.r2_gamma)) if weight > 0]
+    return f"{' and '.join(names)} penalt{'ies' if len(names) > 1 else 'y'}" if names else ""
+
+
+def _unpenalized(options: DiscriminatorOptions, discriminator: list[Layer]) -> str:
+    """Why the engine has no penalty on such a discriminator; empty where it has."""
+    if any(layer.kind == plan_layers.BATCH_NORM for layer in discriminator):
+        return "D has a BatchNorm1d"
+    return "precision is bf16" if _IS_BF16[options.precision] else ""
+
+
+def _check_penalties(options: DiscriminatorOptions, discriminator: list[Layer]) -> bool:
+    """Whether the engine runs all penalties.
+
+    Raises:
+        CannotPlan: it does not, and every step has one.
+    """
+    reason = _unpenalized(options, discriminator)
+    lazy = _lazy_penalties(options)
+    if reason and options.gp_weight > 0:
+        raise CannotPlan(f"every step has the WGAN-GP penalty (gp_weight is over 0) and {reason}")
+    if reason and lazy and options.r1_every == 1:
+        raise CannotPlan(f"every step has the {lazy} (r1_every is 1) and {reason}")
+    return not reason
+
+
+def _facts_of(options: DiscriminatorOptions, penalizes: bool) -> dict[str, Any]:
+    """What the time of a step depends on beside its networks, where it is not as by default."""
+    every_step = bool(_lazy_penalties(options)) and options.r1_every == 1
+    facts = {
+        "pairs": options.is_paired,
+        "pac": 0 if options.pac == 1 else options.pac,
+        "penalties": every_step and _lazy_penalties(options),
+        "gp": options.gp_weight > 0,
+        "clips": options.clip_grad_norm is not None,
+        "noise": getattr(options, "instance_noise", 0.0) > 0,
+    }
+    return {name: value for name, value in facts.items() if value}
+
+
+def _least_batch(pac: int, networks: list[list[Layer]]) -> int:
+    """The samples that batch normalisation needs: two inputs of a network."""
+    generator, discriminator = (any(layer.uses_batch_statistics() for layer in network) for network in networks)
+    return 2 * pac if discriminator else max(pac, 2) if generator else pac
+
+
+def _check_widths(options: DiscriminatorOptions, networks: list[list[Layer]]) -> tuple[int, int]:
     """The widths of the noise and of the data."""
     generator, discriminator = networks
-    latent, data = generator[0].width_in - classes, generator[-1].width_out
     if discriminator[-1].width_out != 1:
         raise CannotPlan(f"the discriminator has {discriminator[-1].width_out} outputs")
-    if discriminator[0].width_in - classes != data:
+    width, rest = divmod(discriminator[0].width_in, options.pac)
+    data = width - options.num_classes
+    if rest or data < 1:
+        raise CannotPlan("the discriminator's input does not fit pac and num_classes")
+    if not generator:
+        return 0, data
+    latent = generator[0].width_in - options.num_classes
+    if data != generator[-1].width_out:
         raise CannotPlan("the generator's output does not fit the discriminator's input")
     if latent < 1:
         raise CannotPlan("the generator has no input beside the label")
     return latent, data
 
 
-def _read_average(parts: StepParts, watch: Any) -> tuple[dict[int, Tensor], list[tuple[Tensor, Tensor]]]:
+def _read_average(
+    generator: nn.Module, ema: nn.Module | None, watch: Any
+) -> tuple[dict[int, Tensor], list[tuple[Tensor, Tensor]]]:
     """The average of each of the generator's parameters, by its id, and the pairs of buffers: average, current.
 
     Raises:
         CannotPlan: the average no longer mirrors the generator, or is not such as the engine takes.
     """
-    if parts.ema is None:
+    if ema is None:
         return {}, []
-    for module in parts.ema.modules():
+    for module in ema.modules():
         watch.type(type(module))
         watch.object(module, set(layers.PARTS))
         for part in layers.PARTS:
             watch.dict(getattr(module, part))
-    if any(layers.has_own_walk(m) for network in (parts.generator, parts.ema) for m in network.modules()):
+    if any(layers.has_own_walk(m) for network in (generator, ema) for m in network.modules()):
         raise CannotPlan("the generator or its average has a parameters() or buffers() of its own")
     pairs: list[list[tuple[Tensor, Tensor]]] = []
     for averages, currents in (
-        (list(parts.ema.parameters()), list(parts.generator.parameters())),
-        (list(parts.ema.buffers()), list(parts.generator.buffers())),
+        (list(ema.parameters()), list(generator.parameters())),
+        (list(ema.buffers()), list(generator.buffers())),
     ):
         if len(averages) != len(currents):
             raise CannotPlan("ema has other parameters or buffers than the generator")

@@ -15,17 +15,15 @@ from fastgan import checks, composed, discriminator_output, tuning
 from fastgan.engine import CannotPlan, Plan, Undecided
 from fastgan.labels import LabelCheck
 from fastgan.layers import first_weight
+from fastgan.planned import Planned
 from fastgan.statistics import StepStats
 from fastgan.step_inputs import check_batch, check_dtype, check_fit, check_labels, check_trainable, latent_size
 from fastgan.step_options import StepOptions, StepParts, read
 
 __all__ = ["StepStats", "TrainStep", "average_of"]
 
-# Steps between two attempts at a plan where there was none: a hook may have been removed, a module replaced.
-_PLAN_AGAIN = 100
 
-
-class TrainStep:
+class TrainStep(Planned[StepOptions]):
     """A whole step of alternating GAN training in one call.
 
     `d_steps` times: sample z, G(z) detached, the discriminator's loss on real and fake, backward, update D alone. Then
@@ -142,17 +140,10 @@ class TrainStep:
         self.gp_weight, self.gp_center = float(gp_weight), float(gp_center)
         self.clip_grad_norm = None if clip_grad_norm is None else float(clip_grad_norm)
         self.instance_noise = float(instance_noise)
-        self.steps_done = 0
         self._labels = LabelCheck()
-        self._plan: Plan | None = None
-        self._planned_options = StepOptions()  # those of the plan
-        self._no_plan, self._plan_again = "", 0
+        self._begin_without_plan(StepOptions())
         self._choices: tuning.Choices | None = tuning.Choices()
         self._current_plan()
-
-    def __del__(self) -> None:
-        # The plan holds the dictionary of this step, which holds the plan; and no collector sees into the plan.
-        self.__dict__.pop("_plan", None)
 
     def __getstate__(self) -> dict[str, object]:
         # A copy or a pickle plans anew, and hears nothing of the labels of others.
@@ -180,24 +171,11 @@ class TrainStep:
             return f"{plan.text}; {ways}" if ways else plan.text
         return composed.text(self.discriminator, self, self._no_plan)
 
-    def _current_plan(self) -> Plan | None:
-        """The plan for the networks and optimizers as they are, or None."""
-        if self._plan is not None and self._plan.is_current():
-            return self._plan
-        if self._plan is None and self.steps_done < self._plan_again:
-            return None
-        self._plan = None
-        self._plan_again = self.steps_done + _PLAN_AGAIN
-        if not self.engine:
-            self._no_plan = "engine is False"
-            return None
-        try:
-            self._planned_options = self._options()
-            self._plan = Plan(read(StepParts, self), self._planned_options, vars(self))
-            self._plan.asks = self._choices is not None and self._choices.are_wanted()
-        except (CannotPlan, ValueError, TypeError) as reason:
-            self._no_plan = str(reason)
-        return self._plan
+    def _parts_in_force(self) -> StepParts:
+        return read(StepParts, self)
+
+    def _is_planned(self, plan: Plan) -> None:
+        plan.asks = self._choices is not None and self._choices.are_wanted()
 
     def step(self, real: Tensor, labels: Tensor | None = None, noise: Tensor | None = None) -> StepStats:
         """Run one step: `d_steps` updates of D, then one of G.
@@ -218,16 +196,14 @@ class TrainStep:
                 step on a GPU did not; nothing was updated.
         """
         self._labels.hear()
-        is_composed = self._planned_options.penalties_are_due(self.steps_done)
-        statistics = None if is_composed else self._planned_step(real, labels, noise)
+        statistics = self._planned_step(real, labels, noise)
         if statistics is None:
             # The plan is out of date, or there is something about the inputs.
             real, labels, noise = self._check_inputs(real, labels, noise)
-            is_composed = self._options().penalties_are_due(self.steps_done)
-            if not is_composed and self._current_plan() is not None:
+            if self._current_plan() is not None:
                 statistics = self._planned_step(real, labels, noise)
         if statistics is None:
-            way = "" if is_composed or self._plan is None else self._plan.way(real.shape[1]).composed
+            way = "" if self._plan is None else self._plan.way(real.shape[1]).composed
             with tuning.layers_of_ops(way):
                 statistics = self._composed_step(real, labels, noise)
         self.steps_done += 1
@@ -235,25 +211,34 @@ class TrainStep:
 
     def _planned_step(self, real: Tensor, labels: Tensor | None, noise: Tensor | None) -> StepStats | None:
         """A step of the plan; None, and nothing is done, without one, or where it or the inputs do not fit."""
-        if self._plan is None:
+        plan, are_due = self._plan_for_now()
+        if plan is None:
             return None
+        inputs = real, labels, noise, are_due, self._planned_options.noise_scale(self.steps_done)
         try:
             try:
-                return self._plan.run(real, labels, noise)
+                return plan.run(*inputs)
             except Undecided:
-                return self._decided_step(self._plan, real, labels, noise)
+                return self._decided_step(plan, *inputs)
         except CannotPlan as reason:  # what it learns when the optimizers' state is made
-            self._plan, self._no_plan = None, str(reason)
-            self._plan_again = self.steps_done + _PLAN_AGAIN
+            self._cannot_run(reason)
             return None
 
-    def _decided_step(self, plan: Plan, real: Tensor, labels: Tensor | None, noise: Tensor | None) -> StepStats | None:
+    def _decided_step(
+        self,
+        plan: Plan,
+        real: Tensor,
+        labels: Tensor | None,
+        noise: Tensor | None,
+        are_due: bool,
+        noise_scale: float,
+    ) -> StepStats | None:
         """A step of a plan, after its way was decided on for this size of batch."""
         parts, options = read(StepParts, self), self._options()
         is_told = self._choices is None or self._choices.decide(plan, _copy_of, (real, labels, noise), parts, options)
         asks, plan.asks = plan.asks, plan.asks and is_told
         try:
-            return plan.run(real, labels, noise)
+            return plan.run(real, labels, noise, are_due, noise_scale)
         finally:
             plan.asks = asks
 
@@ -309,9 +294,10 @@ class TrainStep:
             ValueError, TypeError: as `step`.
         """
         inputs = self._check_inputs(real, labels, noise)
-        plan = self._current_plan()
+        plan, are_due = self._plan_for_now() if self._current_plan() is not None else (None, False)
+        noise_scale = self._planned_options.noise_scale(self.steps_done)
         try:
-            seconds = None if plan is None else plan.profile(*inputs)
+            seconds = None if plan is None else plan.profile(*inputs, are_due, noise_scale)
         except CannotPlan as reason:
             raise RuntimeError(f"only a step that is one native call has a profile, but {reason}") from None
         if seconds is None:

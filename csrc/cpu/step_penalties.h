@@ -116,8 +116,8 @@ void tangent(const Pass& pass, const StepLayer<T>& layer, const LayerBuffers<T>&
   pass.worker.layer_done();
 }
 
-// The operand of a weight gradient that is x elsewhere: c x + t of the parts with a penalty; for those that have no
-// loss, t.
+// The operand of a weight gradient that is x elsewhere: c x + t of the parts with a penalty; where c is zero,
+// t.
 template <class T>
 void combine_input(const Pass& pass, const StepLayer<T>& layer, const LayerBuffers<T>& buffers, int64_t panels,
                    const PenaltyPass<T>& penalty) {
@@ -133,11 +133,11 @@ void combine_input(const Pass& pass, const StepLayer<T>& layer, const LayerBuffe
       T* const thin = buffers.combined.data == nullptr ? nullptr : buffers.combined.at(p);
       if (penalty.has(pass.part(p))) {
         const T* t = buffers.tangent.at(p) + at;
-        const bool has_loss = pass.part(p) < 2;
+        const bool has_slopes = pass.part(p) < penalty.with_slopes;
         for (int64_t c = 0; c < columns; ++c)
 #pragma omp simd
           for (int64_t i = 0; i < panel; ++i)
-            block[c * panel + i] = has_loss ? slopes[i] * x[c * panel + i] + t[c * panel + i] : t[c * panel + i];
+            block[c * panel + i] = has_slopes ? slopes[i] * x[c * panel + i] + t[c * panel + i] : t[c * panel + i];
         x = block;
       }
       if (thin != nullptr)

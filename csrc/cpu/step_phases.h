@@ -109,6 +109,7 @@ void Kernels<T>::discriminator_step(const StepProblem<T>& problem, const StepBuf
   Pass all(worker, inputs, parts, {0, 1}), with_penalty(worker, inputs, parts, {});
   PenaltyPass<T> penalty;
   penalty.layout = parts, penalty.slopes = buffers.slopes;
+  penalty.with_slopes = problem.penalties.of_probability ? 3 : 2;
   for (int part = 0; part < parts; ++part) {
     if (problem.penalties.weight(part) == 0) continue;
     penalty.parts |= 1u << part;

@@ -61,6 +61,8 @@ struct PenaltyPass {
   unsigned parts = 0;  // of D's batch, a bit each
   int layout = 1;
   bool is_smooth = false;  // some activation has a second derivative
+  int with_slopes = 2;     // so many parts have a derivative by the logit: not the points between real data and fakes,
+                           // unless the penalty there is of a function of it
   const T* slopes = nullptr;
 
   bool exists() const { return parts != 0; }
@@ -86,7 +88,7 @@ T row_sum(const LayerBuffers<T>& buffers, int64_t first, int64_t last, int64_t r
     const auto at = [](const T* x) { return *reinterpret_cast<const Vector<T>*>(x); };
     if (!penalty.is_of_output(p))
       for (int64_t c = 0; c < panel; c += lanes<T>) sum += at(grad + c);
-    else if (p % penalty.layout < 2)  // the points between real data and fakes have no loss
+    else if (p % penalty.layout < penalty.with_slopes)
       for (int64_t c = 0; c < panel; c += lanes<T>) sum += at(grad + c) * at(penalty.slopes + p * panel + c);
   }
   T total = 0;

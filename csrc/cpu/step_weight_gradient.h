@@ -4,16 +4,17 @@
 // Rows of a tile of a weight gradient.
 constexpr int gradient_rows = tile_rows;
 
-// x with the samples as rows, for the weight gradient.
+// x with the samples as rows, for the weight gradient; where the panels of grad_z are in groups, the first of each,
+// then the second, and so on.
 template <class T>
 void transpose_input(const Pass& pass, const StepLayer<T>& layer, const LayerBuffers<T>& buffers, int64_t panels) {
   if (layer.in <= thin_width) return;
-  const int64_t blocks = (layer.in + panel - 1) / panel;
+  const int64_t blocks = (layer.in + panel - 1) / panel, group = buffers.grad_z.group;
   for (int64_t j = 0; j < pass.count(); ++j) {
-    const int64_t p = pass.index(j);
+    const int64_t p = pass.index(j), place = p % group * (panels / group) + p / group;
     for (int64_t block = pass.worker.from(blocks); block < pass.worker.to(blocks); ++block)
       transpose(std::min(panel, layer.in - block * panel), panel, buffers.x.at(p) + block * panel * panel, panel,
-                buffers.x_rows + (block * panels + p) * panel * panel, panel);
+                buffers.x_rows + (block * panels + place) * panel * panel, panel);
   }
 }
 
@@ -44,13 +45,16 @@ template <class T>
 void gradient_tile(const StepLayer<T>& layer, const LayerBuffers<T>& buffers, int64_t panels, int64_t first,
                    int64_t last, int64_t row, int height, int64_t column, T* tile) {
   if (layer.in <= thin_width) return thin_gradient(buffers, first, last, row, height, layer.in, tile);
-  const int64_t samples = (last - first) * panel, at = row * layer.in + column;
+  const int64_t at = row * layer.in + column, group = buffers.grad_z.group, each = (last - first) / group;
   TileTask<T> task{};
-  task.a = buffers.grad_z.at(first) + row * panel;
   task.a_next = buffers.grad_z.stride;
-  task.b = buffers.x_rows + (column * panels + first * panel) * panel;
-  task.k = samples;
+  task.k = each * panel;
   task.c = tile;
   task.fetch_tile = {{layer.weight.value + at, layer.weight.exp_avg + at, layer.weight.exp_avg_sq + at}, layer.in};
-  multiply<T, Storage::panels>(height, task);
+  for (int64_t k = 0; k < group; ++k) {
+    task.a = buffers.grad_z.at(first + k) + row * panel;
+    task.b = buffers.x_rows + (column * panels + (first + k * each) * panel) * panel;
+    task.accumulate = k > 0;
+    multiply<T, Storage::panels>(height, task);
+  }
 }
