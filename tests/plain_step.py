@@ -37,8 +37,13 @@ adam = functools.partial(Adam, lr=2e-3, betas=(0.5, 0.999))
 
 
 class PlainDiscriminator:
-    """What DiscriminatorStep does, with its arguments, in torch alone."""
+    """What DiscriminatorStep does, with its arguments, in torch alone.
 
+    Attributes:
+        draws: the dtype of what is drawn, where that is not the data's: two dtypes draw other numbers.
+    """
+
+    draws: torch.dtype | None = None
     ema = None
 
     def __init__(
@@ -96,7 +101,7 @@ class PlainDiscriminator:
                 penalty = penalty + gamma / 2 * self.r1_every * self.slopes(output, at).pow(2).sum(1).mean()
         if self.gp_weight:
             packs = len(real) // self.pac
-            u = torch.rand(packs, 1, dtype=real.dtype)
+            u = torch.rand(packs, 1, dtype=self.draws or real.dtype).to(real.dtype)
             mixed = u * real.detach().view(packs, -1) + (1 - u) * fake.detach().view(packs, -1)
             at = mixed.view(real.shape).requires_grad_()
             norms = self.slopes(self.discriminator(self.pack(at, y)), at).norm(dim=1)
@@ -106,7 +111,9 @@ class PlainDiscriminator:
 
     def noised(self, value: Tensor) -> Tensor:
         """With instance noise."""
-        return value + self.sigma * torch.randn(value.shape, dtype=value.dtype) if self.sigma else value
+        if not self.sigma:
+            return value
+        return value + self.sigma * torch.randn(value.shape, dtype=self.draws or value.dtype).to(value.dtype)
 
     def slopes(self, output: Tensor, at: Tensor) -> Tensor:
         """The gradient of D's output by the data of each of its inputs, a row for each."""
@@ -175,6 +182,8 @@ class PlainDiscriminator:
 class Plain(PlainDiscriminator):
     """What TrainStep does, with its arguments, in torch alone."""
 
+    composes = False  # whether TrainStep does without the engine, where it is held against a GPU
+
     def __init__(
         self,
         generator: nn.Module,
@@ -230,8 +239,8 @@ class Plain(PlainDiscriminator):
         return d_loss, g_loss.detach(), *scores
 
     def is_composed(self) -> bool:
-        """Whether this step is no native call, whatever the networks: on CUDA they draw the masks otherwise."""
-        return bool(self.r1_gamma) and self.is_due()
+        """Whether this step is no native call: on CUDA those draw the masks otherwise."""
+        return self.composes or (bool(self.r1_gamma) and self.is_due())
 
 
 def last_layer(module: nn.Module) -> nn.Module | None:

@@ -1,0 +1,99 @@
+"""All pairs of losses, penalties, activations, dropout, packing, labels and the rest, against the plain loop."""
+
+from __future__ import annotations
+
+import copy
+import functools
+import itertools
+import os
+
+import pytest
+import torch
+from conformance import as_double, overall_error
+from plain_step import Plain, inputs, state_of, twin
+from step_cases import FACTORS, OF_DISCRIMINATOR, Case, all_pairs, check, check_discriminator, full_product
+from torch.optim import SGD
+
+from fastgan import TrainStep
+
+PAIRS = all_pairs()
+PAIRS_OF_DISCRIMINATOR = all_pairs({name: FACTORS[name] for name in OF_DISCRIMINATOR})
+
+# Tensors this small gain nothing from a second thread, and on a busy machine wait for it.
+pytestmark = pytest.mark.usefixtures("one_thread")
+paths = pytest.mark.parametrize("engine", [True, False], ids=["engine", "composed"])
+
+
+def steps_on(backend: str) -> int:
+    """Four periods of the lazy penalties; the host model of CUDA takes its time."""
+    return 4 if backend == "simt" else 12
+
+
+@paths
+@pytest.mark.parametrize("case", PAIRS, ids=str)
+def test_all_pairs(backend: str, case: Case, engine: bool) -> None:
+    if backend == "reference" and engine:
+        pytest.skip("the reference has no engine")
+    check(case, steps_on(backend), engine=engine)
+
+
+@pytest.mark.deep
+@paths
+@pytest.mark.parametrize("case", PAIRS, ids=str)
+def test_all_pairs_in_100_steps(compiled: None, case: Case, engine: bool) -> None:
+    check(case, 100, engine=engine)
+
+
+@pytest.mark.deep
+@pytest.mark.parametrize(("loss", "penalty"), list(itertools.product(FACTORS["loss"], FACTORS["penalty"])))
+def test_the_full_product(compiled: None, loss: str, penalty: str) -> None:
+    """Two steps of each; `python tests/step_cases.py` runs as many as one likes."""
+    cases = [case for case in full_product() if (case.loss, case.penalty) == (loss, penalty)]
+    assert len(cases) == 9 * 2 * 3 * 2
+    for case in cases:
+        check(case, 2)
+
+
+@paths
+@pytest.mark.parametrize("case", PAIRS_OF_DISCRIMINATOR, ids=str)
+def test_all_pairs_of_the_discriminator_alone(backend: str, case: Case, engine: bool) -> None:
+    if backend == "reference" and engine:
+        pytest.skip("the reference has no engine")
+    check_discriminator(case, steps_on(backend), engine=engine)
+
+
+@pytest.mark.parametrize("case", [c for c in PAIRS_OF_DISCRIMINATOR if c.loss != "relativistic"], ids=str)
+def test_batches_of_two_sizes(backend: str, case: Case) -> None:
+    if "GP" in case.penalty or case.penalty == "all":
+        pytest.skip("the WGAN-GP penalty pairs real data and fakes")
+    check_discriminator(case, 4, fakes=12)
+
+
+@pytest.mark.parametrize("case", PAIRS, ids=str)
+def test_a_single_step_in_float32(backend: str, case: Case) -> None:
+    """Of gradient descent, which does not magnify rounding as Adam does: at most twice PyTorch's own error."""
+    make = functools.partial(SGD, lr=0.5)
+    options, pair = case.options(), case.networks(torch.float32)
+    given = inputs(options, torch.float32)
+    results = []
+    for kind, dtype in ((TrainStep, torch.float32), (Plain, torch.float32), (Plain, torch.float64)):
+        trainer = twin(kind, *(copy.deepcopy(network).to(dtype) for network in pair), make, **options)
+        if kind is Plain:
+            trainer.draws = torch.float32
+        torch.manual_seed(3)
+        stats = trainer.step(*(given if dtype is torch.float32 else as_double(given)))
+        results.append([*stats, *state_of(trainer)])
+    ours, plain, exact = results
+    assert overall_error(ours, exact) <= 2 * overall_error(plain, exact) + 1e-6
+
+
+def test_the_cases_hold_every_pair() -> None:
+    """What is missing would be missed by nobody."""
+    found = {
+        pair for case in PAIRS for pair in itertools.combinations([(name, getattr(case, name)) for name in FACTORS], 2)
+    }
+    pairs = itertools.combinations(FACTORS, 2)
+    assert len(found) == sum(len(FACTORS[a]) * len(FACTORS[b]) for a, b in pairs)
+    assert len(set(map(str, PAIRS))) == len(PAIRS)
+    assert len(PAIRS) < 100
+    assert os.environ.get("FASTGAN_TEST_BACKENDS") or len(set(full_product())) == 6 * 8 * 9 * 2 * 3 * 2
