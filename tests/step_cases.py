@@ -106,16 +106,6 @@ class Case:
             pair = [fuse(nn.Sequential(*n[:2], nn.Dropout(self.dropout), *n[2:])) for n in pair]
         return pair[0], pair[1]
 
-    def is_native(self) -> bool:
-        """Whether the engine must run it, but for the steps with a lazy penalty."""
-        return (
-            self.loss in ("non_saturating", "minimax")
-            and self.penalty in ("none", "lazy R1")
-            and self.pac == 1
-            and self.clip_grad_norm is None
-            and self.noise == "none"
-        )
-
     def __str__(self) -> str:
         values = {name: getattr(self, name) for name in FACTORS}
         changed = [f"{n}={v:g}" if isinstance(v, float) else f"{n}={v}" for n, v in values.items() if n not in FIRST]
@@ -182,7 +172,7 @@ def run(kind: type, case: Case, steps: int, **given: Any) -> tuple[list[list[Ten
     torch.manual_seed(0)
     trainer = twin(kind, *case.networks(), adam, **case.options(), **given)
     if kind is Plain:
-        trainer.composes = not case.is_native()
+        trainer.composes = False
     statistics = []
     for i in range(steps):
         torch.manual_seed(1 + i)
@@ -190,7 +180,7 @@ def run(kind: type, case: Case, steps: int, **given: Any) -> tuple[list[list[Ten
         torch.manual_seed(1000 + i)  # of what is drawn inside
         statistics.append(list(trainer.step(*drawn)))
         if kind is TrainStep and i == 0:
-            native = case.is_native() and trainer.engine and fastgan.current_backend() != "reference"
+            native = trainer.engine and fastgan.current_backend() != "reference"
             assert trainer.plan.startswith(NATIVE) == native, trainer.plan
     return statistics, [t.clone() for t in state_of(trainer)]
 

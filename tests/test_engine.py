@@ -169,17 +169,20 @@ def test_other_layer_paths(a_launch_a_layer: None, case: str) -> None:
     ("changed", "reason"),
     [
         ({"make": functools.partial(SGD, lr=0.1)}, "g_optimizer is SGD"),
-        ({"r1_gamma": 1.0, "r1_every": 1}, "r1_gamma"),
+        ({"r1_gamma": 1.0, "r1_every": 1, "norm": True}, "every step has the R1 penalty (r1_every is 1) and D has a"),
+        ({"gp_weight": 1.0, "norm": True}, "every step has the WGAN-GP penalty (gp_weight is over 0) and D has a Batch"),
         ({"engine": False}, "engine is False"),
         ({"tail": nn.Hardtanh()}, "generator[4] is a Hardtanh"),
         ({"make": functools.partial(Adam, differentiable=True)}, "differentiable"),
         ({"tail": nn.utils.parametrizations.spectral_norm(nn.Linear(4, 4).double())}, "generator[4] is a Parametrized"),
     ],
-    ids=["SGD", "R1", "off", "layer", "differentiable", "spectral_norm"],
+    ids=["SGD", "R1", "GP", "off", "layer", "differentiable", "spectral_norm"],
 )
 def test_what_it_cannot_plan_runs_composed(compiled: None, changed: dict[str, Any], reason: str) -> None:
     make, tail = changed.pop("make", adam), changed.pop("tail", None)
     generator, discriminator = networks()
+    if changed.pop("norm", False):
+        discriminator.insert(1, nn.BatchNorm1d(8, dtype=torch.float64))
     generator = fuse(nn.Sequential(*generator, *([tail] if tail else [])))
     trainer = twin(TrainStep, generator, discriminator, make, **changed)
     assert trainer.plan.startswith("composed")

@@ -244,4 +244,9 @@ def test_changed_options_are_noticed(engine_backend: str) -> None:
 def test_the_steps_between_those_with_the_r1_penalty(engine_backend: str) -> None:
     trainer = follow(lambda trainer, i: None, r1_gamma=2.0, r1_every=3)
     assert trainer.plan.startswith(NATIVE)
-    assert "1 step in 3, with the R1 penalty, composed" in trainer.plan
+    assert "composed" not in trainer.plan
+    generator, discriminator = networks()
+    discriminator.insert(1, nn.BatchNorm1d(8, dtype=torch.float64))
+    trainer = follow(lambda trainer, i: None, pair=(generator, discriminator), r1_gamma=2.0, r1_every=3)
+    assert trainer.plan.startswith(NATIVE)
+    assert "1 step in 3, with the R1 penalty, composed of fused ops under autograd, because D has a Batch" in trainer.plan

@@ -154,6 +154,11 @@ class StepEngine {
     const at::NoGradGuard no_grad;
     StepInputs inputs;
     inputs.penalties_are_due = due;
+    const auto is_of = [](const py::object& object, int64_t dimensions) {
+      return object.is_none() || !THPVariable_Check(object.ptr()) ||
+             THPVariable_Unpack(object.ptr()).dim() == dimensions;
+    };
+    if (!is_of(real, 2) || !is_of(fake, 2) || !is_of(labels, 1) || !is_of(fake_labels, 1)) return py::none();
     if (!take_data(real, labels, inputs.real, inputs.labels)) return py::none();
     if (!take_data(fake, fake_labels.is_none() ? labels : fake_labels, inputs.fake, inputs.fake_labels))
       return py::none();
