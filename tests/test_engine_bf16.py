@@ -110,6 +110,30 @@ CASES: dict[str, Any] = {
 }
 
 
+def trainers(generator: nn.Sequential, discriminator: nn.Sequential, options: dict[str, Any]) -> tuple[Any, Any, Any]:
+    """The engine in bfloat16; the loop in float64 with rounded operands, and without.
+
+    Adam's epsilon is of the gradients' size: with the usual one, what rounding leaves of a zero is a full step.
+    """
+    make = functools.partial(Adam, lr=0.05, betas=(0.5, 0.9), eps=0.01)
+    native = twin(TrainStep, generator, discriminator, make, precision="bf16", **options)
+    assert native.plan.startswith(NATIVE)
+    expected, exact = (twin(Plain, generator.double(), discriminator.double(), make, **options) for _ in range(2))
+    for module in (*expected.generator.modules(), *expected.discriminator.modules()):
+        if type(module) is nn.Linear:
+            module.__class__ = RoundedLinear
+    return native, expected, exact
+
+
+def draw(generator: nn.Sequential, batch: int, options: dict[str, Any]) -> tuple[Tensor, Tensor | None, Tensor]:
+    """One step's real data, labels and noise."""
+    classes = options.get("num_classes", 0)
+    rows = options.get("d_steps", 1) + (not options.get("reuse_fake", False))
+    real = torch.randn(batch, generator[-1].out_features).clamp(-1, 1)
+    labels = torch.randint(classes, (batch,)) if classes else None
+    return real, labels, torch.randn(rows, batch, generator[0].in_features - classes)
+
+
 @pytest.mark.usefixtures("one_thread")
 @pytest.mark.parametrize("name", CASES)
 def test_operands_are_rounded_and_nothing_else(products: None, name: str) -> None:
@@ -117,22 +141,11 @@ def test_operands_are_rounded_and_nothing_else(products: None, name: str) -> Non
 
     Float32 and float64 differ by some 1e-7. So of 30,000 operands one is rounded to the other side, by a whole unit of
     2^-8, where the usual error of rounding is 0.29 of one: all such errors together are some 2 % of all roundings'.
-    Adam's epsilon is of the gradients' size: with the usual one, what rounding leaves of a zero is a full step.
     """
     torch.manual_seed(0)
     generator, discriminator, batch, options = CASES[name]()
-    make = functools.partial(Adam, lr=0.05, betas=(0.5, 0.9), eps=0.01)
-    native = twin(TrainStep, generator, discriminator, make, precision="bf16", **options)
-    assert native.plan.startswith(NATIVE)
-    exact, expected = (twin(Plain, generator.double(), discriminator.double(), make, **options) for _ in range(2))
-    for module in (*expected.generator.modules(), *expected.discriminator.modules()):
-        if type(module) is nn.Linear:
-            module.__class__ = RoundedLinear
-    classes = options.get("num_classes", 0)
-    rows = options.get("d_steps", 1) + (not options.get("reuse_fake", False))
-    real = torch.randn(batch, generator[-1].out_features).clamp(-1, 1)
-    labels = torch.randint(classes, (batch,)) if classes else None
-    given = (real, labels, torch.randn(rows, batch, generator[0].in_features - classes))
+    native, expected, exact = trainers(generator, discriminator, options)
+    given = draw(generator, batch, options)
     results = []
     for step in (native, expected, exact):
         torch.manual_seed(1)  # of the masks of Dropout, which the engine draws as torch does
@@ -141,6 +154,29 @@ def test_operands_are_rounded_and_nothing_else(products: None, name: str) -> Non
         results.append(([*statistics, *state_of(step)], moments))
     for ours, alike, unrounded in zip(*results, strict=True):
         assert overall_error(ours, alike) <= 0.05 * overall_error(unrounded, alike)
+
+
+@pytest.mark.usefixtures("one_thread")
+@pytest.mark.parametrize("value", [float("inf"), float("nan"), 3.4e38])
+@pytest.mark.parametrize("network", ["generator", "discriminator"])
+def test_special_values_go_where_they_go_in_the_loop(products: None, network: str, value: float) -> None:
+    """A weight that is not finite, or that rounds to infinity: what fills up pairs and panels stays out of the sums."""
+    torch.manual_seed(0)
+    pair = {"generator": stack([7, 41, 11], "relu"), "discriminator": stack([11, 51, 1], "leaky_relu")}
+    with torch.no_grad():
+        pair[network][-1].weight[0, 40] = value
+    batch, options = 37, {"reuse_fake": True}
+    native, expected, _ = trainers(*pair.values(), options)
+    given = draw(pair["generator"], batch, options)
+    results = []
+    for step in (native, expected):
+        statistics = step.step(*(given if step is native else as_double(given)))
+        results.append([*statistics, *state_of(step)])
+    for i, (ours, alike) in enumerate(zip(*results, strict=True)):
+        assert torch.equal(ours.isnan(), alike.isnan()), i
+        assert torch.equal(ours.isposinf(), alike.isposinf()), i
+        assert torch.equal(ours.isneginf(), alike.isneginf()), i
+    assert not all(value.isfinite().all() for value in results[0])
 
 
 @pytest.mark.parametrize("batch", [32, 100])
