@@ -20,6 +20,14 @@ inline __m512 load_first(int64_t n, const float* from) {
   return _mm512_maskz_loadu_ps(mask, from);
 }
 
+// A row of n floats, rounded, and zeros up to a whole number of 32.
+inline void round_row(const float* from, int64_t n, void* to) {
+  __m512i* out = static_cast<__m512i*>(to);
+  for (; n >= 32; n -= 32, from += 32)
+    _mm512_store_si512(out++, round_both(_mm512_loadu_ps(from), _mm512_loadu_ps(from + 16)));
+  if (n > 0) _mm512_store_si512(out, round_both(load_first(n, from), load_first(n - 16, from + 16)));
+}
+
 // Rows [from, to) of a panel that has `rows`, `from` even, in pairs: out[r / 2][32][2].
 inline void pair_rows(const float* x, int64_t rows, int64_t from, int64_t to, uint16_t* out) {
   for (int64_t r = from; r < to; r += 2) {

@@ -78,14 +78,9 @@ inline void linear_forward(const Pass& pass, const LinearLayer<float>& layer, co
     const int64_t height = std::min(amx_rows, layer.out - row);
     for (int64_t k = 0; k < layer.in; k += amx_sum_block) {
       const int64_t length = std::min(amx_sum_block, layer.in - k), steps = padded(length) / 32;
-      for (int64_t m = 0; m < amx_rows; ++m) {
-        const float* weight = layer.weight + (row + m) * layer.in + k;
-        for (int64_t n = 0; n < steps * 32; n += 32) {
-          const int64_t left = m < height ? length - n : 0;
-          _mm512_store_si512(tile + m * steps * 32 + n,
-                             round_both(load_first(left, weight + n), load_first(left - 16, weight + n + 16)));
-        }
-      }
+      for (int64_t m = 0; m < height; ++m)
+        round_row(layer.weight + (row + m) * layer.in + k, length, tile + m * steps * 32);
+      std::memset(tile + height * steps * 32, 0, (amx_rows - height) * steps * 32 * sizeof(uint16_t));
       for (int64_t j = 0; j < pass.count(); ++j) {
         const int64_t p = pass.index(j);
         float* z = (output_saved ? buffers.y : buffers.saved).at(p) + row * panel;

@@ -12,17 +12,14 @@ constexpr int64_t panels_at_once = 16;
 
 // Rows of a weight, as Storage::copied.
 inline void copy_pairs(const float* weight, int64_t stride, int rows, int64_t length, float* tile) {
-  for (int m = 0; m < rows; ++m, weight += stride, tile += copied_stride<float>)
-    for (int64_t n = 0; n < length; n += 32)
-      _mm512_store_si512(tile + n / 2,
-                         round_both(load_first(length - n, weight + n), load_first(length - n - 16, weight + n + 16)));
+  for (int m = 0; m < rows; ++m) round_row(weight + m * stride, length, tile + m * copied_stride<float>);
 }
 
 // Columns of a weight, as Storage::packed: `columns` of them are left in its rows.
 inline void pack_pairs(const float* weight, int64_t stride, int64_t columns, int64_t length, float* tile) {
-  for (int64_t n = 0; n < length; n += 2, weight += 2 * stride, tile += packed_stride)
-    _mm512_store_si512(
-        tile, round_pairs(load_first(columns, weight), load_first(n + 1 < length ? columns : 0, weight + stride)));
+  for (; length >= 2; length -= 2, weight += 2 * stride, tile += packed_stride)
+    _mm512_store_si512(tile, round_pairs(load_first(columns, weight), load_first(columns, weight + stride)));
+  if (length > 0) _mm512_store_si512(tile, round_pairs(load_first(columns, weight), _mm512_setzero_ps()));
 }
 
 inline void linear_forward(const Pass& pass, const LinearLayer<float>& layer, const LinearBuffers<float>& buffers,
