@@ -38,6 +38,7 @@ Isa chosen() {
   return best < limit ? best : limit;
 }
 
+#ifdef FASTGAN_AVX512_BF16
 bool amx_supported() {
 #ifdef FASTGAN_AMX
   unsigned a, b, c, d;
@@ -49,6 +50,7 @@ bool amx_supported() {
   return false;
 #endif
 }
+#endif
 
 Bf16Isa bf16_chosen() {
 #ifdef FASTGAN_AVX512_BF16
