@@ -54,6 +54,7 @@ def identity(device: torch.device) -> dict[str, str]:
         build: dict[str, Any] = getattr(backend.module, "build_facts", dict)()
         facts["device"] = _processor()
         facts["instructions"] = str(build.get("cpu_instructions", ""))
+        facts["bf16_instructions"] = str(build.get("cpu_bf16_instructions", ""))
         facts["threads"] = str(torch.get_num_threads())
     return facts
 

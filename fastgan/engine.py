@@ -355,7 +355,7 @@ def _check_precision(precision: str, dtype: torch.dtype, device: torch.device) -
     if dtype is not torch.float32:
         raise CannotPlan(f"precision is bf16 and the parameters are {str(dtype).removeprefix('torch.')}")
     if not backend.module.has_bf16_step(device.type == "cpu"):
-        raise CannotPlan("this processor has no AMX, which precision='bf16' would need")
+        raise CannotPlan("precision='bf16' on a CPU needs AVX-512 BF16 or AMX, and neither is available")
 
 
 def _lazy_penalties(options: DiscriminatorOptions) -> str:

@@ -68,7 +68,7 @@ class Verification:
         device: that was verified, such as `cuda:0`.
         rows: the comparisons.
         seconds: that they took.
-        left_out: what could not be compared here, and why, as whole steps in bf16 on a CPU without AMX.
+        left_out: what could not be compared here, and why, as whole steps in bf16 on a CPU that cannot multiply it.
     """
 
     device: str

@@ -13,7 +13,7 @@ CPU = Path(__file__).parent.parent / "csrc" / "cpu"
 
 
 @pytest.mark.deep
-@pytest.mark.parametrize("name", ["avx512", "amx"])
+@pytest.mark.parametrize("name", ["avx512", "avx512_bf16", "amx"])
 def test_no_code_of_an_instruction_set_can_serve_another(name: str, tmp_path: Path) -> None:
     """Of functions that several files define the linker keeps one, and all of them run it."""
     if shutil.which("g++") is None or platform.machine() != "x86_64":

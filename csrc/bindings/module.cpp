@@ -40,6 +40,7 @@ PYBIND11_MODULE(_C, m) {
         facts["openmp"] = false;
 #endif
         facts["cpu_instructions"] = fastgan::cpu::isa_name();
+        facts["cpu_bf16_instructions"] = fastgan::cpu::bf16_isa_name();
 #ifdef FASTGAN_WITH_CUDA
         const int version = fastgan::cuda::toolkit_version();
         facts["cuda"] = std::to_string(version / 1000) + "." + std::to_string(version % 1000 / 10);

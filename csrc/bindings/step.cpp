@@ -393,7 +393,7 @@ void register_step_engine(py::module_& m) {
 #else
   m.def(
       "has_bf16_step", [](bool on_cpu) { return !on_cpu || cpu::has_bf16_step(); }, py::arg("on_cpu"),
-      "Whether the engine has products of bfloat16: on a CPU those of AMX.");
+      "Whether the engine has products of bfloat16: on a CPU those of AVX-512 BF16 or AMX.");
 #endif
   m.def(
       "is_plain", [](const py::object& t) { return THPVariable_CheckExact(t.ptr()) && is_trainable(tensor_of(t)); },

@@ -5,6 +5,7 @@
 #include <immintrin.h>
 FASTGAN_TARGET_FROM_HERE(FASTGAN_AMX_FLAGS)
 #define FASTGAN_ISA_AVX512 1
+#define FASTGAN_ISA_BF16 1
 #define FASTGAN_ISA_AMX 1
 
 namespace fastgan::cpu::amx {

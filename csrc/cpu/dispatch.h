@@ -10,7 +10,7 @@
 
 namespace fastgan::cpu {
 
-// One thread's share of each; amx has the steps alone, for float.
+// One thread's share of each; avx512_bf16 and amx have the steps alone, for float.
 #define FASTGAN_DECLARE_KERNELS(isa)                                                                                  \
   namespace isa {                                                                                                     \
   template <class T>                                                                                                  \
@@ -27,6 +27,9 @@ FASTGAN_DECLARE_KERNELS(baseline)
 FASTGAN_DECLARE_KERNELS(avx2)
 FASTGAN_DECLARE_KERNELS(avx512)
 #endif
+#ifdef FASTGAN_AVX512_BF16
+FASTGAN_DECLARE_KERNELS(avx512_bf16)
+#endif
 #ifdef FASTGAN_AMX
 FASTGAN_DECLARE_KERNELS(amx)
 #endif
@@ -40,6 +43,17 @@ void with_kernels(const F& f) {
   if (isa() == Isa::avx2) return f(avx2::Kernels<T>());
 #endif
   f(baseline::Kernels<T>());
+}
+
+// Those whose products take bfloat16, which this processor must have (bf16_isa).
+template <class F>
+void with_bf16_kernels(const F& f) {
+#ifdef FASTGAN_AMX
+  if (bf16_isa() == Bf16Isa::amx) return f(amx::Kernels<float>());
+#endif
+#ifdef FASTGAN_AVX512_BF16
+  f(avx512_bf16::Kernels<float>());
+#endif
 }
 
 }  // namespace fastgan::cpu

@@ -26,33 +26,43 @@ Isa supported() {
 #endif
 }
 
-Isa chosen() {
+std::string wished() {
   const char* variable = std::getenv("FASTGAN_ISA");
-  const std::string wish = variable ? variable : "";
+  return variable ? variable : "";
+}
+
+Isa chosen() {
+  const std::string wish = wished();
   const Isa limit = wish == "baseline" ? Isa::baseline : wish == "avx2" ? Isa::avx2 : Isa::avx512;
   const Isa best = supported();
   return best < limit ? best : limit;
 }
 
+#ifdef FASTGAN_AVX512_BF16
 bool amx_supported() {
 #ifdef FASTGAN_AMX
   unsigned a, b, c, d;
-  if (isa() != Isa::avx512 || !__get_cpuid_count(7, 0, &a, &b, &c, &d)) return false;
-  if ((d >> 22 & 1) == 0 || (d >> 24 & 1) == 0) return false;                       // amx-bf16, amx-tile
-  if (!__get_cpuid_count(7, 1, &a, &b, &c, &d) || (a >> 5 & 1) == 0) return false;  // avx512_bf16
+  if (!__get_cpuid_count(7, 0, &a, &b, &c, &d)) return false;
+  if ((d >> 22 & 1) == 0 || (d >> 24 & 1) == 0) return false;  // amx-bf16, amx-tile
   // Linux grants the tile registers' state on request: ARCH_REQ_XCOMP_PERM of XFEATURE_XTILEDATA.
   return syscall(SYS_arch_prctl, 0x1023, 18) == 0;
 #else
   return false;
 #endif
 }
+#endif
+
+Bf16Isa bf16_chosen() {
+#ifdef FASTGAN_AVX512_BF16
+  const std::string wish = wished();
+  if (isa() != Isa::avx512 || wish == "avx512" || !__builtin_cpu_supports("avx512bf16")) return Bf16Isa::none;
+  return wish != "avx512_bf16" && amx_supported() ? Bf16Isa::amx : Bf16Isa::avx512_bf16;
+#else
+  return Bf16Isa::none;
+#endif
+}
 
 }  // namespace
-
-bool has_amx() {
-  static const bool value = amx_supported();
-  return value;
-}
 
 Isa isa() {
   static const Isa value = chosen();
@@ -69,6 +79,23 @@ const char* isa_name() {
       break;
   }
   return "baseline";
+}
+
+Bf16Isa bf16_isa() {
+  static const Bf16Isa value = bf16_chosen();
+  return value;
+}
+
+const char* bf16_isa_name() {
+  switch (bf16_isa()) {
+    case Bf16Isa::amx:
+      return "amx";
+    case Bf16Isa::avx512_bf16:
+      return "avx512_bf16";
+    case Bf16Isa::none:
+      break;
+  }
+  return nullptr;
 }
 
 }  // namespace fastgan::cpu

@@ -9,9 +9,16 @@
 #include "panels/product.h"
 #include "panels/layers.h"
 #include "panels/rows.h"
+#if defined(FASTGAN_ISA_BF16)
+#include "panels/bf16.h"
+#include "step_bf16_operands.h"
 #if defined(FASTGAN_ISA_AMX)
 #include "panels/linear_amx.h"
 #include "step_weight_gradient_amx.h"
+#else
+#include "panels/linear_avx512_bf16.h"
+#include "step_weight_gradient_avx512_bf16.h"
+#endif
 #else
 #include "panels/linear.h"
 #include "mlp_forward.h"
@@ -29,6 +36,6 @@
 // clang-format on
 
 template struct Kernels<float>;
-#if !defined(FASTGAN_ISA_AMX)
+#if !defined(FASTGAN_ISA_BF16)
 template struct Kernels<double>;
 #endif

@@ -14,14 +14,17 @@
 
 namespace fastgan::cpu {
 
-// Whether there is AMX for bfloat16, beside AVX-512, and the kernel lets this process use it. Asked once.
-bool has_amx();
-
 enum class Isa { baseline, avx2, avx512 };
 
-// What this processor has, up to the FASTGAN_ISA environment variable (baseline, avx2 or avx512). Asked once.
+// What this processor has, up to the FASTGAN_ISA environment variable (baseline, avx2, avx512, avx512_bf16 or amx).
+// Asked once.
 Isa isa();
 const char* isa_name();
+
+// The same of what multiplies bfloat16, beside AVX-512. AMX only where the kernel lets this process use it.
+enum class Bf16Isa { none, avx512_bf16, amx };
+Bf16Isa bf16_isa();
+const char* bf16_isa_name();  // null for none
 
 // Bodies are taken by value: what a lambda captured by reference to the caller's copy, the compiler would reload in
 // each iteration and not vectorise.

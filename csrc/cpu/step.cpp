@@ -184,11 +184,9 @@ void run(const StepProblem<T>& problem, const F& work) {
 // As with_kernels, of the products that the problem asks for.
 template <class T, class F>
 void with_kernels_of(const StepProblem<T>& problem, const F& f) {
-#ifdef FASTGAN_AMX
   if constexpr (sizeof(T) == sizeof(float)) {
-    if (problem.bf16) return f(amx::Kernels<T>());
+    if (problem.bf16) return with_bf16_kernels(f);
   }
-#endif
   with_kernels<T>(f);
 }
 
@@ -202,7 +200,7 @@ double mean_over(const StepBuffers<T>& buffers, const StepProblem<T>& problem, i
 
 }  // namespace
 
-bool has_bf16_step() { return has_amx(); }
+bool has_bf16_step() { return bf16_isa() != Bf16Isa::none; }
 
 template <class T>
 size_t step_workspace(const Context&, const StepProblem<T>& problem) {

@@ -20,7 +20,7 @@ enum class StepPhase : int { FASTGAN_STEP_PHASES(FASTGAN_ENUMERATOR) };
 constexpr const char* step_phase_names[] = {FASTGAN_STEP_PHASES(FASTGAN_NAME)};
 constexpr int step_phase_count = sizeof(step_phase_names) / sizeof(step_phase_names[0]);
 
-// Whether this processor, and this build, have what StepProblem::bf16 takes (AMX).
+// Whether this processor, and this build, have what StepProblem::bf16 takes (AVX-512 BF16 or AMX).
 bool has_bf16_step();
 
 // Bytes of workspace that the step of such a problem needs, aligned to 64; it must be all zeros before the first use.

@@ -27,7 +27,7 @@ void begin_backward(const Pass& pass, const StepLayer<T>& last, const LayerBuffe
   pass.worker.layer_done();
 }
 
-#if !defined(FASTGAN_ISA_AMX)
+#if !defined(FASTGAN_ISA_BF16)
 
 // Of the gradients by the inputs, which `direction` holds: the penalty, what it adds to the derivative by the logit,
 // and, in their place, its own derivative by them.

@@ -145,7 +145,7 @@ void Kernels<T>::discriminator_step(const StepProblem<T>& problem, const StepBuf
   clock.ended(StepPhase::discriminator_forward);
   loss(all, problem, buffers, true);
   const int lowest = discriminator.lowest_updated(), last = discriminator.count - 1;
-#if !defined(FASTGAN_ISA_AMX)
+#if !defined(FASTGAN_ISA_BF16)
   if (penalty.exists()) {
     penalized_backward(all, with_penalty, problem, buffers, penalty);
   } else

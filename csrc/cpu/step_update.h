@@ -123,7 +123,7 @@ void linear_update(const Worker& worker, const StepLayer<T>& layer, const LayerB
       for (int64_t block = group; block < group_end; ++block) {
         const int64_t column = block * panel, width = std::min(panel, layer.in - column);
         gradient_tile(layer, buffers, panels, 0, panels, row, height, column, tile);
-#if !defined(FASTGAN_ISA_AMX)
+#if !defined(FASTGAN_ISA_BF16)
         if (penalty.exists() && penalty.is_smooth)
           add_tangent_tile(layer, buffers, panels, penalty, row, height, column, tile);
 #endif

@@ -5,9 +5,13 @@
 #define FASTGAN_X86 1
 #define FASTGAN_AVX2_FLAGS "avx2,fma"
 #define FASTGAN_AVX512_FLAGS "avx2,fma,avx512f,avx512bw,avx512dq,avx512vl,prefer-vector-width=512"
-#if defined(__linux__) && __GNUC__ >= 11
+#if __GNUC__ >= 11
+#define FASTGAN_AVX512_BF16 1
+#define FASTGAN_AVX512_BF16_FLAGS FASTGAN_AVX512_FLAGS ",avx512bf16"
+#if defined(__linux__)
 #define FASTGAN_AMX 1
-#define FASTGAN_AMX_FLAGS FASTGAN_AVX512_FLAGS ",avx512bf16,amx-tile,amx-bf16"
+#define FASTGAN_AMX_FLAGS FASTGAN_AVX512_BF16_FLAGS ",amx-tile,amx-bf16"
+#endif
 #endif
 #endif
 

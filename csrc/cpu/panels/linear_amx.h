@@ -1,5 +1,5 @@
-// Linear layers with operands rounded to bfloat16 and sums in float, on AMX tiles: what precision="bf16" means.
-// Included for AMX alone, inside its namespace, in the place of linear.h.
+// Linear layers with operands rounded to bfloat16 and sums in float, on AMX tiles.
+// Included for AMX alone, inside its namespace, after bf16.h, in the place of linear.h.
 //
 // A tile register holds 16 rows of 64 bytes. A product of two (16 rows x 32 of the sum by 32 of the sum x 16 columns)
 // takes the second operand in pairs: two successive elements of the sum lie side by side. Four results are under way at
@@ -66,56 +66,20 @@ inline void amx_multiply(const AmxOperands& o, int64_t steps, bool accumulate, f
   _tile_stored(3, c + 16 * 32 + 16, row);
 }
 
-// Sixteen floats each, as 32 bfloat16 in a row.
-inline __m512i round_both(__m512 low, __m512 high) { return (__m512i)_mm512_cvtne2ps_pbh(high, low); }
-
-// Rows [from, to) of a panel, `from` even, in pairs: out[r / 2][32][2].
-inline void pair_rows(const float* x, int64_t rows, int64_t from, int64_t to, uint16_t* out) {
-  alignas(64) uint16_t order[32];
-  for (int i = 0; i < 32; ++i) order[i] = uint16_t(i / 2 + i % 2 * 16);
-  const __m512i interleaved = _mm512_load_si512(order);
-  for (int64_t r = from; r < to; r += 2) {
-    for (int64_t c = 0; c < panel; c += 16) {
-      const __m512 low = r < rows ? _mm512_load_ps(x + r * panel + c) : _mm512_setzero_ps();
-      const __m512 high = r + 1 < rows ? _mm512_load_ps(x + (r + 1) * panel + c) : _mm512_setzero_ps();
-      _mm512_store_si512(out + r * panel + 2 * c, _mm512_permutexvar_epi16(interleaved, round_both(low, high)));
-    }
-  }
-}
-
-// Each worker's share of n, in whole 32s.
-struct Rows32 {
-  int64_t from, to;
-
-  Rows32(const Worker& worker, int64_t n)
-      : from(worker.from(padded(n) / 32) * 32), to(worker.to(padded(n) / 32) * 32) {}
-};
-
 inline void linear_forward(const Pass& pass, const LinearLayer<float>& layer, const LinearBuffers<float>& buffers) {
   alignas(64) uint16_t tile[amx_rows * amx_sum_block];
   alignas(64) float sums[amx_rows * panel];
   const Worker& worker = pass.worker;
-  const Rows32 inputs(worker, layer.in), outputs(worker, layer.out);
-  for (int64_t j = 0; j < pass.count(); ++j)
-    pair_rows(buffers.x.at(pass.index(j)), layer.in, inputs.from, inputs.to,
-              buffers.x_pairs + pass.index(j) * padded(layer.in) * panel);
-  worker.layer_done();
+  const Rows32 outputs(worker, layer.out);
+  pair_features(pass, layer.in, buffers.x, buffers.x_pairs);
   const bool output_saved = saves_output(layer.activation);
   for (int64_t row = outputs.from; row < outputs.to; row += amx_rows) {
     const int64_t height = std::min(amx_rows, layer.out - row);
     for (int64_t k = 0; k < layer.in; k += amx_sum_block) {
       const int64_t length = std::min(amx_sum_block, layer.in - k), steps = padded(length) / 32;
-      for (int64_t m = 0; m < amx_rows; ++m) {
-        const float* weight = layer.weight + (row + m) * layer.in + k;
-        for (int64_t n = 0; n < steps * 32; n += 32) {
-          const auto part = [&](int64_t at) {
-            const int64_t left = m < height ? length - at : 0;
-            const __mmask16 mask = left >= 16 ? 0xffff : left <= 0 ? 0 : __mmask16((1u << left) - 1);
-            return _mm512_maskz_loadu_ps(mask, weight + at);
-          };
-          _mm512_store_si512(tile + m * steps * 32 + n, round_both(part(n), part(n + 16)));
-        }
-      }
+      for (int64_t m = 0; m < height; ++m)
+        round_row(layer.weight + (row + m) * layer.in + k, length, tile + m * steps * 32);
+      std::memset(tile + height * steps * 32, 0, (amx_rows - height) * steps * 32 * sizeof(uint16_t));
       for (int64_t j = 0; j < pass.count(); ++j) {
         const int64_t p = pass.index(j);
         float* z = (output_saved ? buffers.y : buffers.saved).at(p) + row * panel;
@@ -145,11 +109,8 @@ inline void linear_backward(const Pass& pass, const LinearLayer<float>& layer, c
   alignas(64) uint16_t tile[amx_rows * amx_sum_block];
   alignas(64) float sums[amx_rows * panel], transposed[32 * 32];
   const Worker& worker = pass.worker;
-  const Rows32 outputs(worker, layer.out), inputs(worker, target.width);
-  for (int64_t j = 0; j < pass.count(); ++j)
-    pair_rows(buffers.grad_z.at(pass.index(j)), layer.out, outputs.from, outputs.to,
-              buffers.grad_pairs + pass.index(j) * padded(layer.out) * panel);
-  worker.layer_done();
+  const Rows32 inputs(worker, target.width);
+  pair_features(pass, layer.out, buffers.grad_z, buffers.grad_pairs);
   for (int64_t row = inputs.from; row < inputs.to; row += amx_rows) {
     const int64_t height = std::min(amx_rows, target.width - row);
     for (int64_t k = 0; k < layer.out; k += amx_sum_block) {

@@ -25,11 +25,28 @@ constexpr int lanes = vector_bytes / sizeof(T);
 template <class T>
 constexpr int64_t sum_block = 1024 / sizeof(T);
 
+// Elements of a sum that lie side by side in one of both operands.
+#if defined(FASTGAN_ISA_BF16)
+constexpr int elements_paired = 2;  // of bfloat16, in the place of a float (bf16.h)
+#else
+constexpr int elements_paired = 1;
+#endif
+
+// sum + a b. VDPBF16PS sums up two products in the time of one fused multiply-add of floats.
+template <class T>
+FASTGAN_INLINE Vector<T> multiply_add(T a, Vector<T> b, Vector<T> sum) {
+#if defined(FASTGAN_ISA_BF16)
+  return (Vector<T>)_mm512_dpbf16_ps((__m512)sum, (__m512bh)_mm512_set1_ps(a), (__m512bh)b);
+#else
+  return sum + a * b;
+#endif
+}
+
 // How the operand is stored whose elements are each multiplied with a row of a panel; m counts the tile's rows.
 enum class Storage {
   copied,  // a[m * copied_stride + k]: rows of a weight, one after the other
   packed,  // a[k * packed_stride + m]: columns of a weight
-  panels   // a[m * 32 + k % 32], a_next further for each 32 of k: rows of panels
+  panels   // a[m * 32 + k % 32], a_next further for each 32 of k: rows of panels; of pairs, 16 in the place of 32
 };
 // Rows are set off from each other by an odd number of cache lines.
 template <class T>
@@ -77,7 +94,8 @@ void multiply_tile(const TileTask<T>& t) {
   // A product must have eight sums under way to keep both multipliers busy.
   constexpr int chains = rows >= 4 ? 1 : 4;
   constexpr int unrolled = rows >= 4 ? 2 : 4;  // 180 GFLOP/s; with 4 of 13 rows 168
-  constexpr int64_t row_step = storage == Storage::copied ? copied_stride<T> : storage == Storage::packed ? 1 : panel;
+  constexpr int64_t chunk = storage == Storage::panels ? panel / elements_paired : panel;
+  constexpr int64_t row_step = storage == Storage::copied ? copied_stride<T> : storage == Storage::packed ? 1 : chunk;
   constexpr int64_t k_step = storage == Storage::packed ? packed_stride : 1;
   for (int64_t column = 0; column < panel; column += width) {
     V sum[chains][rows][2] = {};
@@ -93,25 +111,25 @@ void multiply_tile(const TileTask<T>& t) {
       const V b0 = *reinterpret_cast<const V*>(b), b1 = *reinterpret_cast<const V*>(b + lanes<T>);
 #pragma GCC unroll 16
       for (int m = 0; m < rows; ++m) {
-        sum[chain][m][0] += a[m * row_step] * b0;
-        sum[chain][m][1] += a[m * row_step] * b1;
+        sum[chain][m][0] = multiply_add<T>(a[m * row_step], b0, sum[chain][m][0]);
+        sum[chain][m][1] = multiply_add<T>(a[m * row_step], b1, sum[chain][m][1]);
       }
       a += k_step;
       b += panel;
     };
     int64_t left = t.k;
-    for (; left >= panel; left -= panel) {
+    for (; left >= chunk; left -= chunk) {
       // Of panels the next 32 of a row are elsewhere, where no hardware looks for them.
       const T* ahead = storage == Storage::panels ? a + t.a_next : fetched;
       const int64_t ahead_step = storage == Storage::panels ? 64 / sizeof(T) : t.fetch.step;
       if constexpr (storage == Storage::panels) {
-        const int64_t chunks = t.k / panel, chunk = chunks - left / panel, each = (rows + chunks - 1) / chunks;
-        for (int64_t m = chunk * each; m < rows && m < (chunk + 1) * each; ++m)
+        const int64_t chunks = t.k / chunk, i = chunks - left / chunk, each = (rows + chunks - 1) / chunks;
+        for (int64_t m = i * each; m < rows && m < (i + 1) * each; ++m)
           for (const T* base : t.fetch_tile.from)
-            for (int64_t i = 0; i < panel; i += 64 / int64_t(sizeof(T)))
-              __builtin_prefetch(base + m * t.fetch_tile.stride + i, 1, 2);
+            for (int64_t c = 0; c < panel; c += 64 / int64_t(sizeof(T)))
+              __builtin_prefetch(base + m * t.fetch_tile.stride + c, 1, 2);
       }
-      for (int k = 0; k < panel; k += unrolled) {
+      for (int k = 0; k < chunk; k += unrolled) {
 #pragma GCC unroll 4
         for (int i = 0; i < unrolled; ++i) {
           if (storage == Storage::panels)
@@ -122,7 +140,7 @@ void multiply_tile(const TileTask<T>& t) {
           add(i % chains);
         }
       }
-      if constexpr (storage == Storage::panels) a += t.a_next - panel;
+      if constexpr (storage == Storage::panels) a += t.a_next - chunk;
       fetched += t.fetch.after;
     }
     for (; left > 0; --left) add(0);
