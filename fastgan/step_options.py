@@ -16,6 +16,7 @@ from fastgan import checks
 
 AUTOCAST_DTYPES = {"fp32": None, "bf16": torch.bfloat16}  # by precision: that of autocast, or None for none
 PRECISIONS = tuple(AUTOCAST_DTYPES)
+LOSSES = ("non_saturating", "minimax")  # of fastgan.reference.GAN_LOSSES, those that a step trains with
 
 MadeOf = TypeVar("MadeOf", "StepParts", "StepOptions")
 
@@ -41,7 +42,7 @@ class StepOptions:
     engine: bool = True
 
     def __post_init__(self) -> None:
-        checks.choice("loss", self.loss, checks.GENERATOR_LOSSES)
+        checks.choice("loss", self.loss, LOSSES)
         checks.number("real_target", self.real_target, 0.0, 1.0)
         checks.number("fake_target", self.fake_target, 0.0, 1.0)
         checks.integer("d_steps", self.d_steps, 1)
