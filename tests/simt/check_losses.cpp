@@ -71,8 +71,8 @@ void check_logits_loss(LossTerm term, bool is_paired, int64_t n, int offset) {
   for (int64_t i = 0; i < n; ++i)
     expect_close(losses[i], derivatives(0, i).value, most, tolerance<T>, about + " of one");
 
-  const auto grad_output = random<T>(n, -1, 1, offset);
-  Buffer<T> second[2] = {Buffer<T>(n, offset), Buffer<T>(fake.size())}, by_grad_output(n, offset);
+  const auto grad_output = random<T>(n + 1, -1, 1, offset);
+  Buffer<T> second[2] = {Buffer<T>(n, offset), Buffer<T>(fake.size())}, by_grad_output(n + 1, offset);
   const fastgan::LogitsTangent<T> curved[2] = {
       {n, real.data(), minus, tangents.data(), is_paired ? tangents_of_fake.data() : nullptr, targets[0], signs[0],
        scales[0], second[0].data(), is_paired ? second[1].data() : nullptr},
