@@ -13,8 +13,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fastgan import reference
+
 REDUCTIONS = ("none", "mean", "sum")
-GENERATOR_LOSSES = ("non_saturating", "minimax")
+GENERATOR_LOSSES = tuple(reference.GAN_LOSSES)
+DISCRIMINATOR_LOSSES = tuple(reference.DISCRIMINATOR_LOSSES)
 
 
 def choice(name: str, value: Any, allowed: Collection[str]) -> None:
@@ -45,6 +48,19 @@ def number(name: str, value: Any, low: float = -math.inf, high: float = math.inf
     else:
         wanted = "finite"
     raise ValueError(f"{name} must be {wanted}, not {value!r}")
+
+
+def loss_target(name: str, value: Any, default: float, of: str, loss: reference.GanLoss) -> None:
+    """A target of a loss: TypeError unless it is a number, ValueError unless it is one that the loss takes.
+
+    `of` names the loss, in messages, as the caller was given it: kind 'hinge'.
+    In [0, 1] of a cross-entropy, any finite number of other terms; the default of a kind that takes no targets.
+    """
+    if loss.takes_targets and loss.real.term == "cross_entropy":
+        return number(name, value, 0.0, 1.0)
+    number(name, value)
+    if not loss.takes_targets and value != default:
+        raise ValueError(f"{name} must be {default}, its default, for {of}, which takes no targets, not {value!r}")
 
 
 def integer(name: str, value: Any, low: int) -> None:

@@ -12,7 +12,6 @@ from collections.abc import Callable, Sequence
 from typing import Literal, overload
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from fastgan import backend, checks, gate, reference
@@ -20,7 +19,7 @@ from fastgan import backend, checks, gate, reference
 _REDUCTION = {"none": 0, "mean": 1, "sum": 2}  # torch's own numbers (at::Reduction)
 # The numbers that the compiled ops take for them.
 ACTIVATION = {name: number for number, name in enumerate(backend.module.activations())} if backend.module else {}
-_SIGN = {"non_saturating": 1.0, "minimax": -1.0}
+LOSS_TERM = {name: number for number, name in enumerate(reference.LOSS_TERMS)}
 
 __all__ = [
     "binary_cross_entropy_with_logits",
@@ -118,52 +117,68 @@ def discriminator_loss(
     fake_target: float = 0.0,
     reduction: str = "mean",
 ) -> Tensor | tuple[Tensor, Tensor]:
-    """The discriminator's loss, both halves and both gradients in one pass over the logits.
+    """The discriminator's loss: its value and its gradients by both batches in one pass over the logits.
 
-    -E[log sigma(D(x))] - E[log(1 - sigma(D(G(z))))] (Goodfellow et al. 2014, arXiv:1406.2661, eq. 1), computed stably
-    as E[softplus(-D(x))] + E[softplus(D(G(z)))]; with other targets each half is the binary cross-entropy against
-    that constant (one-sided label smoothing: Salimans et al. 2016, arXiv:1606.03498, section 3.4).
+    `bce`: -E[log sigma(D(x))] - E[log(1 - sigma(D(G(z))))] (Goodfellow et al. 2014, arXiv:1406.2661, eq. 1), computed
+    stably as E[softplus(-D(x))] + E[softplus(D(G(z)))]; with other targets each half is the binary cross-entropy
+    against that constant (one-sided label smoothing: Salimans et al. 2016, arXiv:1606.03498, section 3.4).
+    `relativistic`: E[softplus(-(D(x_i) - D(G(z_i))))], paired by row (Jolicoeur-Martineau 2018, arXiv:1807.00734,
+    RpGAN; Huang et al. 2024, arXiv:2501.05441).
+    `hinge`: E[relu(1 - D(x))] + E[relu(1 + D(G(z)))] (Lim & Ye 2017, arXiv:1705.02894).
+    `wasserstein`: E[D(G(z))] - E[D(x)] (Arjovsky et al. 2017, arXiv:1701.07875).
+    `least_squares`: E[(D(x) - a)^2]/2 + E[(D(G(z)) - b)^2]/2 with the targets a (real) and b (fake) (Mao et al. 2016,
+    arXiv:1611.04076, eq. 2).
 
     Args:
         real_logits: D(x), any shape, floating.
-        fake_logits: D(G(z)), any shape (the two batches may differ in size; each half has its own mean), same dtype.
+        fake_logits: D(G(z)), the same dtype, any shape (the two batches may differ in size; each half has its own
+            mean), but for `relativistic`: the shape of real_logits.
         kind: `bce`, `relativistic`, `hinge`, `wasserstein` or `least_squares`.
-        real_target: target of the real half, in [0, 1].
-        fake_target: target of the fake half, in [0, 1].
-        reduction: `mean`, `sum`, or `none` for the pair of unreduced halves.
+        real_target: target of the real half: in [0, 1] for `bce`, any finite number for `least_squares`. The other
+            kinds take no targets.
+        fake_target: target of the fake half, likewise.
+        reduction: `mean`, `sum`, or `none` for the pair of unreduced halves (of `relativistic` one tensor).
 
     Returns:
-        A 0-d tensor, or with `none` a pair of tensors of the shapes of real_logits and fake_logits.
+        A 0-d tensor, or with `none` a pair of tensors of the shapes of real_logits and fake_logits; of `relativistic`
+        one tensor of that shape.
 
     Raises:
-        ValueError: a target is outside [0, 1], or the reduction is unknown.
+        ValueError: the kind or reduction is unknown, the kind does not take such a target, or the shapes that
+            `relativistic` pairs differ.
         RuntimeError: a dtype is not floating, or dtypes or devices differ.
     """
-    if kind != "bce":
-        return _discriminator_term(real_logits, fake_logits, kind, real_target, fake_target)
     direct = backend.direct()
     if direct is not None:
         loss: Tensor | tuple[Tensor, Tensor] | None
-        loss = direct.discriminator_loss(real_logits, fake_logits, real_target, fake_target, reduction)
+        loss = direct.discriminator_loss(real_logits, fake_logits, kind, real_target, fake_target, reduction)
         if loss is not None:
             return loss
+    checks.choice("kind", kind, checks.DISCRIMINATOR_LOSSES)
     checks.choice("reduction", reduction, checks.REDUCTIONS)
-    checks.number("real_target", real_target, 0.0, 1.0)
-    checks.number("fake_target", fake_target, 0.0, 1.0)
+    of = reference.DISCRIMINATOR_LOSSES[kind]
+    checks.loss_target("real_target", real_target, 1.0, f"kind {kind!r}", of)
+    checks.loss_target("fake_target", fake_target, 0.0, f"kind {kind!r}", of)
     checks.floating("real_logits", real_logits)
     checks.floating("fake_logits", fake_logits)
     checks.same_device("fake_logits", fake_logits, "real_logits", real_logits)
     checks.same_dtype("fake_logits", fake_logits, "real_logits", real_logits)
+    if of.is_paired:
+        return _paired_loss(real_logits, fake_logits, of.real.target, kind, reduction)
+    if not of.takes_targets:
+        real_target, fake_target = of.real.target, of.fake.target
+    term = of.real.term
     if reduction == "none":
         return (
-            _logits_loss(real_logits, real_target, 1.0, reduction),
-            _logits_loss(fake_logits, fake_target, 1.0, reduction),
+            _logits_loss(real_logits, term, real_target, 1.0, reduction),
+            _logits_loss(fake_logits, term, fake_target, 1.0, reduction),
         )
     if gate.serves(real_logits, "gan_losses"):
-        number = _REDUCTION[reduction]
-        whole: Tensor = backend.ops.discriminator_loss(real_logits, fake_logits, real_target, fake_target, number)
+        whole: Tensor = backend.ops.discriminator_loss(
+            real_logits, fake_logits, LOSS_TERM[term], real_target, fake_target, _REDUCTION[reduction]
+        )
         return whole
-    return reference.discriminator_loss(real_logits, fake_logits, real_target, fake_target, reduction)
+    return reference.discriminator_loss(real_logits, fake_logits, term, real_target, fake_target, reduction)
 
 
 def generator_loss(
@@ -174,60 +189,51 @@ def generator_loss(
     target: float = 1.0,
     reduction: str = "mean",
 ) -> Tensor:
-    """The generator's loss.
+    """The generator's loss: its value and its gradients in one pass over the logits.
 
     `non_saturating`: -E[log sigma(D(G(z)))] = E[softplus(-D(G(z)))], the loss used in practice (Goodfellow et al.
     2014, arXiv:1406.2661, section 3). `minimax` (saturating): E[log(1 - sigma(D(G(z))))] = -E[softplus(D(G(z)))]
     (eq. 1). With another target t these are the cross-entropy against t, and minus the cross-entropy against 1 - t.
+    `relativistic`: E[softplus(-(D(G(z_i)) - D(x_i)))], paired by row. `hinge` and `wasserstein`: -E[D(G(z))].
+    `least_squares`: E[(D(G(z)) - target)^2]/2. The sources of these are those of `discriminator_loss`.
 
     Args:
         fake_logits: D(G(z)), any shape, floating.
-        real_logits: D(x), of `relativistic` alone.
+        real_logits: D(x), the shape and dtype of fake_logits: needed by `relativistic`, and only allowed for it.
         kind: `non_saturating`, `minimax`, `relativistic`, `hinge`, `wasserstein` or `least_squares`.
-        target: what the generator wants the discriminator to answer, in [0, 1].
+        target: what the generator wants the discriminator to answer: in [0, 1] for `non_saturating` and `minimax`, any
+            finite number for `least_squares`. The other kinds take no target.
         reduction: `none`, `mean` or `sum`.
 
     Returns:
         A 0-d tensor, or with `none` a tensor of the shape of fake_logits.
 
     Raises:
-        ValueError: the kind or reduction is unknown, or the target is outside [0, 1].
-        RuntimeError: the dtype is not floating.
+        ValueError: the kind or reduction is unknown, the kind does not take such a target, real_logits are missing or
+            too many, or their shape is another.
+        RuntimeError: a dtype is not floating, or dtypes or devices differ.
     """
-    if kind not in ("non_saturating", "minimax"):
-        return _generator_term(fake_logits, real_logits, kind, target)
     direct = backend.direct()
-    if direct is not None and kind == "non_saturating":
-        loss: Tensor | None = direct.logits_loss(fake_logits, target, 1.0, reduction)
+    if direct is not None:
+        loss: Tensor | None = direct.generator_loss(fake_logits, real_logits, kind, target, reduction)
         if loss is not None:
             return loss
     checks.choice("kind", kind, checks.GENERATOR_LOSSES)
     checks.choice("reduction", reduction, checks.REDUCTIONS)
-    checks.number("target", target, 0.0, 1.0)
+    of = reference.GAN_LOSSES[kind]
+    checks.loss_target("target", target, 1.0, f"kind {kind!r}", of)
     checks.floating("fake_logits", fake_logits)
-    return _logits_loss(fake_logits, target if kind == "non_saturating" else 1.0 - target, _SIGN[kind], reduction)
-
-
-def _discriminator_term(real: Tensor, fake: Tensor, kind: str, real_target: float, fake_target: float) -> Tensor:
-    if kind == "relativistic":
-        return F.softplus(fake - real).mean()
-    if kind == "hinge":
-        return F.relu(1 - real).mean() + F.relu(1 + fake).mean()
-    if kind == "wasserstein":
-        return fake.mean() - real.mean()
-    if kind == "least_squares":
-        return ((real - real_target).square().mean() + (fake - fake_target).square().mean()) / 2
-    raise ValueError(f"kind must be one of bce, relativistic, hinge, wasserstein, least_squares, not {kind!r}")
-
-
-def _generator_term(fake: Tensor, real: Tensor | None, kind: str, target: float) -> Tensor:
-    if kind == "relativistic" and real is not None:
-        return F.softplus(real - fake).mean()
-    if kind in ("hinge", "wasserstein"):
-        return -fake.mean()
-    if kind == "least_squares":
-        return (fake - target).square().mean() / 2
-    raise ValueError(f"kind must be one of {', '.join(reference.GAN_LOSSES)}, not {kind!r}")
+    if not of.is_paired:
+        if real_logits is not None:
+            raise ValueError(f"real_logits must be left out for kind {kind!r}, whose loss is of the fakes alone")
+        term, sign = of.generator.term, of.generator.sign
+        return _logits_loss(fake_logits, term, of.generator_target(target), sign, reduction)
+    if real_logits is None:
+        raise ValueError(f"real_logits must be given for kind {kind!r}, which pairs them with fake_logits, not None")
+    checks.floating("real_logits", real_logits)
+    checks.same_device("real_logits", real_logits, "fake_logits", fake_logits)
+    checks.same_dtype("real_logits", real_logits, "fake_logits", fake_logits)
+    return _paired_loss(fake_logits, real_logits, of.generator.target, kind, reduction, names=("fake", "real"))
 
 
 def linear_act(
@@ -368,11 +374,25 @@ def _fits(value: Tensor, input: Tensor) -> bool:
     )
 
 
-def _logits_loss(logits: Tensor, target: float, sign: float, reduction: str) -> Tensor:
+def _logits_loss(logits: Tensor, term: str, target: float, sign: float, reduction: str) -> Tensor:
     if gate.serves(logits, "gan_losses"):
-        loss: Tensor = backend.ops.logits_loss(logits, target, sign, _REDUCTION[reduction])
+        loss: Tensor = backend.ops.logits_loss(logits, LOSS_TERM[term], target, sign, _REDUCTION[reduction])
         return loss
-    return reference.logits_loss(logits, target, sign, reduction)
+    return reference.logits_loss(logits, term, target, sign, reduction)
+
+
+def _paired_loss(
+    logits: Tensor, minus: Tensor, target: float, kind: str, reduction: str, names: tuple[str, str] = ("real", "fake")
+) -> Tensor:
+    if minus.shape != logits.shape:
+        raise ValueError(
+            f"{names[1]}_logits of shape {tuple(minus.shape)} must have the shape {tuple(logits.shape)} of "
+            f"{names[0]}_logits for kind {kind!r}, which pairs them"
+        )
+    if gate.serves(logits, "gan_losses"):
+        loss: Tensor = backend.ops.paired_loss(logits, minus, target, _REDUCTION[reduction])
+        return loss
+    return reference.paired_loss(logits, minus, target, reduction)
 
 
 def _mlp(

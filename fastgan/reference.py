@@ -51,26 +51,6 @@ ACTIVATIONS: dict[str, Activation] = {
 }
 
 
-class GanLoss(NamedTuple):
-    """A loss of a training step."""
-
-    discriminator: str  # the kind of discriminator_loss that D minimises
-    is_paired: bool  # of the difference of the logits of the i-th real and the i-th fake sample
-    takes_targets: bool
-    scores_probability: bool  # a score is the mean of sigma(logit), else of the logit
-
-
-# The one table of losses; its compiled twin is csrc/core/gan_losses.h, which has the same names.
-GAN_LOSSES = {
-    "non_saturating": GanLoss("bce", False, True, True),
-    "minimax": GanLoss("bce", False, True, True),
-    "relativistic": GanLoss("relativistic", True, False, True),
-    "hinge": GanLoss("hinge", False, False, False),
-    "wasserstein": GanLoss("wasserstein", False, False, False),
-    "least_squares": GanLoss("least_squares", False, True, False),
-}
-
-
 def binary_cross_entropy_with_logits(
     input: Tensor,
     target: Tensor,
@@ -82,17 +62,85 @@ def binary_cross_entropy_with_logits(
     return F.binary_cross_entropy_with_logits(input, target, weight, reduction=reduction, pos_weight=pos_weight)
 
 
-def logits_loss(logits: Tensor, target: float, sign: float, reduction: str) -> Tensor:
-    """sign times the binary cross-entropy of the logits against one constant target, reduced."""
-    loss = F.binary_cross_entropy_with_logits(logits, torch.full_like(logits, target), reduction=reduction)
+class LossPart(NamedTuple):
+    """One batch's part of a loss: sign times the mean of a term against a target."""
+
+    term: str  # in LOSS_TERMS
+    target: float
+    sign: float = 1.0
+
+
+class GanLoss(NamedTuple):
+    """A GAN's loss, as a step's `loss` names it."""
+
+    discriminator: str  # the kind of discriminator_loss that its D minimises
+    is_paired: bool  # of the differences of the logits of the i-th real and the i-th fake sample, or reversed
+    takes_targets: bool  # D's targets are the user's; these are their defaults
+    real: LossPart  # of D. Paired: alone, of real - fake
+    fake: LossPart
+    generator: LossPart  # of G, of the fakes. Paired: of fake - real
+    scores_probability: bool  # a score is the mean of sigma(logit), else of the logit
+
+    def generator_target(self, wanted: float) -> float:
+        """The target of G's part, where G wants D to answer `wanted`: minus a term is against the opposite."""
+        if not self.takes_targets:
+            return self.generator.target
+        return 1.0 - wanted if self.generator.sign < 0 else wanted
+
+
+def _reduced(losses: Tensor, reduction: str) -> Tensor:
+    return losses if reduction == "none" else losses.mean() if reduction == "mean" else losses.sum()
+
+
+# What losses are made of: functions of logits, or of the differences of two batches, of a target and a reduction. Their
+# compiled twins are in csrc/core/logits_loss.h.
+LOSS_TERMS: dict[str, Callable[[Tensor, float, str], Tensor]] = {
+    "cross_entropy": lambda x, t, reduction: F.binary_cross_entropy_with_logits(
+        x, torch.full_like(x, t), reduction=reduction
+    ),
+    "hinge": lambda x, t, reduction: _reduced(torch.relu(1 - t * x), reduction),
+    "linear": lambda x, t, reduction: _reduced(-t * x, reduction),
+    "square": lambda x, t, reduction: _reduced((x - t).square() / 2, reduction),
+}
+
+_LIKELY, _UNLIKELY = LossPart("cross_entropy", 1.0), LossPart("cross_entropy", 0.0)
+_NOT_UNLIKELY = LossPart("cross_entropy", 0.0, -1.0)
+_ABOVE, _BELOW = LossPart("hinge", 1.0), LossPart("hinge", -1.0)
+_UP, _DOWN = LossPart("linear", 1.0), LossPart("linear", -1.0)
+_NEAR_ONE, _NEAR_ZERO = LossPart("square", 1.0), LossPart("square", 0.0)
+
+# The one table of losses; its compiled twin is csrc/core/gan_losses.h.
+GAN_LOSSES: dict[str, GanLoss] = {
+    # discriminator, is_paired, takes_targets, real, fake, generator, scores_probability
+    "non_saturating": GanLoss("bce", False, True, _LIKELY, _UNLIKELY, _LIKELY, True),
+    "minimax": GanLoss("bce", False, True, _LIKELY, _UNLIKELY, _NOT_UNLIKELY, True),
+    "relativistic": GanLoss("relativistic", True, False, _LIKELY, _LIKELY, _LIKELY, True),
+    "hinge": GanLoss("hinge", False, False, _ABOVE, _BELOW, _UP, False),
+    "wasserstein": GanLoss("wasserstein", False, False, _UP, _DOWN, _UP, False),
+    "least_squares": GanLoss("least_squares", False, True, _NEAR_ONE, _NEAR_ZERO, _NEAR_ONE, False),
+}
+# The same by what their D minimises.
+DISCRIMINATOR_LOSSES: dict[str, GanLoss] = {loss.discriminator: loss for loss in GAN_LOSSES.values()}
+
+
+def logits_loss(logits: Tensor, term: str, target: float, sign: float, reduction: str) -> Tensor:
+    """sign times a term of the logits against one constant target, reduced."""
+    loss = LOSS_TERMS[term](logits, target, reduction)
     return loss if sign == 1.0 else -loss
 
 
 def discriminator_loss(
-    real_logits: Tensor, fake_logits: Tensor, real_target: float, fake_target: float, reduction: str
+    real_logits: Tensor, fake_logits: Tensor, term: str, real_target: float, fake_target: float, reduction: str
 ) -> Tensor:
     """The sum of both reduced halves: real against real_target, fake against fake_target."""
-    return logits_loss(real_logits, real_target, 1.0, reduction) + logits_loss(fake_logits, fake_target, 1.0, reduction)
+    return logits_loss(real_logits, term, real_target, 1.0, reduction) + logits_loss(
+        fake_logits, term, fake_target, 1.0, reduction
+    )
+
+
+def paired_loss(logits: Tensor, minus: Tensor, target: float, reduction: str) -> Tensor:
+    """The cross-entropy of logits - minus against one constant target, reduced."""
+    return logits_loss(logits - minus, "cross_entropy", target, 1.0, reduction)
 
 
 def linear_act(input: Tensor, weight: Tensor, bias: Tensor | None, activation: str, negative_slope: float) -> Tensor:

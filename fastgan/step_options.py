@@ -45,7 +45,10 @@ class DiscriminatorOptions:
 
     def __post_init__(self) -> None:
         checks.choice("loss", self.loss, reference.GAN_LOSSES)
-        self._check_targets()
+        for name, default in (("real_target", 1.0), ("fake_target", 0.0)):
+            checks.loss_target(
+                name, getattr(self, name), default, f"loss {self.loss!r}", reference.GAN_LOSSES[self.loss]
+            )
         for name in ("r1_gamma", "r2_gamma", "gp_weight", "gp_center"):
             checks.number(name, getattr(self, name), 0.0)
         for name, least in (("r1_every", 1), ("num_classes", 0), ("pac", 1)):
@@ -53,19 +56,6 @@ class DiscriminatorOptions:
         if self.clip_grad_norm is not None:
             checks.number("clip_grad_norm", self.clip_grad_norm, 0.0, low_open=True)
         checks.choice("precision", self.precision, PRECISIONS)
-
-    def _check_targets(self) -> None:
-        loss = reference.GAN_LOSSES[self.loss]
-        for name, default in (("real_target", 1.0), ("fake_target", 0.0)):
-            value = getattr(self, name)
-            if not loss.takes_targets:
-                checks.number(name, value)
-                if value != default:
-                    raise ValueError(f"{name} must be {default:g} with the loss {self.loss}, not {value!r}")
-            elif loss.discriminator == "bce":
-                checks.number(name, value, 0.0, 1.0)
-            else:
-                checks.number(name, value)
 
     @property
     def is_paired(self) -> bool:

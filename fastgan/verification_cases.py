@@ -97,36 +97,64 @@ def _cross_entropy_reference(
 
 
 def gan_losses(device: torch.device, dtype: torch.dtype, is_quick: bool) -> Iterator[Case]:
-    """The discriminator's loss, and the generator's."""
+    """The discriminator's loss, and the generator's: each term, and pairs."""
     draw = generator()
+    ops = backend.ops
+    # Targets within what the logits' grid may be: of the hinge and the linear term, those of the table.
+    targets = {"cross_entropy": (0.9, 0.1), "hinge": (1.0, -1.0), "linear": (1.0, -1.0), "square": (0.75, -0.5)}
     sizes = [(33, 129)] if is_quick else [(1, 1), (7, 8), (17, 17), (33, 129), (1025, 65), (0, 0), (0, 5)]
-    for sums in ("mean",) if is_quick else ("mean", "sum"):
-        for real, fake in sizes:
-            number = _REDUCTIONS[sums]
-            yield _loss_case(
-                "discriminator's loss",
-                lambda r, f, number=number: backend.ops.discriminator_loss(r, f, 0.9, 0.1, number),
-                lambda r, f, sums=sums: reference.discriminator_loss(r, f, 0.9, 0.1, sums),
-                [4 * grid(draw, (real, 1), 32), 4 * grid(draw, (fake, 1), 32)],
-                [],
-                sums,
-                device,
-                dtype,
-            )
-    shapes: Sequence[tuple[int, ...]] = [(33, 3)] if is_quick else [(1,), (7, 1), (33, 3), (129,), (1025,), (0,)]
-    for reduction, number in _REDUCTIONS.items():
-        for shape in shapes:
-            for target, sign in ((0.75, 1.0), (0.25, -1.0))[: 1 if is_quick else 2]:
-                yield _loss_case(
-                    "generator's loss",
-                    lambda x, t=target, s=sign, number=number: backend.ops.logits_loss(x, t, s, number),
-                    lambda x, t=target, s=sign, reduction=reduction: reference.logits_loss(x, t, s, reduction),
-                    [4 * grid(draw, shape, 32)],
-                    [],
-                    reduction,
-                    device,
-                    dtype,
+
+    def case(
+        kernel: str,
+        ours: Callable[..., Tensor],
+        theirs: Callable[..., Tensor],
+        reduction: str,
+        *shapes: tuple[int, ...],
+    ) -> Case:
+        ours = functools.partial(_last, ours, _REDUCTIONS[reduction])
+        theirs = functools.partial(_last, theirs, reduction)
+        inputs = [4 * grid(draw, shape, 32) for shape in shapes]
+        return _loss_case(kernel, ours, theirs, inputs, [], reduction, device, dtype)
+
+    for term, (a, b) in targets.items():
+        number = functional.LOSS_TERM[term]
+        for sums in ("mean",) if is_quick else ("mean", "sum"):
+            for real, fake in sizes:
+                yield case(
+                    f"discriminator's loss, {term}",
+                    lambda r, f, last, a=a, b=b, number=number: ops.discriminator_loss(r, f, number, a, b, last),
+                    lambda r, f, last, a=a, b=b, term=term: reference.discriminator_loss(r, f, term, a, b, last),
+                    sums,
+                    (real, 1),
+                    (fake, 1),
                 )
+    shapes: Sequence[tuple[int, ...]] = [(33, 3)] if is_quick else [(1,), (7, 1), (33, 3), (129,), (1025,), (0,)]
+    for reduction in _REDUCTIONS:
+        for shape in shapes:
+            for term, of in targets.items():
+                if is_quick and term != "cross_entropy" and reduction != "none":
+                    continue
+                number = functional.LOSS_TERM[term]
+                for target, sign in ((of[0], 1.0), (of[1], -1.0))[: 1 if is_quick else 2]:
+                    yield case(
+                        f"generator's loss, {term}",
+                        lambda x, last, t=target, s=sign, number=number: ops.logits_loss(x, number, t, s, last),
+                        lambda x, last, t=target, s=sign, term=term: reference.logits_loss(x, term, t, s, last),
+                        reduction,
+                        shape,
+                    )
+            yield case(
+                "loss of pairs",
+                lambda x, y, last: ops.paired_loss(x, y, 1.0, last),
+                lambda x, y, last: reference.paired_loss(x, y, 1.0, last),
+                reduction,
+                shape,
+                shape,
+            )
+
+
+def _last(function: Callable[..., Tensor], last: Any, *inputs: Tensor) -> Tensor:
+    return function(*inputs, last)
 
 
 def _loss_case(

@@ -63,6 +63,30 @@ OPS = {
         ((6, 1),),
         1,
     ),
+    "discriminator_loss_hinge": Op(
+        lambda x, y: functional.discriminator_loss(x, y, kind="hinge"),
+        lambda x, y: F.relu(1 - x).mean() + F.relu(1 + y).mean(),
+        ((6, 1), (4, 1)),
+        2,
+    ),
+    "discriminator_loss_wasserstein": Op(
+        lambda x, y: functional.discriminator_loss(x, y, kind="wasserstein"),
+        lambda x, y: (-x).mean() + (1 * y).mean(),
+        ((6, 1), (4, 1)),
+        2,
+    ),
+    "discriminator_loss_least_squares": Op(
+        lambda x, y: functional.discriminator_loss(x, y, kind="least_squares"),
+        lambda x, y: ((x - 1) ** 2).mean() / 2 + (y**2).mean() / 2,
+        ((6, 1), (4, 1)),
+        2,
+    ),
+    "generator_loss_relativistic": Op(
+        lambda x, y: functional.generator_loss(x, y, kind="relativistic", reduction="none"),
+        lambda x, y: _half(x - y, 1.0, "none"),
+        ((6, 1), (6, 1)),
+        2,
+    ),
     "linear_act": Op(
         lambda x, w, b: functional.linear_act(x, w, b, "gelu"),
         lambda x, w, b: F.gelu(F.linear(x, w, b)),

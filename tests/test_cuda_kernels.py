@@ -229,4 +229,4 @@ def test_unknown_layer_path() -> None:
 def test_too_many_batches_of_logits_in_one_call() -> None:
     logits = [torch.zeros(2)] * 17
     with pytest.raises(RuntimeError, match="at most 16 batches of logits a call on a GPU, not 17"):
-        fastgan_backend.ops.logits_loss_forward(logits, [1.0] * 17, 1.0, 1, False)
+        fastgan_backend.ops.logits_loss_forward(logits, 0, [1.0] * 17, 1.0, False, 1, False)

@@ -30,9 +30,18 @@ def double_backward(cotangents=None, given=(1, 0, 0, 0, 0), kept=None, need=(1, 
     )
 
 
+ONE = torch.ones(())
+
+
+def loss_double_backward(cotangents, grad=ONE, reduction: int = 1) -> tuple[torch.Tensor, list[torch.Tensor]]:
+    return torch.ops.fastgan.logits_loss_double_backward(cotangents, grad, [X], 0, [1.0], 1.0, False, reduction)
+
+
 def test_the_calls_that_the_faults_are_made_from_work() -> None:
     assert len(backward()) == 4
     assert len(double_backward()) == 5
+    assert loss_double_backward([X])[1][0].shape == X.shape
+    assert len(torch.ops.fastgan.logits_loss_backward(ONE, [X], 0, True, 1)) == 2
 
 
 BAD = {
@@ -57,8 +66,23 @@ BAD = {
     "unknown activation": lambda: torch.ops.fastgan.mlp(X, [W0], [None], [9], [0.0]),
     "more activations than weights": lambda: torch.ops.fastgan.mlp(X, [W0], [None], [0] * 5000, [0.0] * 5000),
     "long bias": lambda: torch.ops.fastgan.mlp(X, [W0], [torch.ones(5)], [0], [0.0]),
-    "short gradient of the loss": lambda: torch.ops.fastgan.logits_loss_backward(torch.ones(2), [torch.ones(3)], 0),
-    "unknown reduction": lambda: torch.ops.fastgan.logits_loss(X, 1.0, 1.0, 7),
+    "short gradient of the loss": lambda: torch.ops.fastgan.logits_loss_backward(
+        torch.ones(2), [torch.ones(3)], 0, False, 0
+    ),
+    "unknown reduction": lambda: torch.ops.fastgan.logits_loss(X, 0, 1.0, 1.0, 7),
+    "unknown term": lambda: torch.ops.fastgan.logits_loss(X, 4, 1.0, 1.0, 1),
+    "negative term on meta": lambda: torch.ops.fastgan.logits_loss(X.to("meta"), -1, 1.0, 1.0, 1),
+    "unknown term backward": lambda: torch.ops.fastgan.logits_loss_backward(ONE, [X], 4, False, 1),
+    "pair of two shapes": lambda: torch.ops.fastgan.paired_loss(X, X[:5], 1.0, 1),
+    "pair of two dtypes": lambda: torch.ops.fastgan.paired_loss(X, X.double(), 1.0, 1),
+    "pair of one": lambda: torch.ops.fastgan.logits_loss_forward([X], 0, [1.0], 1.0, True, 1, True),
+    "pair of another term": lambda: torch.ops.fastgan.logits_loss_forward([X, X], 1, [1.0], 1.0, True, 1, True),
+    "fewer targets than logits": lambda: torch.ops.fastgan.logits_loss_forward([X, X], 0, [1.0], 1.0, False, 1, True),
+    "short cotangent": lambda: loss_double_backward([X[:5]]),
+    "no cotangent": lambda: loss_double_backward([]),
+    "cotangent of another dtype": lambda: loss_double_backward([X.double()]),
+    "two gradients of one loss": lambda: loss_double_backward([X], grad=torch.ones(2)),
+    "one gradient of many losses": lambda: loss_double_backward([X], reduction=0),
     "short target": lambda: torch.ops.fastgan.bce_with_logits(X, torch.ones(6), None, None, 1),
 }
 
@@ -73,6 +97,6 @@ def test_tangents_are_refused_not_dropped() -> None:
     with torch.autograd.forward_ad.dual_level():
         dual = torch.autograd.forward_ad.make_dual(X, torch.ones_like(X))
         with pytest.raises(RuntimeError, match="no forward-mode derivative"):
-            torch.ops.fastgan.logits_loss(dual, 1.0, 1.0, 1)
+            torch.ops.fastgan.logits_loss(dual, 0, 1.0, 1.0, 1)
         with pytest.raises(RuntimeError, match="no forward-mode derivative"):
             torch.ops.fastgan.mlp(dual, WEIGHTS, BIASES, CALL, SLOPES)

@@ -178,7 +178,11 @@ def test_the_plan_says_what_runs(compiled: None) -> None:
         ({"optimizer": None}, TypeError, "optimizer must be a torch.optim.Optimizer, not NoneType"),
         ({"loss": "wgan"}, ValueError, "loss must be one of non_saturating, .* not 'wgan'"),
         ({"real_target": 2.0}, ValueError, r"real_target must be in \[0, 1\], not 2.0"),
-        ({"loss": "hinge", "fake_target": 0.1}, ValueError, "fake_target must be 0 with the loss hinge, not 0.1"),
+        (
+            {"loss": "hinge", "fake_target": 0.1},
+            ValueError,
+            "fake_target must be 0.0, its default, for loss 'hinge', which takes no targets, not 0.1",
+        ),
         ({"gp_weight": -1.0}, ValueError, "gp_weight must be .*at least 0, not -1.0"),
         ({"pac": 0}, ValueError, "pac must be at least 1, not 0"),
         ({"clip_grad_norm": 0}, ValueError, "clip_grad_norm must be finite and greater than 0, not 0"),

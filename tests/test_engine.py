@@ -170,7 +170,10 @@ def test_other_layer_paths(a_launch_a_layer: None, case: str) -> None:
     [
         ({"make": functools.partial(SGD, lr=0.1)}, "g_optimizer is SGD"),
         ({"r1_gamma": 1.0, "r1_every": 1, "norm": True}, "every step has the R1 penalty (r1_every is 1) and D has a"),
-        ({"gp_weight": 1.0, "norm": True}, "every step has the WGAN-GP penalty (gp_weight is over 0) and D has a Batch"),
+        (
+            {"gp_weight": 1.0, "norm": True},
+            "every step has the WGAN-GP penalty (gp_weight is over 0) and D has a Batch",
+        ),
         ({"engine": False}, "engine is False"),
         ({"tail": nn.Hardtanh()}, "generator[4] is a Hardtanh"),
         ({"make": functools.partial(Adam, differentiable=True)}, "differentiable"),

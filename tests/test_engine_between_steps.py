@@ -249,4 +249,6 @@ def test_the_steps_between_those_with_the_r1_penalty(engine_backend: str) -> Non
     discriminator.insert(1, nn.BatchNorm1d(8, dtype=torch.float64))
     trainer = follow(lambda trainer, i: None, pair=(generator, discriminator), r1_gamma=2.0, r1_every=3)
     assert trainer.plan.startswith(NATIVE)
-    assert "1 step in 3, with the R1 penalty, composed of fused ops under autograd, because D has a Batch" in trainer.plan
+    assert (
+        "1 step in 3, with the R1 penalty, composed of fused ops under autograd, because D has a Batch" in trainer.plan
+    )

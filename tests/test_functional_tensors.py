@@ -52,6 +52,11 @@ FUNCTIONS: dict[str, tuple[Callable[..., Tensor], Callable[..., Tensor], tuple[t
         lambda x: F.binary_cross_entropy_with_logits(x, torch.ones_like(x), reduction="none"),
         ((5, 4),),
     ),
+    "paired losses": (
+        lambda x, y: generator_loss(x, y, kind="relativistic", reduction="none"),
+        lambda x, y: F.binary_cross_entropy_with_logits(x - y, torch.ones_like(x), reduction="none"),
+        ((5, 4), (5, 4)),
+    ),
     "linear_act": (
         lambda x, w, b: linear_act(x, w, b, "tanh"),
         lambda x, w, b: torch.tanh(F.linear(x, w, b)),

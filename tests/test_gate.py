@@ -205,8 +205,8 @@ def test_direct_calls_wait_for_the_check(checks: list[Use]) -> None:
     network = fastgan.nn.fuse(nn.Sequential(nn.Linear(1, 2), nn.ReLU()))
     tries = {
         "gan_losses": [
-            lambda: direct.discriminator_loss(x, x, 1.0, 0.0, "mean"),
-            lambda: direct.logits_loss(x, 1.0, 1.0, "mean"),
+            lambda: direct.discriminator_loss(x, x, "bce", 1.0, 0.0, "mean"),
+            lambda: direct.generator_loss(x, None, "non_saturating", 1.0, "mean"),
         ],
         "layers": [lambda: fastgan.nn._reader.run(network, x)],
     }

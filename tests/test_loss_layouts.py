@@ -104,6 +104,13 @@ LOSSES: dict[str, tuple[Callable[..., Tensor], Callable[..., Tensor], int]] = {
         lambda x, reduction="none": -F.binary_cross_entropy_with_logits(x, torch.zeros_like(x), reduction=reduction),
         1,
     ),
+    "relativistic": (
+        lambda x, y, reduction="none": discriminator_loss(x, y, kind="relativistic", reduction=reduction),
+        lambda x, y, reduction="none": F.binary_cross_entropy_with_logits(
+            x - y, torch.ones_like(x - y), reduction=reduction
+        ),
+        2,
+    ),
     "real half": (half_of(0), half_of_torch(0), 2),
     "fake half": (half_of(1), half_of_torch(1), 2),
 }
@@ -152,10 +159,30 @@ def test_layouts_are_torchs(name, loss, reduction, backend) -> None:
     assert_alike(results(ours, given, name, reduction), results(torchs, given, name, reduction), exact=2)
 
 
+@pytest.mark.parametrize("reduction", ["none", "sum", "mean"])
+@pytest.mark.parametrize("kind", ["hinge", "wasserstein", "least_squares"])
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_other_terms_have_the_layouts_of_the_cross_entropy(name, kind, reduction, compiled) -> None:
+    """PyTorch itself has none in common for them: of (x - 1)^2 and relu(1 - x) gradients are laid out differently."""
+    made = []
+    for each in (kind, "bce"):
+        leaves = [x.detach().requires_grad_() for x in inputs("real half", (name,))]
+        losses = discriminator_loss(*leaves, kind=each, reduction=reduction)
+        value = losses if reduction != "none" else losses[0]
+        cotangent = layout(name, 9) if reduction == "none" else torch.tensor(0.7, dtype=torch.float64)
+        wanted = leaves[: 1 if reduction == "none" else 2]
+        first = torch.autograd.grad(value, wanted, cotangent, create_graph=True)
+        second: list[Tensor] = []
+        if kind != "wasserstein":  # whose second derivatives are none
+            second = list(torch.autograd.grad([g.square().sum() for g in first], wanted))
+        made.append([walked(t) for t in (*first, *second)])
+    assert made[0] == made[1]
+
+
 MIXED = ("contiguous", "transposed", "columns skipped", "transposed rows skipped", "expanded rows", "expanded 0-d")
 
 
-@pytest.mark.parametrize("loss", ["bce", "weighted bce"])
+@pytest.mark.parametrize("loss", ["bce", "weighted bce", "relativistic"])
 @pytest.mark.parametrize("target", MIXED)
 @pytest.mark.parametrize("logits", MIXED)
 def test_layouts_that_differ(logits, target, loss, backend) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import gc
 import io
+import math
 import pickle
 
 import pytest
@@ -17,10 +18,12 @@ from conformance import (
     assert_close_in_float64,
     assert_within_bound,
     in_double,
+    leaves,
 )
 from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
+from fastgan import functional, reference
 from fastgan.nn import MLP, DiscriminatorLoss, FusedSequential, GeneratorLoss
 
 pytestmark = pytest.mark.usefixtures("backend")
@@ -132,7 +135,11 @@ def test_mlp_refuses(arguments, keywords, error, message) -> None:
         (lambda: DiscriminatorLoss(fake_target=-0.1), ValueError, r"fake_target must be in \[0, 1\], not -0.1"),
         (lambda: DiscriminatorLoss(real_target=None), TypeError, "real_target must be a number, not NoneType"),
         (lambda: DiscriminatorLoss(reduction="all"), ValueError, "reduction must be one of none, mean, sum"),
-        (lambda: GeneratorLoss("hinge"), ValueError, "kind must be one of non_saturating, minimax, not 'hinge'"),
+        (lambda: GeneratorLoss("wgan"), ValueError, "kind must be one of non_saturating, .*, not 'wgan'"),
+        (lambda: GeneratorLoss("hinge", 0.9), ValueError, "target must be 1.0, its default, for kind 'hinge'"),
+        (lambda: DiscriminatorLoss(kind="minimax"), ValueError, "kind must be one of bce, relativistic, .*'minimax'"),
+        (lambda: DiscriminatorLoss(0.9, kind="wasserstein"), ValueError, "real_target must be 1.0, its default"),
+        (lambda: DiscriminatorLoss(math.inf, kind="least_squares"), ValueError, "real_target must be finite, not inf"),
         (lambda: GeneratorLoss(target=2), ValueError, r"target must be in \[0, 1\], not 2"),
         (lambda: GeneratorLoss(target=True), TypeError, "target must be a number, not bool True"),
         (lambda: GeneratorLoss(reduction="all"), ValueError, "reduction must be one of none, mean, sum"),
@@ -164,8 +171,24 @@ def test_losses_are_the_functions(reduction) -> None:
     for twin in (copy.deepcopy(saturating), pickle.loads(pickle.dumps(saturating))):
         assert repr(twin) == f"GeneratorLoss(kind='minimax', target=0.8, reduction='{reduction}')"
         assert torch.equal(twin(fake), saturating(fake))
-    assert repr(module) == f"DiscriminatorLoss(real_target=0.9, fake_target=0.1, reduction='{reduction}')"
+    assert repr(module) == f"DiscriminatorLoss(real_target=0.9, fake_target=0.1, reduction='{reduction}', kind='bce')"
     assert len(module.state_dict()) == 0
+    before = pickle.loads(pickle.dumps(module))
+    del before.kind  # what was pickled before losses had kinds
+    assert_within_bound(before(real, fake), module(real, fake), module(*wide))
+
+
+@pytest.mark.parametrize("reduction", ["none", "mean", "sum"])
+@pytest.mark.parametrize("kind", reference.GAN_LOSSES)
+def test_losses_of_every_kind_are_the_functions(kind, reduction) -> None:
+    real, fake = torch.randn(5, 1), torch.randn(5, 1)
+    d_kind, is_paired = reference.GAN_LOSSES[kind].discriminator, reference.GAN_LOSSES[kind].is_paired
+    d_loss, g_loss = DiscriminatorLoss(reduction=reduction, kind=d_kind), GeneratorLoss(kind, reduction=reduction)
+    expected = functional.discriminator_loss(real, fake, kind=d_kind, reduction=reduction)
+    for a, b in zip(leaves([d_loss(real, fake)]), leaves([expected]), strict=True):
+        assert torch.equal(a, b)
+    given = (fake, real) if is_paired else (fake,)
+    assert torch.equal(g_loss(*given), functional.generator_loss(*given, kind=kind, reduction=reduction))
 
 
 @pytest.mark.parametrize(

@@ -110,6 +110,45 @@ def test_gan_losses_of_logits_that_are_not_finite(reduction, dtype, backend) -> 
             compare(ours, whole, [x], 1e4)
 
 
+# By kind: D's loss of logits of both, and G's, as people write them.
+KINDS: dict[str, tuple[Callable[..., Tensor], Callable[..., Tensor]]] = {
+    "relativistic": (
+        lambda x, y: F.binary_cross_entropy_with_logits(x - y, torch.ones_like(x), reduction="none"),
+        lambda x, y: F.binary_cross_entropy_with_logits(x - y, torch.ones_like(x), reduction="none"),
+    ),
+    "hinge": (lambda x, y: F.relu(1 - x) + F.relu(1 + y), lambda x: -x),
+    "wasserstein": (lambda x, y: y - x, lambda x: -x),
+    "least_squares": (lambda x, y: (x - 1) ** 2 / 2 + y**2 / 2, lambda x: (x - 1) ** 2 / 2),
+}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("factor", [1.0, inf, nan])
+@pytest.mark.parametrize("kind", KINDS)
+def test_losses_of_every_kind_that_are_not_finite(kind, factor, dtype, backend) -> None:
+    """A pair of logits each, the gradient of the sum of their losses being finite or not; a hinge that has nothing to
+    give gives nothing of what is infinite."""
+    if kind == "relativistic" and factor == inf:
+        pytest.skip("of a large logit torch's sigma(x) - 1 is zero, whose product with infinity is NaN; ours is not")
+    d_torchs, g_torchs = KINDS[kind]
+    for values in itertools.product(LOGITS, LOGITS):
+        given = [torch.tensor([v], dtype=dtype) for v in values]
+        size = max(1.0, *(min(abs(v), 1e4) for v in values if not math.isnan(v)), 0.0) ** 2
+
+        def ours(x: Tensor, y: Tensor) -> Tensor:
+            return factor * discriminator_loss(x, y, kind=kind, reduction="sum")
+
+        compare(ours, lambda x, y: factor * d_torchs(x, y).sum(), given, size)
+        if kind != "relativistic":
+            given = given[:1]
+        compare(
+            lambda *x: factor * generator_loss(*x, kind=kind, reduction="sum"),
+            lambda *x: factor * g_torchs(*x).sum(),
+            given,
+            size,
+        )
+
+
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 @pytest.mark.parametrize("value", [inf, -inf, nan, 1e38, -1e38])
 @pytest.mark.parametrize("where", ["input", "weight", "bias"])

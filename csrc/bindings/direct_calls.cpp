@@ -11,6 +11,7 @@
 #include <cmath>
 #include <map>
 
+#include "../core/gan_losses.h"
 #include "mlp.h"
 #include "verified.h"
 #include "watch.h"
@@ -188,9 +189,21 @@ py::object call(const Op& op, const Arguments&... arguments) {
   return py::reinterpret_steal<py::object>(THPVariable_Wrap(std::move(output)));
 }
 
-// A float in [0, 1].
-bool is_target(PyObject* value) {
-  return PyFloat_CheckExact(value) && PyFloat_AS_DOUBLE(value) >= 0 && PyFloat_AS_DOUBLE(value) <= 1;
+// Whether a loss takes a target, which is a float: in [0, 1] of a cross-entropy, any finite one of others, and of those
+// that take none the default.
+bool is_target(PyObject* value, const GanLoss& loss, double usual) {
+  if (!PyFloat_CheckExact(value)) return false;
+  const double target = PyFloat_AS_DOUBLE(value);
+  if (!loss.takes_targets) return target == usual;
+  return loss.real.term == LossTerm::cross_entropy ? target >= 0 && target <= 1 : std::isfinite(target);
+}
+
+// The loss whose D, or whose G, is of a kind.
+const GanLoss* loss_of_kind(PyObject* kind, const char* GanLoss::* name) {
+  if (!PyUnicode_CheckExact(kind)) return nullptr;
+  for (const GanLoss& loss : gan_losses)
+    if (PyUnicode_CompareWithASCIIString(kind, loss.*name) == 0) return &loss;
+  return nullptr;
 }
 
 // The reduction of a string, but for none.
@@ -201,26 +214,46 @@ std::optional<int64_t> scalar_reduction(PyObject* name) {
   return std::nullopt;
 }
 
-py::object discriminator_loss(py::handle real, py::handle fake, py::handle real_target, py::handle fake_target,
-                              py::handle reduction) {
+// Of a pair of batches, the loss of first - second.
+py::object paired_loss(const Tensor& first, const Tensor& second, double target, int64_t reduction) {
+  if (first.sym_sizes() != second.sym_sizes()) return py::none();
+  FASTGAN_OP("paired_loss", Tensor(const Tensor&, const Tensor&, double, int64_t));
+  return call(op, first, second, target, reduction);
+}
+
+py::object discriminator_loss(py::handle real, py::handle fake, py::handle kind, py::handle real_target,
+                              py::handle fake_target, py::handle reduction) {
   const auto number = scalar_reduction(reduction.ptr());
-  if (!number || !is_usual_mode() || !is_target(real_target.ptr()) || !is_target(fake_target.ptr()) ||
-      !is_usual(real.ptr()) || !is_usual(fake.ptr()))
+  const GanLoss* const loss = loss_of_kind(kind.ptr(), &GanLoss::discriminator);
+  if (!number || loss == nullptr || !is_usual_mode() || !is_target(real_target.ptr(), *loss, 1) ||
+      !is_target(fake_target.ptr(), *loss, 0) || !is_usual(real.ptr()) || !is_usual(fake.ptr()))
     return py::none();
   const Tensor real_logits = THPVariable_Unpack(real.ptr()), fake_logits = THPVariable_Unpack(fake.ptr());
   if (!are_alike(real_logits, fake_logits) || !is_verified(Verified::gan_losses, real_logits)) return py::none();
-  FASTGAN_OP("discriminator_loss", Tensor(const Tensor&, const Tensor&, double, double, int64_t));
-  return call(op, real_logits, fake_logits, PyFloat_AS_DOUBLE(real_target.ptr()), PyFloat_AS_DOUBLE(fake_target.ptr()),
-              *number);
+  if (loss->is_paired) return paired_loss(real_logits, fake_logits, loss->real.target, *number);
+  FASTGAN_OP("discriminator_loss", Tensor(const Tensor&, const Tensor&, int64_t, double, double, int64_t));
+  const bool given = loss->takes_targets;
+  return call(op, real_logits, fake_logits, static_cast<int64_t>(loss->real.term),
+              given ? PyFloat_AS_DOUBLE(real_target.ptr()) : loss->real.target,
+              given ? PyFloat_AS_DOUBLE(fake_target.ptr()) : loss->fake.target, *number);
 }
 
-py::object logits_loss(py::handle logits, py::handle target, double sign, py::handle reduction) {
+py::object generator_loss(py::handle fake, py::handle real, py::handle kind, py::handle target, py::handle reduction) {
   const auto number = scalar_reduction(reduction.ptr());
-  if (!number || !is_usual_mode() || !is_target(target.ptr()) || !is_usual(logits.ptr()) ||
-      !is_verified(Verified::gan_losses, THPVariable_Unpack(logits.ptr())))
+  const GanLoss* const loss = loss_of_kind(kind.ptr(), &GanLoss::name);
+  if (!number || loss == nullptr || loss->is_paired == real.is_none() || !is_usual_mode() ||
+      !is_target(target.ptr(), *loss, 1) || !is_usual(fake.ptr()) ||
+      !is_verified(Verified::gan_losses, THPVariable_Unpack(fake.ptr())))
     return py::none();
-  FASTGAN_OP("logits_loss", Tensor(const Tensor&, double, double, int64_t));
-  return call(op, Tensor(THPVariable_Unpack(logits.ptr())), PyFloat_AS_DOUBLE(target.ptr()), sign, *number);
+  const Tensor fake_logits = THPVariable_Unpack(fake.ptr());
+  if (loss->is_paired) {
+    if (!is_usual(real.ptr()) || !are_alike(fake_logits, THPVariable_Unpack(real.ptr()))) return py::none();
+    return paired_loss(fake_logits, Tensor(THPVariable_Unpack(real.ptr())), loss->generator.target, *number);
+  }
+  FASTGAN_OP("logits_loss", Tensor(const Tensor&, int64_t, double, double, int64_t));
+  const double given = PyFloat_AS_DOUBLE(target.ptr());
+  return call(op, fake_logits, static_cast<int64_t>(loss->generator.term), loss->generator_target(given),
+              loss->generator.sign, *number);
 }
 
 // Reads the layers that an nn.Sequential holds: knows the classes whose instances it may run.
@@ -318,11 +351,11 @@ void register_direct_calls(py::module_& m) {
       },
       py::arg("family"), py::arg("device"), py::arg("dtype"), py::arg("verified"),
       "Whether direct calls of a family of kernels run on a device; none do before this was called.");
-  m.def("discriminator_loss", &discriminator_loss, py::arg("real_logits"), py::arg("fake_logits"),
+  m.def("discriminator_loss", &discriminator_loss, py::arg("real_logits"), py::arg("fake_logits"), py::arg("kind"),
         py::arg("real_target"), py::arg("fake_target"), py::arg("reduction"),
         "functional.discriminator_loss, or None where something is unusual.");
-  m.def("logits_loss", &logits_loss, py::arg("logits"), py::arg("target"), py::arg("sign"), py::arg("reduction"),
-        "sign times the cross-entropy against a constant, or None where something is unusual.");
+  m.def("generator_loss", &generator_loss, py::arg("fake_logits"), py::arg("real_logits"), py::arg("kind"),
+        py::arg("target"), py::arg("reduction"), "functional.generator_loss, or None where something is unusual.");
   py::class_<LayerReader>(m, "LayerReader", "Runs the layers of an nn.Sequential where they are all plain ones.")
       .def(py::init<py::object, py::object, py::dict, int64_t, py::object, py::iterable, py::iterable, py::iterable,
                     py::iterable>(),

@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "../core/activation.h"
+#include "../core/gan_losses.h"
 #include "../cpu/simd.h"
 #include "direct_calls.h"
 #include "layer_path.h"
@@ -67,6 +68,25 @@ PYBIND11_MODULE(_C, m) {
       "activations",
       [] { return std::vector<std::string>(fastgan::activation_names, std::end(fastgan::activation_names)); },
       "The names of the activations; the ops are given their places in this list.");
+
+  m.def(
+      "loss_terms",
+      [] { return std::vector<std::string>(fastgan::loss_term_names, std::end(fastgan::loss_term_names)); },
+      "The names of the terms of losses; the ops are given their places in this list.");
+
+  m.def(
+      "gan_losses",
+      [] {
+        const auto part = [](const fastgan::LossPart& of) {
+          return py::make_tuple(fastgan::loss_term_names[static_cast<int>(of.term)], of.target, of.sign);
+        };
+        py::dict losses;
+        for (const fastgan::GanLoss& loss : fastgan::gan_losses)
+          losses[loss.name] = py::make_tuple(loss.discriminator, loss.is_paired, loss.takes_targets, part(loss.real),
+                                             part(loss.fake), part(loss.generator), loss.scores_probability);
+        return losses;
+      },
+      "The table of losses, by name: what fastgan.reference.GAN_LOSSES has.");
 
   m.def("layer_path", fastgan::bindings::layer_path_name, "Which kernels run the layers.");
   m.def("set_layer_path", fastgan::bindings::set_layer_path, py::arg("name"),

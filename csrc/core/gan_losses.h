@@ -23,6 +23,12 @@ struct GanLoss {
   LossPart real, fake;        // of D. Paired: `real` alone, of real - fake
   LossPart generator;         // of G, of the fakes. Paired: of fake - real
   bool scores_probability;    // a score is the mean of sigma(logit), else of the logit
+
+  // Of G's part, where `target` is what it wants D to answer, 1 by default: minus a term is against the opposite.
+  constexpr double generator_target(double wanted) const {
+    if (!takes_targets) return generator.target;
+    return generator.sign < 0 ? 1 - wanted : wanted;
+  }
 };
 
 constexpr LossPart likely{LossTerm::cross_entropy, 1}, unlikely{LossTerm::cross_entropy, 0};

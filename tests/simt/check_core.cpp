@@ -98,6 +98,33 @@ void check_bce_digits() {
          "an infinite weight, an infinite gradient");
 }
 
+// Each term of a loss against differences of itself, on both sides of a hinge's kink, and what is not a number.
+void check_loss_terms() {
+  const auto check = [](fastgan::LossTerm term, double t) {
+    const std::string about = std::string(fastgan::loss_term_names[static_cast<int>(term)]) + " against ";
+    fastgan::with_loss_term(term, [&](auto of) {
+      for (double x = -6; x <= 6; x += 0.37) {  // not at 1 or -1
+        const double h = 1e-5;
+        expect_close(of.at(x, t).gradient, (of.at(x + h, t).loss - of.at(x - h, t).loss) / (2 * h), 10, 1e-9,
+                     about + std::to_string(t) + "'s derivative");
+        expect_close(of.second(x, t), (of.at(x + h, t).gradient - of.at(x - h, t).gradient) / (2 * h), 1, 1e-8,
+                     about + std::to_string(t) + "'s second derivative");
+        expect(fastgan::is_bent(of) || of.second(x, t) == 0, about + "is bent where its second derivative is not zero");
+        expect(fastgan::scaled_gradient(of, of.at(x, t).gradient, 3.0) == 3 * of.at(x, t).gradient,
+               about + "is scaled");
+      }
+      expect(std::isnan(of.at(double(NAN), t).loss), about + "keeps NaN");
+    });
+  };
+  for (const double t : {0.0, 0.3, 1.0}) check(fastgan::LossTerm::cross_entropy, t);
+  for (const double t : {-1.0, 1.0}) check(fastgan::LossTerm::hinge, t), check(fastgan::LossTerm::linear, t);
+  for (const double t : {-2.5, 0.0, 1.0}) check(fastgan::LossTerm::square, t);
+  const fastgan::LossOf<fastgan::LossTerm::hinge> hinge;
+  expect(hinge.at(1.0, 1.0).gradient == 0 && hinge.at(double(NAN), 1.0).gradient == -1, "a hinge's kink, and NaN");
+  expect(fastgan::scaled_gradient(hinge, 0.0, double(INFINITY)) == 0,
+         "where a hinge gives nothing, nothing is infinite");
+}
+
 // Softplus is linear above 20, as torch's is by default, and not below.
 void check_softplus_threshold() {
   const fastgan::ActivationArguments softplus{fastgan::Activation::softplus, 0};
@@ -117,6 +144,7 @@ void check_core() {
   check_bce_digits<float>();
   check_bce_digits<double>();
   check_softplus_threshold();
+  check_loss_terms();
   check_conversions<fastgan::bfloat16>(8);
   check_conversions<fastgan::float16>(5);
   check_functions<float>();

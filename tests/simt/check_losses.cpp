@@ -6,37 +6,106 @@ namespace checks {
 
 namespace {
 
+using fastgan::LossTerm;
+
 double softplus(double x) { return (x > 0 ? x : 0) + std::log1p(std::exp(-std::fabs(x))); }
 double sigma(double x) { return 1 / (1 + std::exp(-x)); }
 
+// A term by its formula: value, first and second derivative.
+struct Derivatives {
+  double value, first, second;
+};
+Derivatives derivatives_of(LossTerm term, double x, double t) {
+  switch (term) {
+    case LossTerm::cross_entropy:
+      return {(1 - t) * x + softplus(-x), sigma(x) - t, sigma(x) * sigma(-x)};
+    case LossTerm::hinge:
+      return {std::max(0.0, 1 - t * x), t * x < 1 ? -t : 0, 0};
+    case LossTerm::linear:
+      return {-t * x, -t, 0};
+    case LossTerm::square:
+      return {(x - t) * (x - t) / 2, x - t, 1};
+  }
+  return {};
+}
+
+// Two batches of different sizes against targets of their own, or a pair of equal ones against one.
 template <class T>
-void check_logits_loss(int64_t n, int offset) {
+void check_logits_loss(LossTerm term, bool is_paired, int64_t n, int offset) {
   using C = fastgan::compute_t<T>;
-  const std::string about = std::string(name_of<T>()) + " logits_loss of " + std::to_string(n);
+  const std::string about = std::string(name_of<T>()) + " " + fastgan::loss_term_names[static_cast<int>(term)] +
+                            (is_paired ? " of pairs" : "") + " of " + std::to_string(n);
   const Context context;
-  const auto real = random<T>(n, -5, 5, offset), fake = random<T>(n / 2 + 1, -5, 5);
-  Buffer<C> real_gradient(n, offset), fake_gradient(fake.size());
-  const fastgan::LogitsTerm<T> terms[2] = {{n, real.data(), 0.9, 1.0, 0.5, real_gradient.data()},
-                                           {fake.size(), fake.data(), 0.0, -1.0, 0.25, fake_gradient.data()}};
-  Buffer<T> loss(1), losses(n, offset), back(n, offset);
-  fastgan::cuda::logits_loss_sum(context, terms, 2, loss.data());
+  const double most = 40;  // of a value, for logits up to 5 and differences up to 10
+  const auto real = random<T>(n, -5, 5, offset), fake = random<T>(is_paired ? n : n / 2 + 1, -5, 5);
+  const auto tangents = random<T>(n, -1, 1), tangents_of_fake = random<T>(fake.size(), -1, 1, offset);
+  const int64_t sizes[2] = {n, fake.size()};
+  const double targets[2] = {0.9, -0.8}, signs[2] = {1, is_paired ? 1.0 : -1.0}, scales[2] = {0.5, 0.25};
+  const int count = is_paired ? 1 : 2;
+  const auto derivatives = [&](int batch, int64_t i) {
+    const double x = is_paired ? double(real[i]) - fake[i] : batch == 0 ? real[i] : fake[i];
+    return derivatives_of(term, x, targets[batch]);
+  };
+  const auto tangent = [&](int batch, int64_t i) -> double {
+    return is_paired ? double(tangents[i]) - tangents_of_fake[i] : batch == 0 ? tangents[i] : tangents_of_fake[i];
+  };
+
+  Buffer<C> gradients[2] = {Buffer<C>(n, offset), Buffer<C>(fake.size())};
+  const T* const minus = is_paired ? fake.data() : nullptr;
+  const fastgan::LogitsTerm<T> batches[2] = {
+      {n, real.data(), minus, targets[0], signs[0], scales[0], gradients[0].data()},
+      {fake.size(), fake.data(), nullptr, targets[1], signs[1], scales[1], gradients[1].data()}};
+  Buffer<T> loss(1), losses(n, offset), back(n, offset), back_of_minus(n);
+  fastgan::cuda::logits_loss_sum(context, term, batches, count, loss.data());
   double exact = 0, scale = 0;
-  for (int64_t i = 0; i < n; ++i) exact += 0.5 * (0.1 * real[i] + softplus(-real[i]));
-  for (int64_t i = 0; i < fake.size(); ++i) exact -= 0.25 * softplus(fake[i]);
-  for (int64_t i = 0; i < n; ++i) scale += softplus(-real[i]);
-  expect_close(loss[0], exact, scale, tolerance<T>, about + " summed");
-  fastgan::cuda::logits_loss_elementwise(context, terms[0], losses.data());
-  const auto grad_output = random<T>(n, -1, 1, offset);
-  for (const int stride : {0, 1}) {
-    fastgan::cuda::logits_loss_backward(context, n, real_gradient.data(), grad_output.data(), stride, 2.0, back.data());
-    for (int64_t i = 0; i < n; ++i) {
-      expect_close(losses[i], 0.1 * real[i] + softplus(-real[i]), 5, tolerance<T>, about + " of one");
-      expect_close(real_gradient[i], sigma(real[i]) - 0.9, 1, tolerance<C>, about + "'s gradient");
-      expect_close(back[i], 2 * (sigma(real[i]) - 0.9) * grad_output[stride * i], 2, tolerance<T>, about + " backward");
+  for (int k = 0; k < count; ++k) {
+    for (int64_t i = 0; i < sizes[k]; ++i) {
+      const Derivatives of = derivatives(k, i);
+      exact += scales[k] * signs[k] * of.value;
+      scale += std::fabs(of.value);
+      expect_close(gradients[k][i], signs[k] * of.first, 10, tolerance<C>, about + "'s gradient");
     }
   }
-  for (int64_t i = 0; i < fake.size(); ++i)
-    expect_close(fake_gradient[i], -sigma(fake[i]), 1, tolerance<C>, about + "'s gradient by the fakes");
+  expect_close(loss[0], exact, scale, tolerance<T>, about + " summed");
+  fastgan::cuda::logits_loss_elementwise(context, term, batches[0], losses.data());
+  for (int64_t i = 0; i < n; ++i)
+    expect_close(losses[i], derivatives(0, i).value, most, tolerance<T>, about + " of one");
+
+  const auto grad_output = random<T>(n + 1, -1, 1, offset);
+  Buffer<T> second[2] = {Buffer<T>(n, offset), Buffer<T>(fake.size())}, by_grad_output(n + 1, offset);
+  const fastgan::LogitsTangent<T> curved[2] = {
+      {n, real.data(), minus, tangents.data(), is_paired ? tangents_of_fake.data() : nullptr, targets[0], signs[0],
+       scales[0], second[0].data(), is_paired ? second[1].data() : nullptr},
+      {fake.size(), fake.data(), nullptr, tangents_of_fake.data(), nullptr, targets[1], signs[1], scales[1],
+       second[1].data(), nullptr}};
+  for (const int stride : {0, 1}) {
+    fastgan::cuda::logits_loss_backward(context, term, n, gradients[0].data(), grad_output.data(), stride, 2.0,
+                                        back.data(), is_paired ? back_of_minus.data() : nullptr);
+    for (int64_t i = 0; i < n; ++i) {
+      const double g = 2 * derivatives(0, i).first * grad_output[stride * i];
+      expect_close(back[i], g, 20, tolerance<T>, about + " backward");
+      if (is_paired) expect_close(back_of_minus[i], -g, 20, tolerance<T>, about + " backward by what is subtracted");
+    }
+    const int batches_there = stride == 0 ? count : 1;
+    fastgan::cuda::logits_loss_double_backward(context, term, curved, batches_there, grad_output.data(), stride,
+                                               by_grad_output.data());
+    double sum = 0, size = 0;
+    for (int k = 0; k < batches_there; ++k) {
+      for (int64_t i = 0; i < sizes[k]; ++i) {
+        const Derivatives of = derivatives(k, i);
+        const double factor = signs[k] * scales[k];
+        const double bent = tangent(k, i) * grad_output[stride * i] * factor * of.second;
+        sum += factor * tangent(k, i) * of.first;
+        size += std::fabs(tangent(k, i) * of.first);
+        expect_close(second[k][i], bent, 2, tolerance<T>, about + "'s second derivative");
+        if (is_paired) expect_close(second[1][i], -bent, 2, tolerance<T>, about + "'s other second derivative");
+        if (stride == 1)
+          expect_close(by_grad_output[i], factor * tangent(k, i) * of.first, 10, tolerance<T>,
+                       about + " by its gradient, each");
+      }
+    }
+    if (stride == 0) expect_close(by_grad_output[0], sum, size, tolerance<T>, about + " by its gradient");
+  }
 }
 
 template <class T>
@@ -81,9 +150,9 @@ void check_many_blocks() {
   const Context context(128);
   const int64_t n = 300 * 256 * 4;
   const auto x = random<double>(n, -5, 5);
-  const fastgan::LogitsTerm<double> term{n, x.data(), 0.0, 1.0, 1.0, nullptr};
+  const fastgan::LogitsTerm<double> batch{n, x.data(), nullptr, 0.0, 1.0, 1.0, nullptr};
   double loss = 0, exact = 0;
-  fastgan::cuda::logits_loss_sum(context, &term, 1, &loss);
+  fastgan::cuda::logits_loss_sum(context, LossTerm::cross_entropy, &batch, 1, &loss);
   for (int64_t i = 0; i < n; ++i) exact += softplus(x[i]);
   expect_close(loss, exact, exact, tolerance<double>, "a sum over many blocks");
 }
@@ -95,12 +164,15 @@ void check_losses() {
     using T = decltype(type);
     for (const int64_t n : {0, 1, 7, 33, 1025, 5000, 9000}) {
       if (few && n != 5000) continue;
-      check_logits_loss<T>(n, 1);
+      for (const LossTerm term : {LossTerm::cross_entropy, LossTerm::hinge, LossTerm::linear, LossTerm::square})
+        check_logits_loss<T>(term, false, n, 1);
+      check_logits_loss<T>(LossTerm::cross_entropy, true, n, 1);
       if (few) {
         check_bce<T>(n, n, 3, 0);
         continue;
       }
-      check_logits_loss<T>(n, 0);
+      check_logits_loss<T>(LossTerm::cross_entropy, false, n, 0);
+      check_logits_loss<T>(LossTerm::cross_entropy, true, n, 0);
       check_bce<T>(n, 0, 0, 0);
       check_bce<T>(n, n, 1, 1);
       check_bce<T>(n, 3, n, 0);
@@ -113,14 +185,14 @@ void check_losses() {
   float loss = 0;
   bool refused = false;
   try {
-    fastgan::cuda::logits_loss_sum(context, many.data(), int(many.size()), &loss);
+    fastgan::cuda::logits_loss_sum(context, LossTerm::linear, many.data(), int(many.size()), &loss);
   } catch (const std::runtime_error&) {
     refused = true;
   }
   expect(refused, "more terms than fit are refused");
   const float logit = 0;
-  for (auto& term : many) term = {1, &logit, 0.0, 1.0, 1.0, nullptr};
-  fastgan::cuda::logits_loss_sum(context, many.data(), fastgan::cuda::max_logits_terms, &loss);
+  for (auto& batch : many) batch = {1, &logit, nullptr, 0.0, 1.0, 1.0, nullptr};
+  fastgan::cuda::logits_loss_sum(context, LossTerm::cross_entropy, many.data(), fastgan::cuda::max_logits_terms, &loss);
   expect_close(loss, fastgan::cuda::max_logits_terms * std::log(2.0), 1, tolerance<float>, "as many terms as fit");
 }
 

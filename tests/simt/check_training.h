@@ -140,7 +140,7 @@ struct Training {
     problem.discriminator = {int(discriminator.size()), discriminator.data()};
     problem.batch = batch, problem.classes = classes, problem.real_target = 0.9, problem.fake_target = 0.1;
     problem.average_rate = average_rate;
-    if (extra) problem.loss = *gan_loss_named("minimax");
+    if (extra) problem.loss = *fastgan::gan_loss_named("minimax");
     problem.real = {real.data(), data, data, 1}, problem.noise = {noise.data(), latent, 1, batch};  // columns
     problem.labels = labels.data();
     const size_t bytes = fastgan::cuda::step_workspace(context, problem);

@@ -150,8 +150,8 @@ void register_device_memory(pybind11::module_& m) {
   m.def("read_on_the_host", [](const Tensor& t) { return *static_cast<const volatile float*>(t.const_data_ptr()); });
   m.def("sum_of_losses", [](const Tensor& logits, const Tensor& loss) {
     const CudaScope here(loss);
-    const LogitsTerm<float> term{logits.numel(), data<float>(logits), 1, 1, 1, nullptr};
-    cuda::logits_loss_sum(here, &term, 1, mutable_data<float>(loss));
+    const LogitsTerm<float> batch{logits.numel(), data<float>(logits), nullptr, 1, 1, 1, nullptr};
+    cuda::logits_loss_sum(here, LossTerm::cross_entropy, &batch, 1, mutable_data<float>(loss));
   });
 }
 
