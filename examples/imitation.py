@@ -7,9 +7,7 @@ from fastgan.nn import MLP
 
 torch.manual_seed(0)
 states, actions = 4, 2
-expert = torch.nn.Linear(states, actions).requires_grad_(
-    False
-)  # what is to be imitated, and seen through samples alone
+expert = torch.nn.Linear(states, actions).requires_grad_(False)  # to be imitated, and seen through samples alone
 policy = MLP([states, 64, actions], activation="tanh")
 judge = MLP([states + actions, 64, 64, 1], activation="relu")
 policy_optimizer = torch.optim.Adam(policy.parameters(), lr=1e-3)

@@ -269,6 +269,8 @@ def text(discriminator: nn.Module, options: Any, why: str) -> str:
         One line.
     """
     halves = "one batch" if is_fully_fused(discriminator) else "two batches (D is not one fused MLP)"
+    if halves == "one batch" and bool(options.r1_gamma) != bool(options.r2_gamma):
+        halves += f", but where {'R1' if options.r1_gamma else 'R2'} is due as two"
     last = DiscriminatorOutput(discriminator, options.loss).text
     return (
         f"composed: fused ops under autograd, real and fake through D as {halves}, {options.precision}; "
