@@ -57,7 +57,8 @@ def _option(text: str, default: str, *names: str) -> Any:
 
 def _with_training_options(command: Callable[..., None]) -> Callable[..., None]:
     """A command whose **options are those of training, each with its type, its help and its defaults."""
-    types: dict[Any, Any] = {bool: bool, int: int, float: float}  # of others, widths and words, a string is asked
+    # Of others, widths and words, a string is asked.
+    types: dict[Any, Any] = {bool: bool, int: int, float: float, float | None: float}
     parameters = list(inspect.signature(command, eval_str=True).parameters.values())[:-1]
     hints = get_type_hints(TrainConfig)
     for each in fields(TrainConfig):

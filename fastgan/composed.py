@@ -112,13 +112,11 @@ class DiscriminatorPart:
         """G's loss of its fakes, and of real data with the same labels, where the loss pairs them."""
         with autocast(self._options.precision, fake):
             of_real = None
-            if self._options.is_paired:
-                input = self._packed(self._noised(real.detach(), real), condition)
-                fake = self._noised(fake, real)
+            noised_real = self._noised(real.detach(), real) if self._options.is_paired else None
+            fake = self._noised(fake, real)
+            if noised_real is not None:
                 with torch.no_grad():
-                    of_real = self._output.run(input)
-            else:
-                fake = self._noised(fake, real)
+                    of_real = self._output.run(self._packed(noised_real, condition))
             return self._output.generator_loss(self._output.run(self._packed(fake, condition)), of_real)
 
     def score(self, output: Tensor) -> Tensor:
@@ -269,6 +267,8 @@ def text(discriminator: nn.Module, options: Any, why: str) -> str:
         One line.
     """
     halves = "one batch" if is_fully_fused(discriminator) else "two batches (D is not one fused MLP)"
+    if halves == "one batch" and bool(options.r1_gamma) != bool(options.r2_gamma):
+        halves += f", but where {'R1' if options.r1_gamma else 'R2'} is due as two"
     last = DiscriminatorOutput(discriminator, options.loss).text
     return (
         f"composed: fused ops under autograd, real and fake through D as {halves}, {options.precision}; "

@@ -115,7 +115,7 @@ class TrainStep(Planned[StepOptions]):
             clip_grad_norm: the largest norm of all of an optimizer's gradients together, over 0; a longer gradient is
                 scaled down to it, as by torch.nn.utils.clip_grad_norm_. None is off.
             instance_noise: standard deviation of Gaussian noise on whatever D is given, drawn anew for each pass
-                (Sonderby et al. 2017); 0 is off. Penalties are taken at the noised points.
+                (Sønderby et al. 2017); 0 is off. Penalties are taken at the noised points.
             instance_noise_steps: steps over which it falls linearly to 0; 0 keeps it constant.
 
         Raises:

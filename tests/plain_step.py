@@ -93,11 +93,15 @@ class PlainDiscriminator:
         self, optimizer: Optimizer, real: Tensor, fake: Tensor, y: Tensor | None, fake_y: Tensor | None
     ) -> tuple[Tensor, ...]:
         """One update of D: real data goes first, in whatever is drawn."""
-        real, fake = self.noised(real.detach()).requires_grad_(), self.noised(fake.detach()).requires_grad_()
+        gammas = [gamma if gamma and self.is_due() else 0.0 for gamma in (self.r1_gamma, self.r2_gamma)]
+        real, fake = (
+            self.noised(value.detach()).requires_grad_(bool(gamma))
+            for value, gamma in zip((real, fake), gammas, strict=True)
+        )
         r, f = self.discriminator(self.pack(real, y)), self.discriminator(self.pack(fake, fake_y))
         d_loss, penalty = self.d_loss(r, f), torch.zeros((), dtype=real.dtype)
-        for gamma, output, at in ((self.r1_gamma, r, real), (self.r2_gamma, f, fake)):
-            if gamma and self.is_due():
+        for gamma, output, at in zip(gammas, (r, f), (real, fake), strict=True):
+            if gamma:
                 penalty = penalty + gamma / 2 * self.r1_every * self.slopes(output, at).pow(2).sum(1).mean()
         if self.gp_weight:
             packs = len(real) // self.pac

@@ -7,7 +7,7 @@ import tomlkit
 import torch
 
 from fastgan.data import Dataset, load
-from fastgan.training.config import TrainConfig
+from fastgan.training.config import LATER, TrainConfig
 from fastgan.training.device import pick_device
 
 
@@ -45,7 +45,7 @@ def test_options_replace_defaults() -> None:
         ("g_activation", "rellu", "g_activation must be one of identity, relu,"),
         ("output_activation", None, "output_activation must be one of"),
         ("negative_slope", float("nan"), "negative_slope must be finite"),
-        ("loss", "wgan", "loss must be one of non_saturating, minimax, not 'wgan'"),
+        ("loss", "wgan", "loss must be one of non_saturating, minimax, relativistic, .*, not 'wgan'"),
         ("real_target", 1.1, r"real_target must be in \[0, 1\], not 1.1"),
         ("fake_target", -0.1, r"fake_target must be in \[0, 1\], not -0.1"),
         ("d_steps", 0, "d_steps must be at least 1"),
@@ -58,6 +58,18 @@ def test_options_replace_defaults() -> None:
         ("ema_decay", 1, r"ema_decay must be in \[0, 1\), not 1"),
         ("r1_gamma", -1, "r1_gamma must be finite and at least 0, not -1"),
         ("r1_every", 0, "r1_every must be at least 1"),
+        ("r2_gamma", -1, "r2_gamma must be finite and at least 0, not -1"),
+        ("r2_gamma", "1", "r2_gamma must be a number, not str '1'"),
+        ("gp_weight", float("inf"), "gp_weight must be finite and at least 0, not inf"),
+        ("gp_center", -1, "gp_center must be finite and at least 0, not -1"),
+        ("pac", 0, "pac must be at least 1, not 0"),
+        ("pac", 2**31, "pac must be in"),
+        ("pac", 3, "batch_size must be a multiple of pac=3, not 128"),
+        ("clip_grad_norm", 0.0, "clip_grad_norm must be finite and greater than 0, not 0.0"),
+        ("clip_grad_norm", "none", "clip_grad_norm must be a number, not str 'none'"),
+        ("instance_noise", -0.1, "instance_noise must be finite and at least 0, not -0.1"),
+        ("instance_noise_steps", -1, "instance_noise_steps must be at least 0, not -1"),
+        ("instance_noise_steps", 2**63, "instance_noise_steps must be in"),
         ("seed", -1, "seed must be at least 0, not -1"),
         ("seed", 2**63, "seed must be in"),
         ("precision", "fp16", "precision must be one of fp32, bf16, not 'fp16'"),
@@ -74,6 +86,25 @@ def test_refused(option: str, value: object, sentence: str) -> None:
         TrainConfig(**{option: value})
 
 
+def test_targets_are_those_of_the_loss() -> None:
+    assert TrainConfig(loss="least_squares", real_target=2, fake_target=-1.5).fake_target == -1.5
+    with pytest.raises(ValueError, match="fake_target must be finite, not nan"):
+        TrainConfig(loss="least_squares", fake_target=float("nan"))
+    with pytest.raises(ValueError, match=r"real_target must be 1 with the loss wasserstein, not 0\.9"):
+        TrainConfig(loss="wasserstein", real_target=0.9)
+
+
+def test_a_batch_size_that_nobody_chose_is_of_whole_packs() -> None:
+    table = Dataset("table", torch.zeros(53, 3))
+    assert TrainConfig.for_dataset(load("digits"), "digits", pac=10).batch_size == 120
+    assert TrainConfig.for_dataset(table, "table.csv", pac=5).batch_size == 50
+    for pac, sentence in ((54, "batch_size must be a multiple of pac=54, not 53"), ("2", "pac must be an integer")):
+        with pytest.raises((TypeError, ValueError), match=sentence):
+            TrainConfig.for_dataset(table, "table.csv", pac=pac)
+    with pytest.raises(ValueError, match="batch_size must be a multiple of pac=10, not 64"):
+        TrainConfig.for_dataset(load("digits"), "digits", pac=10, batch_size=64)
+
+
 def test_refused_for_the_data() -> None:
     ring = load("ring8")
     with pytest.raises(ValueError, match=r"batch_size must be at most 25000, .* in ring8, not 25001"):
@@ -87,6 +118,8 @@ def test_round_trip_through_toml() -> None:
     config = TrainConfig(g_hidden=(3, 4), d_hidden=(), g_lr=1e-5, conditional=True, data='a "b"\\c')
     text = tomlkit.dumps(config.as_dict())
     assert TrainConfig.from_dict(tomlkit.parse(text).unwrap()) == config
+    full = config.with_(clip_grad_norm=0.5, pac=2, loss="hinge", r2_gamma=0.1, instance_noise=0.3)
+    assert TrainConfig.from_dict(tomlkit.parse(tomlkit.dumps(full.as_dict())).unwrap()) == full
     values = config.as_dict()
     values["stepz"] = values.pop("steps")
     with pytest.raises(ValueError, match="unknown: stepz"):
@@ -101,3 +134,14 @@ def test_devices() -> None:
     assert pick_device("auto").type == ("cuda" if torch.cuda.is_available() else "cpu")
     with pytest.raises(ValueError, match="device must be one that this machine has"):
         pick_device("cuda:99")
+
+
+def test_a_run_that_began_before_some_options_has_them_off() -> None:
+    """Any other option that is missing is an error, and so is one of these that is misspelt."""
+    config = TrainConfig(steps=7)
+    values = {name: value for name, value in config.as_dict().items() if name not in LATER}
+    assert len(values) == len(config.as_dict()) - len(LATER) + 1  # clip_grad_norm, which is None
+    assert TrainConfig.from_dict(values) == config
+    for changed, sentence in (({"packs": 2}, "unknown: packs"), ({"pac": 0}, "pac must be at least 1")):
+        with pytest.raises(ValueError, match=sentence):
+            TrainConfig.from_dict({**values, **changed})

@@ -15,7 +15,7 @@ import torch
 import fastgan
 from fastgan.data import Dataset, from_array, load
 from fastgan.data.units import Levels
-from fastgan.training.config import TrainConfig
+from fastgan.training.config import LATER, TrainConfig
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -70,10 +70,12 @@ def test_the_version_is_that_of_the_package() -> None:
     assert f'version = "{fastgan.__version__}"' in (ROOT / "pyproject.toml").read_text().splitlines()
 
 
-def test_a_step_that_was_pickled_before_it_had_choices() -> None:
+def test_a_step_that_was_pickled_before_it_had_choices_and_all_options() -> None:
     networks = fastgan.nn.MLP([3, 4, 2]), fastgan.nn.MLP([2, 4, 1])
     step = fastgan.TrainStep(*networks, *(torch.optim.Adam(network.parameters()) for network in networks))
-    state = {name: value for name, value in step.__getstate__().items() if name not in ("_choices", "_labels")}
+    later = {"_choices", "_labels", "_planned_options", *LATER}
+    state = {name: value for name, value in step.__getstate__().items() if name not in later}
+    assert len(state) == len(step.__getstate__()) - len(later)
     before = fastgan.TrainStep.__new__(fastgan.TrainStep)
     before.__setstate__(state)
     assert all(value.isfinite() for value in before.step(torch.randn(5, 2)))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import re
 import signal
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -17,10 +18,12 @@ from PIL import Image
 from torch import Tensor, nn
 
 import fastgan
+from fastgan import reference
 from fastgan.data import DataError, Dataset, load
 from fastgan.trainer import Trainer
 from fastgan.training import pictures
 from fastgan.training.checkpoint import CheckpointError, complete_checkpoints
+from fastgan.training.config import LATER, TrainConfig
 from fastgan.training.finite import NonFiniteError
 from fastgan.training.run_folder import RunFolder
 
@@ -102,6 +105,31 @@ def test_a_run_leaves_its_folder() -> None:
     assert small("ring8", steps=1, log_every=1).train(quiet=True).name == "00002-ring8"
 
 
+def test_every_option_has_its_place_in_the_run_folder() -> None:
+    """Those that have no value are named too; a run begun without the newer ones can be resumed."""
+    given = {"loss": "least_squares", "real_target": 1.5, "pac": 2, "gp_center": 0.0, "instance_noise_steps": 9}
+    path = small(steps=2, **given).train(quiet=True)
+    text = (path / "config.toml").read_text()
+    for each in dataclasses.fields(TrainConfig):
+        assert re.search(rf"^(# )?{each.name} (=|is off)", text, re.M), each.name
+    assert "# clip_grad_norm is off\n" in text
+    assert "\nreal_target = 1.5\n" in text
+    path = small(steps=2).train(quiet=True)
+    lines = (path / "config.toml").read_text().splitlines(keepends=True)
+    (path / "config.toml").write_text("".join(x for x in lines if x.split(" = ")[0] not in LATER))
+    resumed = Trainer.resume(path, steps=3)
+    assert (resumed.config.pac, resumed.config.clip_grad_norm) == (1, None)
+    resumed.train(quiet=True)
+
+
+@pytest.mark.parametrize("loss", reference.GAN_LOSSES)
+def test_each_loss_trains_and_draws(loss: str) -> None:
+    """Scores of a critic are no probabilities: the plot of the losses must take any."""
+    trainer = small("ring8", steps=4, loss=loss, r1_gamma=0.1)
+    assert (trainer.train(quiet=True) / "loss.png").is_file()
+    assert trainer.train_step.loss == loss
+
+
 def test_runs_that_begin_at_once_get_numbers_of_their_own() -> None:
     config, facts = small().config, load("digits").describe()
     with ThreadPoolExecutor(8) as pool:
@@ -122,10 +150,16 @@ def test_checkpoints_are_pruned() -> None:
         ("digits", {"conditional": True, "r1_gamma": 0.5, "r1_every": 3}),
         ("ring8", {"d_steps": 2, "reuse_fake": False, "loss": "minimax", "real_target": 0.9}),
         ("digits", {"batch_size": 1000, "precision": "bf16"}),
+        (
+            "digits",
+            {"loss": "relativistic", "r2_gamma": 0.5, "r1_every": 3, "pac": 2, "clip_grad_norm": 0.5},
+        ),
+        ("ring8", {"loss": "wasserstein", "gp_weight": 1.0, "instance_noise": 0.5, "instance_noise_steps": 15}),
     ],
 )
 def test_resume_is_exact(data: str, options: dict[str, Any]) -> None:
-    """N steps, a resumption and N steps give the very bits of 2 N steps, amid an epoch and a period of R1."""
+    """N steps, a resumption and N steps give the very bits of 2 N steps, amid an epoch, a period of the lazy penalties
+    and the fall of the noise."""
     whole = small(data, steps=22, runs="whole", **options)
     whole.train(quiet=True)
     path = small(data, steps=11, runs="halves", **options).train(quiet=True)

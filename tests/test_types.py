@@ -13,8 +13,9 @@ from typing import Any, get_type_hints
 
 import pytest
 
+from fastgan.discriminator_step import DiscriminatorStep
 from fastgan.step import TrainStep
-from fastgan.step_options import StepOptions, StepParts, names_of
+from fastgan.step_options import DiscriminatorOptions, DiscriminatorParts, StepOptions, StepParts, names_of
 from fastgan.training.config import TrainConfig, TrainOptions, default_in_words
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -39,10 +40,14 @@ def test_every_option_is_declared_whole() -> None:
 
 def test_the_arguments_of_a_step_are_its_parts_and_options() -> None:
     """With the same defaults, and as attributes of these names."""
-    arguments = inspect.signature(TrainStep).parameters
-    assert set(arguments) == {*names_of(StepParts), *names_of(StepOptions)}
-    for each in fields(StepOptions):
-        assert arguments[each.name].default == each.default, each.name
+    for step, parts, options in (
+        (TrainStep, StepParts, StepOptions),
+        (DiscriminatorStep, DiscriminatorParts, DiscriminatorOptions),
+    ):
+        arguments = inspect.signature(step).parameters
+        assert set(arguments) == {*names_of(parts), *names_of(options)}
+        for each in fields(options):
+            assert arguments[each.name].default == each.default, each.name
     shared = {each.name for each in fields(TrainConfig)} & set(names_of(StepOptions))
     assert set(TrainConfig().step_options(3)) == shared | {"num_classes"}
     assert set(names_of(StepOptions)) - shared == {"num_classes", "engine"}
@@ -68,6 +73,9 @@ adam = torch.optim.Adam(net.parameters())
 step = fastgan.TrainStep(net, net, adam, adam, loss="minimax")
 mean: torch.Tensor = step.step(logits).d_loss
 step.real_target = 0.9
+alone = fastgan.DiscriminatorStep(net, adam, loss="hinge", clip_grad_norm=1.0)
+paid: torch.Tensor = alone.step(rows, rows).penalty
+alone.clip_grad_norm = None
 {wrong}
 """
 WRONG = {

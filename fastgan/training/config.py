@@ -26,6 +26,13 @@ from fastgan.training.options import (
     widths,
 )
 
+LOSSES = tuple(reference.GAN_LOSSES)
+# Options that the first runs did not have.
+LATER = (
+    *("r2_gamma", "gp_weight", "gp_center", "pac", "clip_grad_norm"),
+    *("instance_noise", "instance_noise_steps"),
+)
+
 
 @dataclass(frozen=True)
 class TrainConfig:
@@ -42,8 +49,9 @@ class TrainConfig:
         d_activation: after the discriminator's hidden layers.
         output_activation: after the generator's last layer; the data lies in [-1, 1].
         negative_slope: of leaky_relu below zero.
-        loss: of the generator, `non_saturating` or `minimax`.
-        real_target: the discriminator's target for real samples; 0.9 is one-sided label smoothing.
+        loss: `non_saturating`, `minimax`, `relativistic`, `hinge`, `wasserstein` or `least_squares`.
+        real_target: the discriminator's target for real samples, where the loss has one; 0.9 is one-sided label
+            smoothing.
         fake_target: the discriminator's target for fakes.
         d_steps: discriminator updates a step.
         reuse_fake: the last D step's fakes serve the G step too, which saves a forward pass of the generator.
@@ -53,8 +61,15 @@ class TrainConfig:
         beta2: of both Adams.
         ema: keep an exponential moving average of the generator and draw the samples from it.
         ema_decay: its decay a step.
-        r1_gamma: weight of the R1 penalty; 0 is off.
-        r1_every: steps from one R1 penalty to the next.
+        r1_gamma: weight of the R1 penalty, on real samples; 0 is off.
+        r1_every: steps from one R1 and R2 penalty to the next.
+        r2_gamma: weight of the R2 penalty, the same on fakes; 0 is off.
+        gp_weight: weight of the WGAN-GP penalty, in each update of the discriminator; 0 is off.
+        gp_center: the norm of the gradient that costs nothing.
+        pac: so many samples are one input of the discriminator; divides batch_size.
+        clip_grad_norm: the largest norm of a network's gradient; None is off.
+        instance_noise: standard deviation of noise on what the discriminator is given; 0 is off.
+        instance_noise_steps: steps over which it falls to 0; 0 keeps it constant.
         conditional: feed both networks the labels.
         seed: of the parameters, the order of the data, the noise and the pictures.
         precision: `fp32` or `bf16`.
@@ -79,9 +94,11 @@ class TrainConfig:
     d_activation: str = option("leaky_relu", "Likewise.", one_of(reference.ACTIVATIONS))
     output_activation: str = option("tanh", "After the generator's last layer.", one_of(reference.ACTIVATIONS))
     negative_slope: float = option(0.2, "Of leaky_relu below zero.", number())
-    loss: str = option("non_saturating", "non_saturating or minimax.", of_step())
-    real_target: float = option(1.0, "D's target for real samples, 0 to 1; 0.9 smooths the labels.", of_step())
-    fake_target: float = option(0.0, "D's target for fakes, 0 to 1.", of_step())
+    loss: str = option("non_saturating", f"{', '.join(LOSSES[:-1])} or {LOSSES[-1]}.", of_step())
+    real_target: float = option(
+        1.0, "D's target for real samples, 0 to 1 (least_squares: any); 0.9 smooths the labels.", number()
+    )
+    fake_target: float = option(0.0, "D's target for fakes, 0 to 1 (least_squares: any).", number())
     d_steps: int = option(1, "D's updates a step, at least 1.", of_step(MOST_SIZE))
     reuse_fake: bool = option(True, "One fake batch for D's and G's update.", switch)
     g_lr: float = option(1e-3, "G's learning rate, over 0.", number(0.0, low_open=True))
@@ -90,8 +107,17 @@ class TrainConfig:
     beta2: float = option(0.999, "Adam's, 0 to 1, not 1.", decay)
     ema: bool = option(True, "Draw samples from a moving average of G.", switch)
     ema_decay: float = option(0.999, "Its decay a step, 0 to 1, not 1.", of_step())
-    r1_gamma: float = option(0.3, "Weight of the R1 penalty, 0 for none.", of_step())
-    r1_every: int = option(8, "Steps between R1 penalties, at least 1.", of_step(MOST_INTEGER))
+    r1_gamma: float = option(0.3, "Weight of the R1 penalty, on real samples, 0 for none.", of_step())
+    r1_every: int = option(8, "Steps between R1 and R2 penalties, at least 1.", of_step(MOST_INTEGER))
+    r2_gamma: float = option(0.0, "Weight of the R2 penalty, on fakes, 0 for none.", of_step())
+    gp_weight: float = option(0.0, "Weight of the WGAN-GP penalty, 0 for none.", of_step())
+    gp_center: float = option(1.0, "Norm of the gradient that costs nothing, at least 0.", of_step())
+    pac: int = option(1, "Samples packed into one input of D, at least 1; divides the batch.", of_step(MOST_SIZE))
+    clip_grad_norm: float | None = option(None, "Largest norm of a network's gradient, over 0.", of_step())
+    instance_noise: float = option(0.0, "Standard deviation of noise on D's inputs, at least 0.", of_step())
+    instance_noise_steps: int = option(
+        0, "Steps over which it falls to 0, at least 0; 0 keeps it.", of_step(MOST_INTEGER, least=0)
+    )
     conditional: bool = option(False, "Feed both networks the labels.", switch)
     seed: int = option(0, "At least 0.", integer(MOST_INTEGER, least=0))
     precision: str = option("fp32", "fp32 or bf16.", of_step())
@@ -105,6 +131,9 @@ class TrainConfig:
     def __post_init__(self) -> None:
         for each in fields(self):
             object.__setattr__(self, each.name, each.metadata["check"](each.name, getattr(self, each.name)))
+        StepOptions(**self._shared())  # what the options must be together, such as the targets of the loss
+        if self.batch_size % self.pac:
+            raise ValueError(f"batch_size must be a multiple of pac={self.pac}, not {self.batch_size}")
 
     def check_dataset(self, dataset: Dataset) -> None:
         """ValueError where the options ask for what the data set does not have."""
@@ -130,27 +159,31 @@ class TrainConfig:
         given = {name: value for name, value in options.items() if value is not None}
         defaults = default_options(dataset)
         # Where nobody chose a batch size, small data gets one that it can fill.
-        defaults["batch_size"] = min(defaults.get("batch_size", cls.batch_size), len(dataset))
+        size, pac = min(defaults.get("batch_size", cls.batch_size), len(dataset)), given.get("pac")
+        if type(pac) is int and 0 < pac <= size:
+            size -= size % pac
+        defaults["batch_size"] = size
         config = cls(**{**defaults, "data": data, **given})
         config.check_dataset(dataset)
         return config
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> TrainConfig:
-        """The inverse of `as_dict`.
+        """The inverse of `as_dict`. Options that runs did not have once are as they were then, off.
 
         Raises:
             TypeError, ValueError: an option is missing, unknown or out of range.
         """
         known = {each.name for each in fields(cls)}
-        for kind, names in (("unknown", set(values) - known), ("missing", known - set(values))):
+        for kind, names in (("unknown", set(values) - known), ("missing", known - set(values) - set(LATER))):
             if names:
                 raise ValueError(f"options of training are {kind}: {', '.join(sorted(names))}")
         return cls(**values)
 
     def as_dict(self) -> dict[str, Any]:
-        """All options, as TOML can hold them."""
-        return {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self).items()}
+        """All options that have a value, as TOML can hold them: it has no None."""
+        values = {name: value for name, value in asdict(self).items() if value is not None}
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
 
     def with_(self, **options: Any) -> TrainConfig:
         """A copy with some options changed, checked again."""
@@ -158,9 +191,11 @@ class TrainConfig:
 
     def step_options(self, num_classes: int) -> dict[str, Any]:
         """Those of a `fastgan.TrainStep` over data of so many classes."""
+        return {**self._shared(), "num_classes": num_classes if self.conditional else 0}
+
+    def _shared(self) -> dict[str, Any]:
         shared = {each.name for each in fields(self)} & set(names_of(StepOptions))
-        options = {name: getattr(self, name) for name in shared}
-        return {**options, "num_classes": num_classes if self.conditional else 0}
+        return {name: getattr(self, name) for name in shared}
 
 
 class TrainOptions(TypedDict, total=False):
@@ -188,6 +223,13 @@ class TrainOptions(TypedDict, total=False):
     ema_decay: float | None
     r1_gamma: float | None
     r1_every: int | None
+    r2_gamma: float | None
+    gp_weight: float | None
+    gp_center: float | None
+    pac: int | None
+    clip_grad_norm: float | None
+    instance_noise: float | None
+    instance_noise_steps: int | None
     conditional: bool | None
     seed: int | None
     precision: str | None
@@ -265,7 +307,7 @@ def default_in_words(name: str) -> str:
 
 
 def _in_words(value: Any) -> str:
-    if isinstance(value, bool):
+    if value is None or isinstance(value, bool):
         return "on" if value else "off"
     if isinstance(value, tuple):
         return ",".join(map(str, value))

@@ -54,13 +54,13 @@ def number(low: float = -math.inf, *, low_open: bool = False) -> Check:
     return check
 
 
-def of_step(most: int | None = None) -> Check:
-    """What StepOptions allows for the option of the same name; integers up to `most`."""
+def of_step(most: int | None = None, least: int = 1) -> Check:
+    """What StepOptions allows for the option of the same name; integers from `least` to `most`."""
 
     def check(name: str, value: Any) -> Any:
         StepOptions(**{name: value})
         if most is not None:
-            checks.number(name, value, 1, most)
+            checks.number(name, value, least, most)
         return value
 
     return check

@@ -11,6 +11,8 @@ import numpy as np
 from PIL import Image
 from torch import Tensor
 
+from fastgan import reference
+
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
@@ -86,8 +88,8 @@ def save_points(samples: Tensor, path: Path | IO[bytes], behind: Tensor | None =
     figure.savefig(path, dpi=100, format="png")
 
 
-def save_loss_plot(rows: Sequence[dict[str, float]], path: Path) -> None:
-    """Both losses and both scores over the steps, from the rows of metrics.jsonl."""
+def save_loss_plot(rows: Sequence[dict[str, float]], path: Path, loss: str) -> None:
+    """Both losses and both scores over the steps of a loss, from the rows of metrics.jsonl."""
     figure = _figure(7, 6)
     losses, scores = figure.subplots(2, 1, sharex=True)
     steps = [row["step"] for row in rows]
@@ -99,12 +101,14 @@ def save_loss_plot(rows: Sequence[dict[str, float]], path: Path) -> None:
         (scores, "fake_score", "D(G(z))"),
     ):
         axes.plot(steps, [row[key] for row in rows], marker=marker, linewidth=1, label=name)
-    # Where D cannot tell real from fake: both scores 1/2, its loss log 4 (Goodfellow et al. 2014, theorem 1).
-    losses.axhline(math.log(4), color="0.7", linewidth=0.8, linestyle="--", zorder=0)
-    scores.axhline(0.5, color="0.7", linewidth=0.8, linestyle="--", zorder=0)
+    if reference.GAN_LOSSES[loss].discriminator == "bce":
+        # Where D cannot tell real from fake: both scores 1/2, its loss log 4 (Goodfellow et al. 2014, theorem 1).
+        losses.axhline(math.log(4), color="0.7", linewidth=0.8, linestyle="--", zorder=0)
+        scores.axhline(0.5, color="0.7", linewidth=0.8, linestyle="--", zorder=0)
     losses.set_ylabel("loss")
     scores.set_ylabel("mean score")
-    scores.set_ylim(0, 1)
+    if reference.GAN_LOSSES[loss].scores_probability:
+        scores.set_ylim(0, 1)
     scores.set_xlabel("step")
     for axes in (losses, scores):
         axes.legend(loc="upper right")

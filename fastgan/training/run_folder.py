@@ -18,6 +18,7 @@ import os
 import re
 import shutil
 from collections.abc import Iterator, Mapping
+from dataclasses import fields
 from numbers import Integral
 from pathlib import Path
 from typing import Any
@@ -106,11 +107,14 @@ class RunFolder:
         return all(file.is_file() for file in kept) and bool(complete_checkpoints(self.checkpoints))
 
     def write_config(self, config: TrainConfig) -> None:
-        """Write every option to config.toml."""
+        """Write every option to config.toml; those without a value, which TOML does not have, as comments."""
         document = tomlkit.document()
         document.add(tomlkit.comment("The options of this run; fastgan resume reads them back."))
         for name, value in config.as_dict().items():
             document.add(name, tomlkit.item(value))
+        for each in fields(config):
+            if getattr(config, each.name) is None:
+                document.add(tomlkit.comment(f"{each.name} is off"))
         _replace(self.path / "config.toml", tomlkit.dumps(document))
 
     def read_config(self) -> TrainConfig:

@@ -42,7 +42,7 @@ def build_networks(config: TrainConfig, width: int, num_classes: int) -> tuple[M
         dtype=torch.float32,
     )
     discriminator = MLP(
-        [width + classes, *config.d_hidden, 1],
+        [config.pac * (width + classes), *config.d_hidden, 1],
         activation=config.d_activation,
         negative_slope=config.negative_slope,
         device="cpu",

@@ -55,7 +55,8 @@ class Trainer:
             data: what `fastgan.data.load` loads, a Dataset, or a whole TrainConfig (then without options).
             dataset: for a TrainConfig, its data where that is loaded already.
             generator: instead of the MLP of the options; maps (batch, latent_size [+ classes]) to (batch, data).
-            discriminator: likewise; maps (batch, data [+ classes]) to one logit a sample.
+            discriminator: likewise; maps (batch, data [+ classes]) to one logit a sample, with pac over 1
+                (batch / pac, pac (data [+ classes])) to one for each pack.
             g_optimizer: instead of Adam; given together with the network it updates.
             d_optimizer: likewise.
             options: the fields of TrainConfig, but for data; None stands for the default.
@@ -262,7 +263,7 @@ class Trainer:
             if last or state.step % config.sample_every == 0:
                 fakes = self.sample(self._picture_size(), seed=config.seed)
                 self._save_picture(run, fakes, f"fakes_step_{state.step}.png")
-                pictures.save_loss_plot(run.read_metrics(), run.loss_plot)
+                pictures.save_loss_plot(run.read_metrics(), run.loss_plot, config.loss)
             if last or state.step % config.checkpoint_every == 0:
                 self._save_checkpoint(run)
             if last:

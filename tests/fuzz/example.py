@@ -30,6 +30,7 @@ REFUSALS = (ValueError, TypeError, RuntimeError)  # of a constructor, where a de
 
 OPTIONS = (
     *("loss", "real_target", "fake_target", "d_steps", "reuse_fake", "r1_gamma", "r1_every"),
+    *("r2_gamma", "gp_weight", "gp_center", "pac", "clip_grad_norm", "instance_noise", "instance_noise_steps"),
     *("num_classes", "ema", "ema_decay", "precision"),
 )
 

@@ -51,7 +51,7 @@ _OPTIMIZERS = st.fixed_dictionaries(
 _OPTIONS = st.fixed_dictionaries(
     {},
     optional={
-        "loss": st.sampled_from(("non_saturating", "minimax")),
+        "loss": st.sampled_from(("non_saturating", "minimax") * 4 + ("relativistic", "hinge", "least_squares")),
         "real_target": st.sampled_from((0.9, 1.0)),
         "fake_target": st.sampled_from((0.1, 0.0)),
         "d_steps": st.sampled_from((1, 2, 3)),
@@ -59,6 +59,10 @@ _OPTIONS = st.fixed_dictionaries(
         "num_classes": st.sampled_from((0, 3, 1)),
         "r1_gamma": st.sampled_from((0.0, 0.0, 0.3)),
         "r1_every": st.sampled_from((1, 2, 3)),
+        "r2_gamma": st.sampled_from((0.0,) * 5 + (0.3,)),
+        "gp_weight": st.sampled_from((0.0,) * 5 + (1.0,)),
+        "clip_grad_norm": st.sampled_from((None,) * 5 + (0.1,)),
+        "instance_noise": st.sampled_from((0.0,) * 5 + (0.2,)),
         "ema": st.sampled_from((True, True, False)),
         "ema_decay": st.sampled_from((0.9, 0.0, 0.5)),
         "precision": st.sampled_from(("fp32",) * 15 + ("bf16",)),
