@@ -55,6 +55,42 @@ struct LinearWeightGradient {
 template <class T>
 void linear_weight_gradient(const Context& context, const LinearWeightGradient<T>& arguments, Rounding rounding);
 
+// The same, with more added to grad_z_before, in the rows from added_begin on; T is float or double.
+template <class T>
+struct LinearAddedGradient : LinearInputGradient<T> {
+  const T* added;  // (added_rows, in)
+  int64_t added_begin, added_rows;
+};
+template <class T>
+void linear_added_gradient(const Context& context, const LinearAddedGradient<T>& arguments, Rounding rounding);
+
+// How small steps of a layer's input, one direction a sample, change its output: the derivative of the derivative. With
+// u = (the steps) W^T, the step of y is t = d(saved) u. For the gradients of a penalty of D's derivatives. T is float
+// or double.
+template <class T>
+struct Tangent {
+  int64_t batch, out;
+  ActivationArguments activation;
+  const T* saved;       // (batch, out): what the activation's derivatives are functions of
+  T* t;                 // (batch, out)
+  const T* row_weight;  // (batch): how often a row of y counts
+  T* mixed;             // y (batch, out) or null: becomes row_weight y + t
+  T* curved;            // the gradient by y (batch, out) or null: becomes that times the second derivative times u
+  T* added;             // null, or where the same goes of a gradient of one, added to what is there
+};
+template <class T>
+struct LinearTangent {
+  int64_t in;
+  const T* steps;   // (batch, in)
+  const T* weight;  // (out, in)
+  Tangent<T> to;
+};
+template <class T>
+void linear_tangent(const Context& context, const LinearTangent<T>& arguments, Rounding rounding);
+// What is left of it where u is there already; it may be in t.
+template <class T>
+void act_tangent(const Context& context, const Tangent<T>& arguments, const T* u);
+
 // As linear_weight_gradient, but the gradients go into the update of weight and bias instead of memory; T is float or
 // double. A parameter that is not updated is left as it is.
 template <class T>
@@ -65,6 +101,8 @@ struct LinearUpdate {
   AdamParameter<T> weight, bias;  // (out, in) and (out)
   T average_rate;                 // 1 - decay of their moving averages
   bool bias_cancels = false;      // its gradient is zero, whatever rounding leaves of it
+  const T* row_weight = nullptr;  // (batch): how often each row counts in the bias's gradient; null: once
+  T *grad_weight = nullptr, *grad_bias = nullptr;  // where the gradients go instead of into the update
 };
 template <class T>
 void linear_update(const Context& context, const LinearUpdate<T>& arguments, Rounding rounding);

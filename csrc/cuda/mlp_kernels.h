@@ -58,7 +58,7 @@ __device__ __forceinline__ void layer_product(const Matrix<T>* from, const T* re
     Arithmetic arithmetic;
     arithmetic.clear();
     const StagedSource<T, weight_major, across> b{stage_memory + N::Input::shared_elements, weight, col0};
-    const auto nothing = [](int) {};
+    const auto nothing = [](int, int64_t) {};
     if (from != nullptr)
       multiply_tiles(arithmetic, typename N::Input{stage_memory, *from, row0}, b, 0, weight.k, nothing);
     else
@@ -221,7 +221,7 @@ __device__ __forceinline__ void weight_gradient_tile(const NarrowNetwork<T>& net
   const typename N::Rows b{stage_memory + N::Rows::shared_elements, matrix(layer.x, layer.in, layer.in, batch), col0};
   const bool sums_bias = wants_bias<trains>(layer) && col0 == 0 && threadIdx.x < weight_tile;
   C bias_sum = 0;
-  multiply_tiles(arithmetic, a, b, 0, batch, [&](int stage) {
+  multiply_tiles(arithmetic, a, b, 0, batch, [&](int stage, int64_t) {
     if (!sums_bias) return;
     for (int k = 0; k < step_k<T>; ++k) bias_sum += load(a.at(stage, 0) + k * N::Rows::stride + threadIdx.x);
   });

@@ -1,0 +1,33 @@
+// What the penalties of a step are of, once D's gradient by its input is there. T is float or double.
+#pragma once
+
+#include "parts.h"
+
+namespace fastgan::cuda {
+
+// Rows of D's batch, part after part: their penalty, its gradient by D's gradient (which the tangent pass starts from),
+// and, where the penalty is of sigma(D), by the logit.
+template <class T>
+struct PenaltyStart {
+  Parts parts;
+  double weight[most_parts];    // of each part's penalty, whose mean is over its rows; zero: none
+  bool is_of_norm[most_parts];  // weight (|g| - center)^2, else weight / 2 |g|^2
+  double center;
+  int64_t width, sample, data;  // a row is of samples, whose first `data` features count
+  T* gradient;                  // (rows, width): g, then the gradient by g
+  bool of_probability;          // of sigma(logit)
+  const T* logits;              // (rows)
+  // Where the gradient by the logit is added, either or both null:
+  T* row_weight;  // (rows): as it is
+  T* grad_z;      // (rows): through the last layer's activation
+  const T* saved;
+  ActivationArguments activation;
+  T* mixed;             // (rows, width) or null: D's input x, which becomes row_weight x + the gradient by g
+  T* penalty;           // the sum over the parts
+  unsigned* odd_label;  // as of StepLoss
+  bool is_last_of_step;
+};
+template <class T>
+void penalty_start(const Context& context, const PenaltyStart<T>& arguments);
+
+}  // namespace fastgan::cuda
