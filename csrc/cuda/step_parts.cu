@@ -144,7 +144,7 @@ __global__ void __launch_bounds__(threads)
 }
 
 template <class T>
-__global__ void __launch_bounds__(threads)
+__global__ void __launch_bounds__(threads, 4)
     dropout_backward_kernel(const __grid_constant__ Dropout<T> dropout, ActivationArguments activation,
                             int64_t target_width, const T* grad_z, const T* saved, T* grad) {
   with_activation(saved == nullptr ? Activation::identity : activation.activation, [&](auto act) {

@@ -49,7 +49,7 @@ struct RowPenalty {
 };
 
 template <class T, int of_row>
-__global__ void __launch_bounds__(threads)
+__global__ void __launch_bounds__(threads, 2)
     penalty_start_kernel(const __grid_constant__ PenaltyStart<T> a, double* partial, unsigned* counter) {
   constexpr int at_a_time = threads / of_row;
   const int lane = int(threadIdx.x) % of_row;
