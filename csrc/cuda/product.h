@@ -15,7 +15,7 @@ namespace {
 
 constexpr int tile_size = 64;
 
-enum class Pass { forward, tangent, input_gradient, added_gradient, weight_gradient, weight_update };
+enum class Pass { forward, input_gradient, weight_gradient, weight_update, tangent, added_gradient };
 
 template <class T>
 struct Product {

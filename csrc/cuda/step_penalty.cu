@@ -13,6 +13,15 @@ constexpr int threads = 256;
 // A row is a warp's, or, where it is long, a block's.
 constexpr int64_t longest_of_warp = 1024;
 
+// A barrier of the threads of a row.
+template <int of_row>
+__device__ __forceinline__ void meet() {
+  if constexpr (of_row == warp_size)
+    __syncwarp();
+  else
+    __syncthreads();
+}
+
 // The sum over the threads of a row, for all of them.
 template <int of_row, class C>
 __device__ __forceinline__ C row_sum(C value) {
@@ -80,10 +89,7 @@ __global__ void __launch_bounds__(threads, 2)
       g[i] = t;
       if (a.mixed != nullptr) a.mixed[row * a.width + i] = row_weight * a.mixed[row * a.width + i] + t;
     }
-    if constexpr (of_row == warp_size)
-      __syncwarp();  // all have read the row's weight
-    else
-      __syncthreads();
+    meet<of_row>();  // all have read the row's weight
     if (lane > 0) continue;
     if (counts) total += of.value;
     if (!a.of_probability) continue;
