@@ -178,6 +178,13 @@ LEFT_OUT = {
         "penalties",
         "kernel penalty_start, block",
     ),
+    "the barrier of the grid between the tangents and the weight gradients": (
+        "mlp_tangent.cu",
+        "  grid_barrier();\n",
+        "mlp_tangent.cu",
+        "step",
+        "kernel mlp_tangent, block",
+    ),
 }
 
 

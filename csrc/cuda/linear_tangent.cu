@@ -1,5 +1,4 @@
-// The products of a layer that a penalty of D's derivatives asks for beside the usual ones: the tangent (t W^T), and
-// the input gradient to which what the penalty leaves at a layer is added.
+// The tangent of a layer (t W^T), which a penalty of D's derivatives asks for beside the usual products.
 #include "elementwise.h"
 #include "product.h"
 
@@ -44,23 +43,9 @@ void act_tangent(const Context& context, const Tangent<T>& a, const T* u) {
   launch(context, "act_tangent", act_tangent_kernel<T>, elementwise_grid<T>(context, a.batch * a.out), a, u);
 }
 
-template <class T>
-void linear_added_gradient(const Context& context, const LinearAddedGradient<T>& a, Rounding rounding) {
-  Product<T> p = {};
-  p.a = matrix(a.grad_z, a.out, a.batch, a.out);
-  p.b = matrix(a.weight, a.weight_stride == 0 ? a.in : a.weight_stride, a.in, a.out);
-  p.activation = a.activation;
-  p.saved = a.saved;
-  p.second = a.grad_z_before;
-  p.added = a.added;
-  p.added_begin = a.added_begin * a.in, p.added_end = (a.added_begin + a.added_rows) * a.in;
-  run<Pass::added_gradient, Major::k, Major::row>(context, p, rounding);
-}
-
 #define FASTGAN_INSTANTIATE(T)                                                        \
   template void linear_tangent<T>(const Context&, const LinearTangent<T>&, Rounding); \
-  template void act_tangent<T>(const Context&, const Tangent<T>&, const T*);          \
-  template void linear_added_gradient<T>(const Context&, const LinearAddedGradient<T>&, Rounding);
+  template void act_tangent<T>(const Context&, const Tangent<T>&, const T*);
 FASTGAN_INSTANTIATE(float)
 FASTGAN_INSTANTIATE(double)
 #undef FASTGAN_INSTANTIATE

@@ -164,6 +164,16 @@ class Passes {
     }
   }
 
+  // The tangent pass of some of the rows, and all updates, of a network in one launch.
+  void tangent_update(const NarrowTangent<T>& tangent) const {
+    NarrowNetwork<T> to = narrow();
+    for (int l = 0; l < network_.count; ++l) {
+      to.layers[l].adam_weight = network_.layers[l].weight;
+      to.layers[l].adam_bias = network_.layers[l].bias;
+    }
+    mlp_tangent_update(context_, to, tangent, options_.rounding == Rounding::tf32);
+  }
+
   // The update of a linear layer, or, where gradients are clipped, its gradients.
   void update(int l, T average_rate, const UpdateRows& more) const {
     const StepLayer<T>& layer = network_.layers[l];

@@ -72,6 +72,8 @@ class PenalisedUpdate {
     start.row_weight = buffers_.row_weight + begin_;
     start.mixed = is_operand(0) ? own_.input : nullptr;
     penalty_start(context_, start);
+    if (some.is_one_launch() && problem_.clip_norm == 0)
+      return all_.tangent_update({begin_, some_.rows(), buffers_.steps[0], buffers_.row_weight});
     for (int l = 0; l < network_.count; ++l) {
       const T* const steps = buffers_.steps[l % 2];
       if (has_updates_above(l)) {

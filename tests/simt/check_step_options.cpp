@@ -42,11 +42,12 @@ struct Choice {
   int64_t pac = 1, classes = 0;
   fastgan::ActivationArguments first{Activation::leaky_relu, 0.2}, second{Activation::leaky_relu, 0.2};
   fastgan::ActivationArguments last{Activation::identity, 0};
-  bool drops = false, is_frozen = false, is_alone = false, fresh = false;
+  bool drops = false, is_frozen = false, is_alone = false, fresh = false, is_deep = true;
   double clip_norm = 0, noise_scale = 0;
 
   std::string name() const {
-    std::string name = std::string(loss) + (is_alone ? ", D alone" : "") + (fresh ? ", fresh" : "");
+    std::string name = std::string(loss) + (is_alone ? ", D alone" : "") + (is_deep ? "" : ", no hidden layer") +
+                       (fresh ? ", fresh" : "");
     for (const auto& [what, number] : {std::pair{"r1", r1},
                                        {"r2", r2},
                                        {"gp", gp},
@@ -79,11 +80,13 @@ struct OptionsCheck {
     }
     const int64_t in = pac * (data + classes);
     if (choice.drops) add(discriminator, LayerKind::dropout, in, in, {Activation::identity, 0});
-    add(discriminator, LayerKind::linear, in, first_hidden, choice.first);
-    if (choice.drops) add(discriminator, LayerKind::dropout, first_hidden, first_hidden, choice.second);
-    add(discriminator, LayerKind::linear, first_hidden, second_hidden, choice.second);
-    if (choice.drops) add(discriminator, LayerKind::identity, second_hidden, second_hidden, choice.first);
-    add(discriminator, LayerKind::linear, second_hidden, 1, choice.last);
+    if (choice.is_deep) {
+      add(discriminator, LayerKind::linear, in, first_hidden, choice.first);
+      if (choice.drops) add(discriminator, LayerKind::dropout, first_hidden, first_hidden, choice.second);
+      add(discriminator, LayerKind::linear, first_hidden, second_hidden, choice.second);
+      if (choice.drops) add(discriminator, LayerKind::identity, second_hidden, second_hidden, choice.first);
+    }
+    add(discriminator, LayerKind::linear, choice.is_deep ? second_hidden : in, 1, choice.last);
     for (int64_t i = 0; i < fake_batch; ++i) {
       if (i < batch) labels.data()[i] = classes == 0 ? 0 : i % classes;
       fake_labels.data()[i] = classes == 0 ? 0 : choice.is_alone ? (2 * i + 1) % classes : i % classes;
@@ -451,6 +454,7 @@ Choice any_choice(std::mt19937& generator) {
   choice.pac = pick(std::array{1, 1, 2, 3}), choice.classes = pick(std::array{0, 0, 3});
   choice.first = is_smooth ? pick(smooth) : pick(linear), choice.second = is_smooth ? pick(smooth) : pick(linear);
   if (generator() % 3 == 0) choice.last = is_smooth ? pick(smooth) : pick(linear);
+  choice.is_deep = generator() % 6 > 0;
   choice.drops = pick(yes_no), choice.is_frozen = generator() % 4 == 0;
   choice.is_alone = generator() % 4 == 0, choice.fresh = pick(yes_no);
   choice.clip_norm = pick(std::array{0.0, 0.0, 0.05, 100.0});
@@ -468,6 +472,9 @@ void check_step_options() {
   Choice wgan;
   wgan.loss = "wasserstein", wgan.gp = 10, wgan.clip_norm = 0.1, wgan.classes = 3;
   check_ways<float>(wgan);
+  Choice paired;
+  paired.loss = "relativistic", paired.r1 = paired.r2 = 1;
+  check_ways<float>(paired);
   if (few) return;
   for (int i = 0; i < 240; ++i) check_ways<double>(any_choice(generator));
   for (int i = 0; i < 60; ++i) check_ways<float>(any_choice(generator));
