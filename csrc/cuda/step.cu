@@ -19,7 +19,7 @@ class Half {
   }
 
   void update_discriminator() const {
-    const Penalised penalised = penalised_of(problem_);
+    const Penalized penalized = penalized_of(problem_);
     const StepNetwork<T>& network = problem_.discriminator;
     const bool is_alone = problem_.generator.count == 0;
     if (is_alone) {
@@ -40,13 +40,13 @@ class Half {
     for (const int half : {0, 1}) loss.part[half] = problem_.discriminator_part(half);
     if (problem_.loss.is_paired) loss.pairs[0] = 1, loss.pairs[1] = -1;
     loss.loss = &sums_->d_loss, loss.score[0] = &sums_->real_score, loss.score[1] = &sums_->fake_score;
-    if (!penalised.any()) {
+    if (!penalized.any()) {
       loss.penalty = &sums_->penalty;
       loss.is_last_of_step = is_alone;
       step_loss(context_, loss);
       passes.backward({}, true, T(0));
     } else {
-      const PenalisedUpdate<T> update(context_, problem_, buffers_, penalised, options_);
+      const PenalizedUpdate<T> update(context_, problem_, buffers_, penalized, options_);
       update.say_start(loss);
       step_loss(context_, loss);
       update.run(&sums_->penalty, is_alone);
@@ -58,9 +58,9 @@ class Half {
     const Passes<T> own = generator();
     const bool is_paired = problem_.loss.is_paired;
     // What the D step has done to its input.
-    const Penalised penalised = penalised_of(problem_);
+    const Penalized penalized = penalized_of(problem_);
     const auto is_changed = [&](int part) {
-      return problem_.instance_noise[part] != nullptr || (penalised.has(part) && !penalised.is_smooth);
+      return problem_.instance_noise[part] != nullptr || (penalized.has(part) && !penalized.is_smooth);
     };
     if (is_paired && is_changed(0)) pack(rows_of_real());
     if (fresh) {

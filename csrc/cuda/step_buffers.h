@@ -12,7 +12,7 @@ namespace fastgan::cuda {
 template <class T>
 struct LayerBuffers : LayerMatrices<T*> {
   T* moments = nullptr;  // batch_norm: [part][2][out]
-  // Of a penalty of a smooth D: (penalised rows, out), the gradient of D's output by y, then what it adds to grad_z.
+  // Of a penalty of a smooth D: (penalized rows, out), the gradient of D's output by y, then what it adds to grad_z.
   T* curved = nullptr;
   T *grad_weight = nullptr, *grad_bias = nullptr;  // where gradients are clipped
 };
@@ -39,7 +39,7 @@ struct NetworkBuffers {
 
 // What a D step makes of D's derivatives by its input: of which parts of the batch they are wanted, and how the second
 // derivatives come about. See step_penalties.h.
-struct Penalised {
+struct Penalized {
   int first = 0, end = 0;  // parts; with what lies between, whose penalty may be none
   bool is_smooth = false;  // D has activations with a second derivative
 
@@ -58,15 +58,15 @@ Parts parts_of(const StepProblem<T>& problem) {
 }
 
 template <class T>
-Penalised penalised_of(const StepProblem<T>& problem) {
-  Penalised penalised;
+Penalized penalized_of(const StepProblem<T>& problem) {
+  Penalized penalized;
   for (int part = most_parts - 1; part >= 0; --part)
-    if (problem.penalties.weight(part) > 0) penalised.first = part;
+    if (problem.penalties.weight(part) > 0) penalized.first = part;
   for (int part = 0; part < most_parts; ++part)
-    if (problem.penalties.weight(part) > 0) penalised.end = part + 1;
+    if (problem.penalties.weight(part) > 0) penalized.end = part + 1;
   for (int l = 0; l < problem.discriminator.count; ++l)
-    if (!is_piecewise_linear(problem.discriminator.layers[l].activation.activation)) penalised.is_smooth = true;
-  return penalised;
+    if (!is_piecewise_linear(problem.discriminator.layers[l].activation.activation)) penalized.is_smooth = true;
+  return penalized;
 }
 
 template <class T>
@@ -76,7 +76,7 @@ struct Buffers {
   T* gradient;  // where a library makes the weight gradient: (out, in), then of the bias
   T* by_input;  // where the gradient by G's output comes out with labels in between: (fakes, D's in), or null
   // With penalties: how often each row counts in a gradient by a bias, and without second derivatives two matrices of
-  // penalised rows, as wide as the widest layer, where a step passes from layer to layer.
+  // penalized rows, as wide as the widest layer, where a step passes from layer to layer.
   T *row_weight = nullptr, *steps[2] = {};
 };
 
@@ -128,8 +128,8 @@ void lay_out_gradients(const StepNetwork<T>& network, NetworkBuffers<T>& buffers
 // Whether G writes its output where D reads it, and D's input stays as it is until the G step.
 template <class T>
 bool fakes_are_in_place(const StepProblem<T>& problem) {
-  const Penalised penalised = penalised_of(problem);
-  const bool are_mixed = penalised.has(1) && !penalised.is_smooth;
+  const Penalized penalized = penalized_of(problem);
+  const bool are_mixed = penalized.has(1) && !penalized.is_smooth;
   return problem.classes == 0 && problem.instance_noise[1] == nullptr && !are_mixed;
 }
 
@@ -138,9 +138,9 @@ Buffers<T> lay_out(const Context& context, StepArena& arena, const StepProblem<T
   Buffers<T> buffers;
   const StepNetwork<T>& discriminator = problem.discriminator;
   const Parts parts = parts_of(problem);
-  const Penalised penalised = penalised_of(problem);
-  const int64_t rows_penalised = penalised.any() ? parts.some(penalised.first, penalised.end).rows() : 0;
-  const int64_t rows = parts.rows() + (penalised.is_smooth ? rows_penalised : 0);
+  const Penalized penalized = penalized_of(problem);
+  const int64_t rows_penalized = penalized.any() ? parts.some(penalized.first, penalized.end).rows() : 0;
+  const int64_t rows = parts.rows() + (penalized.is_smooth ? rows_penalized : 0);
   int64_t largest = 0, widest = discriminator.in();
   for (const StepNetwork<T>* network : {&problem.generator, &discriminator})
     for (int l = 0; l < network->count; ++l) {
@@ -159,13 +159,13 @@ Buffers<T> lay_out(const Context& context, StepArena& arena, const StepProblem<T
       lay_out<T>(arena, problem.generator, problem.batch, fakes_are_in_place(problem) ? buffers.fakes : nullptr);
   const bool is_interleaved = problem.classes > 0 && problem.pac > 1 && problem.generator.count > 0;
   buffers.by_input = is_interleaved ? arena.take<T>(parts.rows_of(1) * discriminator.in()) : nullptr;
-  if (penalised.any()) {
+  if (penalized.any()) {
     buffers.row_weight = arena.take<T>(rows);
-    if (penalised.is_smooth)
+    if (penalized.is_smooth)
       for (int l = 0; l + 1 < discriminator.count; ++l)
-        buffers.discriminator.layers[l].curved = arena.take<T>(rows_penalised * discriminator.layers[l].out);
+        buffers.discriminator.layers[l].curved = arena.take<T>(rows_penalized * discriminator.layers[l].out);
     else
-      for (T*& steps : buffers.steps) steps = arena.take<T>(rows_penalised * widest);
+      for (T*& steps : buffers.steps) steps = arena.take<T>(rows_penalized * widest);
   }
   if (problem.clip_norm > 0) {
     int64_t of_generator = 0, of_discriminator = 0;

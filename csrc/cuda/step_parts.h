@@ -42,8 +42,8 @@ template <class T>
 void unpack_gradient(const Context& context, int64_t samples, int64_t sample, int64_t data,
                      ActivationArguments activation, const T* packed, const T* saved, T* grad);
 
-// The loss of one batch of logits, and the gradient by z of the last layer; and how the chain of D's own derivatives
-// starts, where a penalty wants it.
+// The loss of one batch of logits, and the gradient by z of the last layer; where a penalty wants it, the start of the
+// chain of D's own derivatives (step_penalties.h).
 template <class T>
 struct StepLoss {
   Parts parts;  // of the logits; the loss is of the first `judged`
@@ -54,13 +54,12 @@ struct StepLoss {
   double pairs[2];                 // the loss is of sums of a logit of each part, so often each; zeros: of the logits
   bool scores_probability;
   T* grad_z;  // (rows)
-  // Of the rows of the parts [first_unit, end_unit), null or:
-  // - where D's own derivative goes, from the first of those rows on; else it takes the place of the loss's in grad_z
-  // - how often each row counts in a gradient by a bias: where D's own derivative is in grad_z, the loss's derivative
-  // by
-  //   the logit; else once, and the rows of `unit`, which follow, not at all
+  // The chain of D's own derivatives starts at the rows of the parts [first_unit, end_unit): in `unit`, or, where that
+  // is null, in grad_z, in the place of the loss's gradient.
   int first_unit = 0, end_unit = 0;
-  T* unit = nullptr;
+  T* unit = nullptr;  // rows that follow those of grad_z
+  // How often each row of grad_z counts in a gradient by a bias, or null: once; where D's own derivative is, as often
+  // as the loss's derivative by the logit says; those of `unit` not at all.
   T* row_weight = nullptr;
   T* loss;
   T* score[2];                    // the mean score of each part, or null

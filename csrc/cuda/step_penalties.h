@@ -19,33 +19,33 @@
 namespace fastgan::cuda {
 
 template <class T>
-class PenalisedUpdate {
+class PenalizedUpdate {
  public:
-  PenalisedUpdate(const Context& context, const StepProblem<T>& problem, const Buffers<T>& buffers,
-                  const Penalised& penalised, const StepOptions& options)
+  PenalizedUpdate(const Context& context, const StepProblem<T>& problem, const Buffers<T>& buffers,
+                  const Penalized& penalized, const StepOptions& options)
       : context_(context),
         problem_(problem),
         network_(problem.discriminator),
         buffers_(buffers),
-        penalised_(penalised),
+        penalized_(penalized),
         options_(options),
         parts_(parts_of(problem)),
-        some_(parts_.some(penalised.first, penalised.end)),
-        begin_(parts_.begin[penalised.first]),
+        some_(parts_.some(penalized.first, penalized.end)),
+        begin_(parts_.begin[penalized.first]),
         last_(network_.count - 1),
-        own_(buffers.discriminator.from(network_, parts_, penalised.first)),
+        own_(buffers.discriminator.from(network_, parts_, penalized.first)),
         all_(passes(buffers.discriminator, parts_, 0)) {}
 
   // Where the chain of D's own derivatives starts: what StepLoss writes.
   void say_start(StepLoss<T>& loss) const {
-    loss.first_unit = penalised_.first, loss.end_unit = penalised_.end;
+    loss.first_unit = penalized_.first, loss.end_unit = penalized_.end;
     loss.row_weight = buffers_.row_weight;
-    if (penalised_.is_smooth) loss.unit = buffers_.discriminator.layers[last_].grad_z + parts_.rows();
+    if (penalized_.is_smooth) loss.unit = buffers_.discriminator.layers[last_].grad_z + parts_.rows();
   }
 
   // After the loss. Writes the penalty.
   void run(T* penalty, bool is_last_of_step) const {
-    penalised_.is_smooth ? run_smooth(penalty, is_last_of_step) : run_piecewise_linear(penalty, is_last_of_step);
+    penalized_.is_smooth ? run_smooth(penalty, is_last_of_step) : run_piecewise_linear(penalty, is_last_of_step);
   }
 
  private:
@@ -56,11 +56,11 @@ class PenalisedUpdate {
   }
 
   void run_piecewise_linear(T* penalty, bool is_last_of_step) const {
-    const Passes<T> some = passes(own_, some_, penalised_.first);
+    const Passes<T> some = passes(own_, some_, penalized_.first);
     const Target to_input{.grad = buffers_.steps[0], .width = network_.in()};
     if (some.is_one_launch()) {
       some.backward(to_input, false, T(0));
-      for (const auto& [first, end] : {std::pair{0, penalised_.first}, {penalised_.end, parts_.count}})
+      for (const auto& [first, end] : {std::pair{0, penalized_.first}, {penalized_.end, parts_.count}})
         if (end > first)
           passes(buffers_.discriminator.from(network_, parts_, first), parts_.some(first, end), first)
               .backward({}, false, T(0));
@@ -92,7 +92,7 @@ class PenalisedUpdate {
     NetworkBuffers<T> chain = own_;
     for (int l = 0; l < network_.count; ++l)
       chain.layers[l].grad_z = buffers_.discriminator.layers[l].grad_z + after * network_.layers[l].out;
-    const Passes<T> some = passes(chain, some_, penalised_.first);
+    const Passes<T> some = passes(chain, some_, penalized_.first);
     for (int l = last_; l > 0; --l) {
       Target target = some.before(l);
       target.as_it_is = own_.layers[l - 1].curved;
@@ -122,14 +122,11 @@ class PenalisedUpdate {
     const int64_t sample = network_.in() / problem_.pac;
     PenaltyStart<T> start{};
     start.parts = some_;
-    for (int part = 0; part < some_.count; ++part) {
-      start.weight[part] = problem_.penalties.weight(penalised_.first + part);
-      start.is_of_norm[part] = penalised_.first + part == 2;
-    }
-    start.center = problem_.penalties.gp_center;
+    for (int part = 0; part < some_.count; ++part)
+      start.weight[part] = problem_.penalties.weight(penalized_.first + part);
+    start.first = penalized_.first, start.penalties = problem_.penalties;
     start.width = network_.in(), start.sample = sample, start.data = sample - problem_.classes;
     start.gradient = gradient;
-    start.of_probability = problem_.penalties.of_probability;
     start.logits = own_.layers[last_].y;
     start.saved = own_.layers[last_].saved;
     start.activation = network_.layers[last_].activation;
@@ -163,9 +160,9 @@ class PenalisedUpdate {
   const StepProblem<T>& problem_;
   const StepNetwork<T>& network_;
   const Buffers<T>& buffers_;
-  const Penalised& penalised_;
+  const Penalized& penalized_;
   const StepOptions& options_;
-  const Parts parts_, some_;  // of the batch, and those that are penalised
+  const Parts parts_, some_;  // of the batch, and those that are penalized
   const int64_t begin_;       // the first row of these
   const int last_;
   const NetworkBuffers<T> own_;  // from that row on

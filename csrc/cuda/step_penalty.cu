@@ -1,6 +1,6 @@
 #include <algorithm>
 
-#include "../core/logits_loss.h"
+#include "../core/penalties.h"
 #include "reduce.h"
 #include "step_penalty.h"
 
@@ -35,28 +35,6 @@ __device__ __forceinline__ C row_sum(C value) {
   return value;
 }
 
-// Of a row, with g the gradient of D's output by its input: the penalty, and what its gradients by g and by the logit
-// are. p1 and p2: the first two derivatives of what the penalty is of by the logit.
-struct RowPenalty {
-  double value, scale, by_logit;
-
-  __device__ RowPenalty(double weight, bool is_of_norm, double center, double rows, double squares, double p1,
-                        double p2) {
-    const double each = weight / rows;
-    if (!is_of_norm) {
-      value = each / 2 * p1 * p1 * squares;
-      scale = each * p1 * p1;
-      by_logit = each * p1 * p2 * squares;
-      return;
-    }
-    const double length = sqrt(squares), norm = p1 * length, slope = 2 * each * (norm - center);
-    value = each * (norm - center) * (norm - center);
-    // As torch has it, the norm has a gradient of zero where it is zero.
-    scale = norm == 0 ? 0 : slope * p1 / length;
-    by_logit = norm == 0 ? 0 : slope * p2 * length;
-  }
-};
-
 template <class T, int of_row>
 __global__ void __launch_bounds__(threads, 2)
     penalty_start_kernel(const __grid_constant__ PenaltyStart<T> a, double* partial, unsigned* counter) {
@@ -74,15 +52,15 @@ __global__ void __launch_bounds__(threads, 2)
     for (int64_t i = lane; i < a.width; i += of_row)
       if (is_data(i)) squares += g[i] * g[i];
     squares = row_sum<of_row>(squares);
-    double p1 = 1, p2 = 0;
-    if (a.of_probability) {
+    double slope = 1, bend = 0;
+    if (a.penalties.of_probability) {
       const Sigmoids<double> s = sigmoids(double(a.logits[row]));
-      p1 = s.positive * s.negative, p2 = p1 * (s.negative - s.positive);
+      slope = s.positive * s.negative, bend = slope * (s.negative - s.positive);
     }
     const bool counts = a.weight[part] != 0;
-    const RowPenalty of(a.weight[part], a.is_of_norm[part], a.center, double(a.parts.rows_of(part)), double(squares),
-                        p1, p2);
-    const T scale = T(of.scale), by_logit = counts ? T(of.by_logit) : T(0);
+    const double each = a.weight[part] / double(a.parts.rows_of(part));
+    const PenaltyAt of = penalty_at(a.penalties, a.first + part, double(squares), slope, bend);
+    const T scale = T(each * of.factor), by_logit = counts ? T(each * of.by_logit) : T(0);
     const T row_weight = a.row_weight == nullptr ? T(0) : a.row_weight[row] + by_logit;
     for (int64_t i = lane; i < a.width; i += of_row) {
       const T t = counts && is_data(i) ? scale * g[i] : T(0);
@@ -91,8 +69,8 @@ __global__ void __launch_bounds__(threads, 2)
     }
     meet<of_row>();  // all have read the row's weight
     if (lane > 0) continue;
-    if (counts) total += of.value;
-    if (!a.of_probability) continue;
+    if (counts) total += each * of.value;
+    if (!a.penalties.of_probability) continue;
     if (a.row_weight != nullptr) a.row_weight[row] = row_weight;
     if (a.grad_z != nullptr)
       with_activation(a.activation.activation, [&](auto act) {

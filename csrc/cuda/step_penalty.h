@@ -10,12 +10,11 @@ namespace fastgan::cuda {
 template <class T>
 struct PenaltyStart {
   Parts parts;
+  int first;  // the number of their first part
+  Penalties penalties;
   double weight[most_parts];    // of each part's penalty, whose mean is over its rows; zero: none
-  bool is_of_norm[most_parts];  // weight (|g| - center)^2, else weight / 2 |g|^2
-  double center;
   int64_t width, sample, data;  // a row is of samples, whose first `data` features count
   T* gradient;                  // (rows, width): g, then the gradient by g
-  bool of_probability;          // of sigma(logit)
   const T* logits;              // (rows)
   // Where the gradient by the logit is added, either or both null:
   T* row_weight;  // (rows): as it is

@@ -129,7 +129,7 @@ void check_start(int64_t pac, int64_t data, int64_t classes, bool of_probability
   const int64_t sample = data + classes, width = pac * sample;
   fastgan::cuda::PenaltyStart<T> a{};
   for (const int64_t rows : {5, 3, 7}) a.parts.add(rows);
-  a.weight[0] = 3, a.weight[2] = 2, a.is_of_norm[2] = true, a.center = center;
+  a.weight[0] = 3, a.weight[2] = 2, a.penalties.gp_center = center;
   const int64_t rows = a.parts.rows();
   auto gradient = random<T>(rows * width, -1, 1);
   for (int64_t i = 0; i < width; ++i) gradient.data()[10 * width + i] = 0, gradient.data()[6 * width + i] = T(NAN);
@@ -139,7 +139,7 @@ void check_start(int64_t pac, int64_t data, int64_t classes, bool of_probability
   Buffer<T> penalty(1);
   unsigned odd_label = 0;
   a.width = width, a.sample = sample, a.data = data, a.gradient = gradient.data();
-  a.of_probability = of_probability, a.logits = logits.data();
+  a.penalties.of_probability = of_probability, a.logits = logits.data();
   a.row_weight = weight.data(), a.grad_z = grad_z.data(), a.saved = saved.data();
   a.activation = {Activation::tanh, 0}, a.mixed = mixed.data();
   a.penalty = penalty.data(), a.odd_label = &odd_label;
