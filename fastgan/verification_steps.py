@@ -31,11 +31,17 @@ class _Setting(NamedTuple):
     classes: int = 2
     drop: float = 0.0
     sigmoid: bool = False
+    penalty: float = 0.0  # of R1; R2 has half of it
+    is_linear: bool = False  # D has no activation: penalties have no second derivatives
+    pac: int = 1
+    clip: float | None = None
 
     def __str__(self) -> str:
         words = [f"{self.d_steps} updates of D" if self.d_steps > 1 else "", "fakes reused" if self.reuse_fake else ""]
         words += [self.loss if self.loss != "non_saturating" else "", "Sigmoid folded" if self.sigmoid else ""]
         words += ["labels" if self.classes else "", "dropout" if self.drop else ""]
+        words += ["R1, R2" if self.penalty else "", "a linear D" if self.is_linear else ""]
+        words += [f"{self.pac} samples at once" if self.pac > 1 else "", "clipped" if self.clip else ""]
         return ", ".join(filter(None, ["batch norm, Adam, AdamW, average", *words]))
 
 
@@ -65,7 +71,8 @@ class _Training:
         g = _network(draw, (_LATENT + classes, 17, 33, _DATA), [nn.Tanh(), nn.Sigmoid(), nn.Tanh()])
         g.insert(1, nn.BatchNorm1d(17, device="cpu", dtype=torch.float64))
         g[0].register_parameter("bias", None)  # it would cancel
-        d = _network(draw, (_DATA + classes, 33, 17, 1), [nn.Sigmoid(), nn.Tanh()])
+        between = [nn.Identity(), nn.Identity()] if setting.is_linear else [nn.Sigmoid(), nn.Tanh()]
+        d = _network(draw, (setting.pac * (_DATA + classes), 33, 17, 1), between)
         if setting.drop:
             d.insert(2, nn.Dropout(setting.drop))
         if setting.sigmoid:
@@ -118,11 +125,22 @@ def _plain(
             dropout.next = 0 if masks else None
     statistics: list[Tensor] = []
 
+    def packed(rows: Tensor, label: list[Tensor]) -> Tensor:
+        return torch.cat([rows, *label], 1).view(setting.batch // setting.pac, -1)
+
+    def penalty(output: Tensor, at: Tensor) -> Tensor:
+        (gradient,) = torch.autograd.grad(output.sum(), at, create_graph=True)
+        return setting.penalty / 2 * gradient.square().sum() * setting.pac / setting.batch
+
     def loss(output: Tensor, target: float) -> Tensor:
         if setting.sigmoid:
             with torch.autocast(device.type, enabled=False):
                 return F.binary_cross_entropy(output.to(dtype), torch.full_like(output, target, dtype=dtype))
         return F.binary_cross_entropy_with_logits(output, torch.full_like(output, target))
+
+    def clip(network: nn.Module) -> None:
+        if setting.clip is not None:
+            nn.utils.clip_grad_norm_(network.parameters(), setting.clip)
 
     def score(output: Tensor) -> Tensor:
         return (output if setting.sigmoid else output.sigmoid()).mean()
@@ -133,18 +151,22 @@ def _plain(
             with torch.autocast(device.type, torch.bfloat16, enabled=bf16, cache_enabled=False):
                 for i in range(setting.d_steps):
                     fake = g(torch.cat([noise[i], *label], 1))
-                    of_real = d(torch.cat([real, *label], 1))
-                    of_fake = d(torch.cat([fake.detach(), *label], 1))
-                    d_loss = loss(of_real, 0.9) + loss(of_fake, 0.0)
+                    real, at = (rows.detach().requires_grad_(setting.penalty > 0) for rows in (real, fake))
+                    of_real, of_fake = d(packed(real, label)), d(packed(at, label))
+                    d_loss = whole = loss(of_real, 0.9) + loss(of_fake, 0.0)
+                    if setting.penalty:
+                        whole = d_loss + penalty(of_real, real) + penalty(of_fake, at) / 2
                     training.d_optimizer.zero_grad()
-                    d_loss.backward()
+                    whole.backward(inputs=list(d.parameters()))
+                    clip(d)
                     training.d_optimizer.step()
                 if not setting.reuse_fake:
                     fake = g(torch.cat([noise[-1], *label], 1))
-                output = d(torch.cat([fake, *label], 1))
+                output = d(packed(fake, label))
                 g_loss = loss(output, 1.0) if setting.loss == "non_saturating" else -loss(output, 0.0)
                 training.g_optimizer.zero_grad()
                 g_loss.backward(inputs=list(g.parameters()))
+                clip(g)
                 training.g_optimizer.step()
             with torch.no_grad():
                 for average, current in zip(training.ema.parameters(), g.parameters(), strict=True):
@@ -166,6 +188,11 @@ def _engine(setting: _Setting, path: str, device: torch.device, dtype: torch.dty
         real_target=0.9,
         d_steps=setting.d_steps,
         reuse_fake=setting.reuse_fake,
+        r1_gamma=setting.penalty,
+        r2_gamma=setting.penalty / 2,
+        r1_every=1,
+        pac=setting.pac,
+        clip_grad_norm=setting.clip,
         num_classes=setting.classes,
         ema=training.ema,
         ema_decay=0.75,
@@ -227,7 +254,11 @@ def _cases(settings: list[_Setting], device: torch.device, dtype: torch.dtype) -
 def steps(device: torch.device, dtype: torch.dtype, is_quick: bool) -> Iterator[Case]:
     """Whole steps without dropout."""
     settings = [_Setting()]
+    if dtype is not torch.bfloat16:
+        settings.append(_Setting(penalty=2.0, clip=0.1))
     if not is_quick:
+        if dtype is not torch.bfloat16:
+            settings.append(_Setting(penalty=2.0, is_linear=True, pac=3, d_steps=2))
         settings += [
             _Setting(batch=7, reuse_fake=True, classes=0, sigmoid=True),
             _Setting(batch=129, d_steps=2, loss="minimax", classes=3),

@@ -75,7 +75,7 @@ ORDERED = {
     "launches_between": {"no_launch_between": "global memory at"},
 }
 UNORDERED = {name: sentence for pairs in ORDERED.values() for name, sentence in pairs.items()}
-CHECKS = ("core", "losses", "layers", "networks", "adam", "step")
+CHECKS = ("core", "losses", "layers", "networks", "adam", "penalties", "step")
 
 
 def program(kind: str, name: str) -> Path:
@@ -170,6 +170,20 @@ LEFT_OUT = {
         "batch_norm.cu",
         "step",
         "kernel batch_norm_forward, block",
+    ),
+    "the barrier before a row's weight takes what the penalty adds": (
+        "step_penalty.cu",
+        "    meet<of_row>();  // all have read the row's weight\n",
+        "step_penalty.cu",
+        "penalties",
+        "kernel penalty_start, block",
+    ),
+    "the barrier of the grid between the tangents and the weight gradients": (
+        "mlp_tangent.cu",
+        "  grid_barrier();\n",
+        "mlp_tangent.cu",
+        "step",
+        "kernel mlp_tangent, block",
     ),
 }
 

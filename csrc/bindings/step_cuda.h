@@ -6,8 +6,6 @@
 // addresses, of the user's tensors too: they are compared at each step with where those tensors are now.
 #pragma once
 
-#include <torch/version.h>
-
 #include <algorithm>
 #include <map>
 #include <memory>
@@ -23,81 +21,13 @@
 #include "step_choice.h"
 #include "step_graphs.h"
 #include "step_networks.h"
+#include "step_scope.h"
 
 #ifdef FASTGAN_WITH_CUDA
 #include <c10/cuda/CUDACachingAllocator.h>
 #endif
 
 namespace fastgan::bindings {
-
-// A step's counters and scratch memory are its own, at places that stay, for the captured graph. Its launches run one
-// after the other and ask for scratch memory once each, so they take turns at it.
-class StepScope : public CudaScope {
- public:
-  StepScope(const Tensor& like, const Tensor& counters, Tensor& scratch)
-      : CudaScope(like), counters_(counters), scratch_(scratch) {}
-
-  unsigned* counters() const override { return static_cast<unsigned*>(counters_.mutable_data_ptr()); }
-  void* scratch(size_t bytes) const override {
-    if (!scratch_.defined() || scratch_.numel() < int64_t(bytes))
-      scratch_ = at::empty({int64_t(bytes)}, counters_.options().dtype(at::kByte));
-    return scratch_.mutable_data_ptr();
-  }
-
-  // Large products are torch's, as those of the layers' ops are, where nothing else was chosen.
-  bool rounds_to_bf16 = false;
-  const StepChoice* choice = nullptr;
-  std::map<ProductKey, bool>* taken = nullptr;  // by the library?
-  bool prefers_library(const cuda::ProductShape& p, size_t element) const override {
-    if (rounds_to_bf16 && !has_mixed_products) return false;
-    if (const auto chosen = chosen_for(p)) return *chosen == StepChoice::library;
-    if (rounds_to_bf16) return !is_tiled_bf16(p.m, p.n, p.k);
-    return !is_tiled(p.m, p.n, p.k, element == sizeof(float) ? at::kFloat : at::kDouble);
-  }
-  int64_t splits(const cuda::ProductShape& p) const override { return std::max<int64_t>(0, chosen_for(p).value_or(0)); }
-  void took(const cuda::ProductShape& p, bool by_library) const override {
-    if (taken != nullptr) (*taken)[key_of(p)] = by_library;
-  }
-  void product(const cuda::LibraryProduct<float>& p) const override { multiply(p); }
-  void product(const cuda::LibraryProduct<double>& p) const override { multiply(p); }
-
- private:
-  template <class T>
-  void multiply(const cuda::LibraryProduct<T>& p) const {
-    const at::TensorOptions options = counters_.options().dtype(sizeof(T) == sizeof(float) ? at::kFloat : at::kDouble);
-    const auto view = [&](const T* data, int64_t rows, int64_t cols, int64_t row, int64_t col) {
-      return at::from_blob(const_cast<T*>(data), {rows, cols}, {row, col}, options);
-    };
-    Tensor c = view(p.c, p.m, p.n, p.n, 1);
-    const Tensor a = view(p.a, p.m, p.k, p.a_row, p.a_col), b = view(p.b, p.k, p.n, p.b_row, p.b_col);
-    if (!rounds_to_bf16)
-      at::mm_out(c, a, b);
-    else
-      multiply_rounded(c, a.to(at::kBFloat16), b.to(at::kBFloat16));
-  }
-
-  // Of bfloat16 operands, with sums and results in float.
-#ifdef FASTGAN_SIMT
-  static constexpr bool has_mixed_products = true;
-  static void multiply_rounded(Tensor& c, const Tensor& a, const Tensor& b) {
-    at::mm_out(c, a.to(at::kFloat), b.to(at::kFloat));
-  }
-#elif TORCH_VERSION_MAJOR > 2 || TORCH_VERSION_MINOR >= 9
-  static constexpr bool has_mixed_products = true;
-  static void multiply_rounded(Tensor& c, const Tensor& a, const Tensor& b) { at::mm_out(c, a, b, at::kFloat); }
-#else
-  static constexpr bool has_mixed_products = false;
-  static void multiply_rounded(Tensor&, const Tensor&, const Tensor&) {}
-#endif
-
-  static ProductKey key_of(const cuda::ProductShape& p) { return {static_cast<int64_t>(p.role), p.m, p.n, p.k}; }
-  std::optional<int64_t> chosen_for(const cuda::ProductShape& p) const {
-    return choice == nullptr ? std::nullopt : choice->of(key_of(p));
-  }
-
-  const Tensor& counters_;
-  Tensor& scratch_;
-};
 
 class CudaStep {
  public:
@@ -123,6 +53,7 @@ class CudaStep {
       Tensor nothing;
       const StepScope here(networks_.first(), updates_->counters, nothing);
       set_updates<T>(here, settings, groups, learning_rates);
+      set_noise_scale(inputs.noise_scale);
     }
     try {
 #ifdef FASTGAN_WITH_CUDA
@@ -193,7 +124,8 @@ class CudaStep {
     std::vector<Update> list;  // the generator's first
     int64_t of_generator = 0;
     bool is_set = false;
-    Tensor due, steps, counts, counters, sums, odd_label;
+    Tensor due, steps, counts, counters, sums, odd_label, noise_scale;
+    double noise_scale_there = 0;
 
     cuda::AdamDue* due_list() const { return static_cast<cuda::AdamDue*>(due.mutable_data_ptr()); }
     template <class T>
@@ -206,6 +138,7 @@ class CudaStep {
   struct Memory {
     StepInputs inputs;
     std::vector<std::vector<Tensor>> masks;  // of each layer
+    Draws draws;
     Tensor scratch, workspace;
   };
 
@@ -223,7 +156,8 @@ class CudaStep {
     here.choice = choice_, here.taken = &taken_;
     taken_.clear();
     here_ = &here, memory_ = &memory;
-    swap_masks(memory);
+    swap_draws(memory);
+    options_.noise_scale = data<double>(updates_->noise_scale);
     options_.odd_labels = {};
     if (settings.classes > 0) {
       options_.odd_labels.found = static_cast<unsigned*>(updates_->odd_label.mutable_data_ptr());
@@ -233,16 +167,17 @@ class CudaStep {
     try {
       run_step<T>(*this, networks_, settings, inputs);
     } catch (...) {
-      swap_masks(memory);
+      swap_draws(memory);
       here_ = nullptr, memory_ = nullptr;
       throw;
     }
-    swap_masks(memory);
+    swap_draws(memory);
     here_ = nullptr, memory_ = nullptr;
   }
 
-  // The layers draw their masks into the tensors that they hold.
-  void swap_masks(Memory& memory) {
+  // Masks and noise are drawn into the tensors that layers and networks hold.
+  void swap_draws(Memory& memory) {
+    std::swap(memory.draws, networks_.draws);
     size_t index = 0;
     for (Network& network : networks_.networks)
       for (Layer& layer : network.layers) {
@@ -273,6 +208,7 @@ class CudaStep {
     updates.counters = at::zeros({cuda::Context::counter_count}, options.dtype(at::kInt));
     updates.sums = at::zeros({5}, options);
     updates.odd_label = at::zeros({1}, options.dtype(at::kInt));
+    updates.noise_scale = at::zeros({1}, options.dtype(at::kDouble));
     updates.due = at::empty({count * int64_t(sizeof(cuda::AdamDue))}, bytes());
     updates.list = std::move(list);
   }
@@ -320,6 +256,13 @@ class CudaStep {
     updates_->is_set = true;
   }
 
+  // The noise on D's inputs is scaled by what lies on the device.
+  void set_noise_scale(double scale) {
+    if (scale == updates_->noise_scale_there) return;
+    updates_->noise_scale.fill_(scale);
+    updates_->noise_scale_there = scale;
+  }
+
   // A step that failed counts for nothing.
   void take_back_counts() {
     for (Update& update : updates_->list) {
@@ -340,7 +283,8 @@ class CudaStep {
 
 #ifdef FASTGAN_WITH_CUDA
   // What a captured graph holds for, but for the addresses of the user's tensors.
-  using Key = std::tuple<int64_t, int64_t, int64_t, bool, cuda::Rounding, LayerPath, bool, const StepChoice*>;
+  using Key = std::tuple<int64_t, int64_t, int64_t, int64_t, bool, cuda::Rounding, LayerPath, bool, const StepChoice*,
+                         bool, bool>;
 
   struct Captured {
     Key key;
@@ -350,7 +294,8 @@ class CudaStep {
     std::optional<cudaStream_t> stream;  // of the last step
     bool has_run = false;
   };
-  // As many sizes of batch as usually take turns, the smaller last batch of an epoch among them.
+  // As many as usually take turns: two sizes of batch, with the smaller last one of an epoch, with a penalty and
+  // without.
   static constexpr size_t most_captured = 4;
 
   // Within a graph of the caller's: all that the launches use is memory of that graph, and nothing is believed of it
@@ -372,6 +317,7 @@ class CudaStep {
       Tensor nothing;
       const StepScope here(networks_.first(), updates.counters, nothing);
       set_updates<T>(here, settings, groups, learning_rates);
+      set_noise_scale(given.noise_scale);
     }
     StepInputs inputs = given;
     if (draws) inputs.noise = at::empty(given.noise.sizes(), given.noise.options()).normal_();
@@ -412,14 +358,18 @@ class CudaStep {
   // and all memory is there; the next is captured.
   template <class T>
   void replay_or_run(const StepSettings& settings, const StepInputs& given, bool draws) {
+    const bool are_due = given.penalties_are_due && (settings.penalties.r1 > 0 || settings.penalties.r2 > 0);
     const Key key{given.batch(),
+                  given.fake_batch(),
                   given.real.size(0),
                   given.labels.defined() ? given.labels.size(0) : 0,
                   draws,
                   options_.rounding,
                   layer_path(),
                   options_.narrow,
-                  choice_};
+                  choice_,
+                  are_due,
+                  given.noise_scale > 0};
     Captured& captured = captured_of(key);
     StepInputs& inputs = captured.memory.inputs;
     follow_stream(captured);
@@ -429,7 +379,9 @@ class CudaStep {
       if (values) own.copy_(from, /*non_blocking=*/true);
     };
     copied(inputs.real, given.real, true), copied(inputs.labels, given.labels, true);
+    copied(inputs.fake, given.fake, true), copied(inputs.fake_labels, given.fake_labels, true);
     copied(inputs.noise, given.noise, !draws);
+    inputs.penalties_are_due = are_due, inputs.noise_scale = given.noise_scale;
     const auto all = [&] {
       if (draws) networks_.draw(inputs.noise);
       launch<T>(settings, inputs, captured.memory);
@@ -465,11 +417,19 @@ class CudaStep {
           c10::cuda::CUDACachingAllocator::recordStream(tensor->storage().data_ptr(), stream);
     };
     const Updates& updates = own_updates_;
-    record(updates_stream_,
-           {&updates.due, &updates.steps, &updates.counts, &updates.counters, &updates.sums, &updates.odd_label});
+    record(updates_stream_, {&updates.due, &updates.steps, &updates.counts, &updates.counters, &updates.sums,
+                             &updates.odd_label, &updates.noise_scale});
     const Memory& memory = captured.memory;
-    std::vector<const Tensor*> tensors = {&memory.inputs.real, &memory.inputs.noise, &memory.inputs.labels,
-                                          &memory.scratch, &memory.workspace};
+    std::vector<const Tensor*> tensors = {&memory.inputs.real,
+                                          &memory.inputs.noise,
+                                          &memory.inputs.labels,
+                                          &memory.inputs.fake,
+                                          &memory.inputs.fake_labels,
+                                          &memory.draws.instance_noise[0],
+                                          &memory.draws.instance_noise[1],
+                                          &memory.draws.mix,
+                                          &memory.scratch,
+                                          &memory.workspace};
     for (const std::vector<Tensor>& masks : memory.masks)
       for (const Tensor& mask : masks) tensors.push_back(&mask);
     record(captured.stream, tensors);

@@ -20,11 +20,12 @@ __device__ __forceinline__ double column_sum(double value) {
   return total;
 }
 
-// Calls body(place) for this thread's rows of a half, at its column.
+// Calls body(place) for this thread's rows of a part, at its column.
 template <class Body>
-__device__ __forceinline__ void for_rows(int64_t batch, int64_t half, int64_t width, int64_t col, const Body& body) {
+__device__ __forceinline__ void for_rows(const Parts& parts, int part, int64_t width, int64_t col, const Body& body) {
   if (col >= width) return;
-  for (int64_t row = threadIdx.x / cols; row < batch; row += lines) body((half * batch + row) * width + col);
+  for (int64_t row = parts.begin[part] + threadIdx.x / cols; row < parts.begin[part + 1]; row += lines)
+    body(row * width + col);
 }
 
 template <class T>
@@ -33,23 +34,24 @@ __global__ void __launch_bounds__(threads)
   const StepLayer<T>& layer = a.layer;
   const int64_t width = layer.out, col = int64_t{blockIdx.x} * cols + threadIdx.x % cols;
   const bool writes = threadIdx.x < cols && col < width;
-  for (int half = 0; half < a.halves; ++half) {
+  for (int part = 0; part < a.parts.count; ++part) {
+    const double rows = double(a.parts.rows_of(part));
     double mean = 0, variance = 0;
     if (layer.batch_statistics) {
       double sum = 0, squares = 0;
-      for_rows(a.batch, half, width, col, [&](int64_t place) { sum += a.x[place]; });
-      mean = column_sum(sum) / double(a.batch);
-      for_rows(a.batch, half, width, col, [&](int64_t place) {
+      for_rows(a.parts, part, width, col, [&](int64_t place) { sum += a.x[place]; });
+      mean = column_sum(sum) / rows;
+      for_rows(a.parts, part, width, col, [&](int64_t place) {
         const double difference = a.x[place] - mean;
         squares += difference * difference;
       });
       squares = column_sum(squares);
-      variance = squares / double(a.batch);
+      variance = squares / rows;
       if (writes && layer.running_mean != nullptr) {
         const double momentum =
-            layer.batches != nullptr && layer.cumulative ? 1.0 / double(*layer.batches + 1 + half) : layer.momentum;
+            layer.batches != nullptr && layer.cumulative ? 1.0 / double(*layer.batches + 1 + part) : layer.momentum;
         layer.running_mean[col] = moving(layer.running_mean[col], mean, momentum);
-        layer.running_var[col] = moving(layer.running_var[col], squares / double(a.batch - 1), momentum);
+        layer.running_var[col] = moving(layer.running_var[col], squares / (rows - 1), momentum);
       }
     } else if (col < width) {
       mean = layer.running_mean[col];
@@ -57,8 +59,8 @@ __global__ void __launch_bounds__(threads)
     }
     const T mean_ = T(mean), inverse = T(1 / sqrt_(variance + layer.eps));
     if (writes) {
-      a.moments[2 * half * width + col] = mean_;
-      a.moments[(2 * half + 1) * width + col] = inverse;
+      a.moments[2 * part * width + col] = mean_;
+      a.moments[(2 * part + 1) * width + col] = inverse;
     }
     with_activation(layer.activation.activation, [&](auto act) {
       using A = decltype(act);
@@ -66,7 +68,7 @@ __global__ void __launch_bounds__(threads)
       const T weight = layer.weight.value == nullptr || col >= width ? T(1) : layer.weight.value[col];
       const T bias = layer.bias.value == nullptr || col >= width ? T(0) : layer.bias.value[col];
       const T scale = inverse * weight, shift = bias - mean_ * scale;
-      for_rows(a.batch, half, width, col, [&](int64_t place) {
+      for_rows(a.parts, part, width, col, [&](int64_t place) {
         const T z = a.x[place] * scale + shift;
         if (a.z != nullptr) a.z[place] = z;
         a.y[place] = A::value(z, slope);
@@ -74,7 +76,7 @@ __global__ void __launch_bounds__(threads)
     });
   }
   if (!layer.batch_statistics || layer.batches == nullptr) return;
-  if (is_last_block(counter, gridDim.x) && threadIdx.x == 0) *layer.batches += a.halves;  // all have read it
+  if (is_last_block(counter, gridDim.x) && threadIdx.x == 0) *layer.batches += a.parts.count;  // all have read it
 }
 
 template <class T>
@@ -85,11 +87,12 @@ __global__ void __launch_bounds__(threads, 2)
   const bool is_column = col < width;
   const T weight = layer.weight.value == nullptr || !is_column ? T(1) : layer.weight.value[col];
   double by_weight = 0, by_bias = 0;
-  for (int half = 0; half < a.halves; ++half) {
-    const T mean = is_column ? a.moments[2 * half * width + col] : T(0);
-    const T inverse = is_column ? a.moments[(2 * half + 1) * width + col] : T(0);
+  for (int part = 0; part < a.parts.count; ++part) {
+    const double rows = double(a.parts.rows_of(part));
+    const T mean = is_column ? a.moments[2 * part * width + col] : T(0);
+    const T inverse = is_column ? a.moments[(2 * part + 1) * width + col] : T(0);
     double sum = 0, product = 0;
-    for_rows(a.batch, half, width, col, [&](int64_t place) {
+    for_rows(a.parts, part, width, col, [&](int64_t place) {
       const T g = a.grad_z[place];
       sum += g;
       product += g * ((a.x[place] - mean) * inverse);
@@ -99,13 +102,13 @@ __global__ void __launch_bounds__(threads, 2)
     by_bias += sum;
     by_weight += product;
     if (a.grad == nullptr || col >= a.target_width) continue;  // the block's sums are done
-    const T mean_gradient = T(sum / double(a.batch)), along = T(product / double(a.batch));
+    const T mean_gradient = T(sum / rows), along = T(product / rows);
     // Without an activation before, the derivative is that of the identity.
     with_activation(a.saved == nullptr ? Activation::identity : a.activation.activation, [&](auto act) {
       using A = decltype(act);
       const T slope = T(a.activation.negative_slope), scale = inverse * weight, tilt = inverse * along;
-      for (int64_t row = threadIdx.x / cols; row < a.batch; row += lines) {
-        const int64_t from = (half * a.batch + row) * width + col, to = (half * a.batch + row) * a.target_width + col;
+      for (int64_t row = a.parts.begin[part] + threadIdx.x / cols; row < a.parts.begin[part + 1]; row += lines) {
+        const int64_t from = row * width + col, to = row * a.target_width + col;
         T g = a.grad_z[from];
         if (layer.batch_statistics) g = g - mean_gradient - (a.x[from] - mean) * tilt;
         g *= scale;
@@ -115,8 +118,14 @@ __global__ void __launch_bounds__(threads, 2)
   }
   if (!a.updates || threadIdx.x >= cols || !is_column) return;
   // All threads have read their weight: column_sum has a barrier.
-  if (layer.weight.is_updated()) update(layer.weight, *layer.weight.step, col, T(by_weight), a.average_rate);
-  if (layer.bias.is_updated()) update(layer.bias, *layer.bias.step, col, T(by_bias), a.average_rate);
+  const auto finish = [&](const AdamParameter<T>& parameter, T* gradient, double sum) {
+    if (gradient != nullptr)
+      gradient[col] = T(sum);
+    else if (parameter.is_updated())
+      update(parameter, *parameter.step, col, T(sum), a.average_rate);
+  };
+  finish(layer.weight, a.grad_weight, by_weight);
+  finish(layer.bias, a.grad_bias, by_bias);
 }
 
 Grid grid_of(int64_t width) { return {dim3(static_cast<unsigned>((width + cols - 1) / cols)), dim3(threads)}; }

@@ -75,9 +75,9 @@ struct Tile {
   // Whether four columns of it lie together in every row, where the matrix's memory does.
   __device__ __forceinline__ bool has_quads() const { return n % 4 == 0; }
 
-  // Calls each(loaded, sums, place) for each of the thread's rows, where loaded is load(place), and place is that of
-  // the first of four elements in the matrix; in_flight of the loads are under way at a time. The loop over those is
-  // unrolled on demand: nine activations in each copy take the compiler a minute.
+  // Calls each(loaded, sums, place) for each of the thread's rows, where loaded is load(place, row), and place is
+  // that of the first of four elements in the matrix; in_flight of the loads are under way at a time. The loop over
+  // those is unrolled on demand: nine activations in each copy take the compiler a minute.
   template <int in_flight, bool unrolled = true, class Load, class Each>
   __device__ __forceinline__ void for_rows(const Load& load, const Each& each) const {
     static_assert(own_rows % in_flight == 0, "as many rows at a time");
@@ -87,10 +87,10 @@ struct Tile {
     // Doubles take two registers each, and an unrolled loop over them spills.
 #pragma unroll(sizeof(C) == 8 || !unrolled ? 1 : own_rows / in_flight)
     for (int begin = 0; begin < own_rows; begin += in_flight) {
-      decltype(load(int64_t{})) loaded[in_flight];
+      decltype(load(int64_t{}, int64_t{})) loaded[in_flight];
 #pragma unroll
       for (int i = 0; i < in_flight; ++i)
-        if (is_inside(begin + i)) loaded[i] = load(place_of(begin + i));
+        if (is_inside(begin + i)) loaded[i] = load(place_of(begin + i), row0 + first_row() + (begin + i) * rows_apart);
 #pragma unroll
       for (int i = 0; i < in_flight; ++i) {
         if (!is_inside(begin + i)) break;
@@ -118,7 +118,7 @@ __device__ __forceinline__ void update_tile(const Tile<T, side, stride>& tile, c
   const AdamStep<T> step = *t.step;
   constexpr int in_flight = sizeof(T) == 8 ? 1 : 4;
   tile.template for_rows<in_flight>(
-      [&](int64_t place) {
+      [&](int64_t place, int64_t) {
         AdamValues<T> old{};
         old.value = load_values(t.value + place, count, quads);
         old.exp_avg = load_values(t.exp_avg + place, count, quads);
@@ -148,7 +148,7 @@ __device__ __forceinline__ void store_tile(const Tile<C, side, stride>& tile, T*
   const bool quads = tile.has_quads() && takes_quads(to);
   const int count = tile.count();
   tile.template for_rows<1>(
-      [](int64_t) { return 0; },
+      [](int64_t, int64_t) { return 0; },
       [&](int, const Values<C>& sums, int64_t place) { store_values(to + place, count, quads, sums); });
 }
 

@@ -43,6 +43,15 @@ struct LinearInputGradient {
 template <class T>
 void linear_input_gradient(const Context& context, const LinearInputGradient<T>& arguments, Rounding rounding);
 
+// The same, with more added to grad_z_before in the rows from added_begin on; T is float or double, and grad_x is null.
+template <class T>
+struct LinearAddedGradient : LinearInputGradient<T> {
+  const T* added;  // (added_rows, in)
+  int64_t added_begin, added_rows;
+};
+template <class T>
+void linear_added_gradient(const Context& context, const LinearAddedGradient<T>& arguments, Rounding rounding);
+
 // grad_weight = grad_z^T x and grad_bias = the column sums of grad_z.
 template <class T>
 struct LinearWeightGradient {
@@ -55,6 +64,33 @@ struct LinearWeightGradient {
 template <class T>
 void linear_weight_gradient(const Context& context, const LinearWeightGradient<T>& arguments, Rounding rounding);
 
+// A layer's derivative along one direction a sample, `steps` of its input: with u = steps W^T that of its output is t =
+// d(saved) u. And what a penalty of D's derivatives makes of it, which is one of `mixed`, `curved` and `added`, or
+// nothing where all are null. T is float or double.
+template <class T>
+struct Tangent {
+  int64_t batch, out;
+  ActivationArguments activation;
+  const T* saved;       // (batch, out): what the activation's derivatives are functions of
+  T* t;                 // (batch, out)
+  const T* row_weight;  // (batch), beside `mixed`
+  T* mixed;             // (batch, out): y, which becomes row_weight y + t
+  T* curved;            // (batch, out): the gradient by y, which becomes that times the second derivative times u
+  T* added;             // (batch, out): the second derivative times u is added
+};
+template <class T>
+struct LinearTangent {
+  int64_t in;
+  const T* steps;   // (batch, in)
+  const T* weight;  // (out, in)
+  Tangent<T> to;
+};
+template <class T>
+void linear_tangent(const Context& context, const LinearTangent<T>& arguments, Rounding rounding);
+// The rest of it where u is there already, in a place of its own or in t.
+template <class T>
+void act_tangent(const Context& context, const Tangent<T>& arguments, const T* u);
+
 // As linear_weight_gradient, but the gradients go into the update of weight and bias instead of memory; T is float or
 // double. A parameter that is not updated is left as it is.
 template <class T>
@@ -65,6 +101,8 @@ struct LinearUpdate {
   AdamParameter<T> weight, bias;  // (out, in) and (out)
   T average_rate;                 // 1 - decay of their moving averages
   bool bias_cancels = false;      // its gradient is zero, whatever rounding leaves of it
+  const T* row_weight = nullptr;  // (batch): how often each row counts in the bias's gradient; null: once
+  T *grad_weight = nullptr, *grad_bias = nullptr;  // where the gradients go instead of into the update
 };
 template <class T>
 void linear_update(const Context& context, const LinearUpdate<T>& arguments, Rounding rounding);

@@ -12,6 +12,9 @@ void linear_update(const Context& context, const LinearUpdate<T>& a, Rounding ro
   p.adam_bias = a.bias;
   p.average_rate = a.average_rate;
   p.bias_cancels = a.bias_cancels;
+  p.row_weight = a.row_weight;
+  p.second = a.grad_weight;
+  p.grad_bias = a.grad_bias;
   run<Pass::weight_update, Major::row, Major::row>(context, p, rounding);
 }
 

@@ -44,4 +44,17 @@ void mlp_backward(const Context& context, const NarrowNetwork<T>& network, bool 
 template <class T>
 void mlp_update(const Context& context, const NarrowNetwork<T>& network, bool tf32);
 
+// What a penalty of a network's derivatives asks for, where its activations have no second ones (linear.h): steps of
+// the inputs go up through the layers, each layer's y becomes row_weight y + the step of y in those rows, and the
+// update is by grad_z, which is there, and these. T is float or double.
+template <class T>
+struct NarrowTangent {
+  int64_t first, rows;  // of the batch
+  const T* steps;       // (rows, in)
+  const T* row_weight;  // (batch)
+};
+template <class T>
+void mlp_tangent_update(const Context& context, const NarrowNetwork<T>& network, const NarrowTangent<T>& tangent,
+                        bool tf32);
+
 }  // namespace fastgan::cuda

@@ -58,7 +58,7 @@ __device__ __forceinline__ void layer_product(const Matrix<T>* from, const T* re
     Arithmetic arithmetic;
     arithmetic.clear();
     const StagedSource<T, weight_major, across> b{stage_memory + N::Input::shared_elements, weight, col0};
-    const auto nothing = [](int) {};
+    const auto nothing = [](int, int64_t) {};
     if (from != nullptr)
       multiply_tiles(arithmetic, typename N::Input{stage_memory, *from, row0}, b, 0, weight.k, nothing);
     else
@@ -205,10 +205,11 @@ __device__ __forceinline__ bool wants_bias(const NarrowLayer<T>& layer) {
   return trains ? layer.adam_bias.is_updated() : layer.grad_bias != nullptr;
 }
 
-// One tile of grad_weight = grad_z^T x, and, with the first tile of a row of them, grad_bias.
-template <class N, bool trains, class T>
+// One tile of grad_weight = grad_z^T x, and, with the first tile of a row of them, grad_bias; of rows that count
+// differently there, where `weighted`.
+template <class N, bool trains, bool weighted = false, class T>
 __device__ __forceinline__ void weight_gradient_tile(const NarrowNetwork<T>& network, const NarrowLayer<T>& layer,
-                                                     int tile_index, T* stage_memory) {
+                                                     int tile_index, T* stage_memory, const T* row_weight = nullptr) {
   using Arithmetic = typename N::template Arithmetic<weight_tile, weight_tile, Major::row, Major::row>;
   using C = typename N::C;
   const int64_t batch = network.batch;
@@ -221,9 +222,14 @@ __device__ __forceinline__ void weight_gradient_tile(const NarrowNetwork<T>& net
   const typename N::Rows b{stage_memory + N::Rows::shared_elements, matrix(layer.x, layer.in, layer.in, batch), col0};
   const bool sums_bias = wants_bias<trains>(layer) && col0 == 0 && threadIdx.x < weight_tile;
   C bias_sum = 0;
-  multiply_tiles(arithmetic, a, b, 0, batch, [&](int stage) {
+  multiply_tiles(arithmetic, a, b, 0, batch, [&](int stage, int64_t first) {
     if (!sums_bias) return;
-    for (int k = 0; k < step_k<T>; ++k) bias_sum += load(a.at(stage, 0) + k * N::Rows::stride + threadIdx.x);
+    const T* step = a.at(stage, 0) + threadIdx.x;
+    if constexpr (weighted)
+      for (int k = 0; k < step_k<T> && first + k < batch; ++k)
+        bias_sum += load(step + k * N::Rows::stride) * load(row_weight + first + k);
+    else
+      for (int k = 0; k < step_k<T>; ++k) bias_sum += load(step + k * N::Rows::stride);
   });
   arithmetic.write(tile, N::weight_stride);
   __syncthreads();

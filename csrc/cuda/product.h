@@ -15,7 +15,7 @@ namespace {
 
 constexpr int tile_size = 64;
 
-enum class Pass { forward, input_gradient, weight_gradient, weight_update };
+enum class Pass { forward, input_gradient, weight_gradient, weight_update, tangent, added_gradient };
 
 template <class T>
 struct Product {
@@ -23,11 +23,15 @@ struct Product {
   int64_t k_of_split;  // a multiple of step_k
   int64_t tiles_across;
   ActivationArguments activation;
-  const T* bias;                            // forward
-  const T* saved;                           // input gradient
-  T* first;                                 // z, grad_x or null
-  T* second;                                // y, grad_z_before, grad_weight or null
-  T* grad_bias;                             // weight gradient, or null
+  const T* bias;   // forward
+  const T* saved;  // input gradient
+  T* first;        // z, grad_x or null
+  T* second;       // y, grad_z_before, grad_weight or null
+  T* grad_bias;    // weight gradient and update, or null
+  const T* added;  // added gradient: at the places [added_begin, added_end)
+  int64_t added_begin, added_end;
+  const T* row_weight;                      // tangent; weight update, or null
+  T *mixed, *curved, *sum;                  // tangent, or null each
   AdamParameter<T> adam_weight, adam_bias;  // weight update
   compute_t<T> average_rate;
   bool bias_cancels;
@@ -50,6 +54,77 @@ __host__ __device__ __forceinline__ bool has_bias_sum(const Product<T>& p) {
   return pass == Pass::weight_gradient && p.grad_bias != nullptr;
 }
 
+// What a tangent reads for four elements beside their sums.
+template <class C>
+struct TangentValues {
+  Values<C> saved, other;  // other: y, the gradient by y, or what is added to
+  C row_weight;
+};
+
+// One of p.mixed, p.curved and p.sum is there, or none.
+template <class T, class Whole>
+__device__ __forceinline__ void tangent_tile(const Whole& tile, const Product<T>& p) {
+  using C = compute_t<T>;
+  const int count = tile.count();
+  T* const other = p.mixed != nullptr ? p.mixed : p.curved != nullptr ? p.curved : p.sum;
+  const bool quads = tile.has_quads() && takes_quads(p.second) && takes_quads(p.saved) && takes_quads(other);
+  const bool mixes = p.mixed != nullptr, curves = p.curved != nullptr;
+  with_activation(p.activation.activation, [&](auto act) {
+    using A = decltype(act);
+    const C slope = C(p.activation.negative_slope);
+    tile.template for_rows<2, false>(
+        [&](int64_t place, int64_t row) {
+          TangentValues<C> loaded{};
+          loaded.saved = load_values(p.saved + place, count, quads);
+          if (other != nullptr) loaded.other = load_values(other + place, count, quads);
+          if (mixes) loaded.row_weight = load(p.row_weight + row);
+          return loaded;
+        },
+        [&](const TangentValues<C>& loaded, const Values<C>& u, int64_t place) {
+          Values<C> t, second = loaded.other;
+#pragma unroll
+          for (int i = 0; i < 4; ++i) {
+            const C saved = loaded.saved.element[i];
+            t.element[i] = gradient<A>(u.element[i], saved, slope);
+            if (mixes)
+              second.element[i] = loaded.row_weight * second.element[i] + t.element[i];
+            else if (curves)
+              second.element[i] *= A::dd(saved, slope) * u.element[i];
+            else
+              second.element[i] += A::dd(saved, slope) * u.element[i];
+          }
+          store_values(p.second + place, count, quads, t);
+          if (other != nullptr) store_values(other + place, count, quads, second);
+        });
+  });
+}
+
+// As the input gradient, and more added to some rows.
+template <class T, class Whole>
+__device__ __forceinline__ void added_tile(const Whole& tile, const Product<T>& p) {
+  using C = compute_t<T>;
+  const int count = tile.count();
+  const bool quads = tile.has_quads() && takes_quads(p.second) && takes_quads(p.saved) && takes_quads(p.added);
+  with_activation(p.activation.activation, [&](auto act) {
+    using A = decltype(act);
+    const C slope = C(p.activation.negative_slope);
+    tile.template for_rows<2, false>(
+        [&](int64_t place, int64_t) {
+          TangentValues<C> loaded{};
+          loaded.saved = load_values(p.saved + place, count, quads);
+          if (place >= p.added_begin && place < p.added_end)
+            loaded.other = load_values(p.added + (place - p.added_begin), count, quads);
+          return loaded;
+        },
+        [&](const TangentValues<C>& loaded, Values<C> sums, int64_t place) {
+#pragma unroll
+          for (int i = 0; i < 4; ++i)
+            sums.element[i] = gradient<A>(sums.element[i], loaded.saved.element[i], slope) + loaded.other.element[i];
+          store_values(p.second + place, count, quads, sums);
+        });
+  });
+}
+
 // What becomes of a tile of the product.
 template <Pass pass, class T, class Whole>
 __device__ __forceinline__ void epilogue(const Product<T>& p, const Whole& tile) {
@@ -59,14 +134,21 @@ __device__ __forceinline__ void epilogue(const Product<T>& p, const Whole& tile)
   if constexpr (pass == Pass::weight_gradient) {
     store_tile(tile, p.second);
   } else if constexpr (pass == Pass::weight_update) {
-    update_tile(tile, p.adam_weight, p.average_rate);
+    if (p.second != nullptr)
+      store_tile(tile, p.second);
+    else
+      update_tile(tile, p.adam_weight, p.average_rate);
+  } else if constexpr (pass == Pass::tangent) {
+    tangent_tile(tile, p);
+  } else if constexpr (pass == Pass::added_gradient) {
+    added_tile(tile, p);
   } else if constexpr (pass == Pass::forward) {
     const Values<C> bias =
         p.bias == nullptr ? Values<C>{} : load_values(p.bias + tile.col0 + tile.first_col(), count, false);
     with_activation(p.activation.activation, [&](auto act) {
       using A = decltype(act);
       const C slope = C(p.activation.negative_slope);
-      tile.template for_rows<2, false>([](int64_t) { return 0; },
+      tile.template for_rows<2, false>([](int64_t, int64_t) { return 0; },
                                        [&](int, Values<C> sums, int64_t place) {
                                          Values<C> y;
 #pragma unroll
@@ -84,7 +166,9 @@ __device__ __forceinline__ void epilogue(const Product<T>& p, const Whole& tile)
       using A = decltype(act);
       const C slope = C(p.activation.negative_slope);
       tile.template for_rows<4, false>(
-          [&](int64_t place) { return p.second == nullptr ? Values<C>{} : load_values(p.saved + place, count, quads); },
+          [&](int64_t place, int64_t) {
+            return p.second == nullptr ? Values<C>{} : load_values(p.saved + place, count, quads);
+          },
           [&](const Values<C>& saved, Values<C> sums, int64_t place) {
             if (p.first != nullptr) store_values(p.first + place, count, quads, sums);
             if (p.second == nullptr) return;
@@ -116,9 +200,16 @@ __global__ void __launch_bounds__(tile_threads, 2) product_kernel(Product<typena
   // The bias gradient is the sum of grad_z, this product's A, along k: taken from shared memory as it passes.
   const bool sums_bias = has_bias_sum<pass>(p) && col0 == 0;
   C bias_sum = 0;
-  multiply_tiles(arithmetic, a, b, k_begin, k_end, [&](int stage) {
+  multiply_tiles(arithmetic, a, b, k_begin, k_end, [&](int stage, int64_t first) {
     if (!sums_bias || threadIdx.x >= tile_size) return;
     const T* step = a.at(stage, 0);
+    if constexpr (pass == Pass::weight_update) {
+      if (p.row_weight != nullptr) {
+        for (int k = 0; k < step_k<T> && first + k < p.a.k; ++k)
+          bias_sum += load(step + k * A::stride + threadIdx.x) * load(p.row_weight + first + k);
+        return;
+      }
+    }
 #pragma unroll
     for (int k = 0; k < step_k<T>; ++k) bias_sum += load(step + k * A::stride + threadIdx.x);
   });
@@ -138,18 +229,21 @@ __global__ void __launch_bounds__(tile_threads, 2) product_kernel(Product<typena
   if (p.b.rows > 0) epilogue<pass>(p, Tile<C, tile_size, Layout::stride>{tile, row0, col0, p.a.rows, p.b.rows});
   if (sums_bias && threadIdx.x < tile_size && row0 + threadIdx.x < p.a.rows) {
     const C sum = tile[Layout::sums + threadIdx.x] * C(p.bias_cancels ? 0 : 1);  // NaN stays NaN
-    if constexpr (pass == Pass::weight_update)
-      update(p.adam_bias, *p.adam_bias.step, row0 + threadIdx.x, sum, p.average_rate);
-    else
-      store(p.grad_bias + row0 + threadIdx.x, sum);
+    if constexpr (pass == Pass::weight_update) {
+      if (p.grad_bias == nullptr)
+        return update(p.adam_bias, *p.adam_bias.step, row0 + threadIdx.x, sum, p.average_rate);
+    }
+    store(p.grad_bias + row0 + threadIdx.x, sum);
   }
 }
 
 constexpr ProductRole role_of(Pass pass) {
   switch (pass) {
     case Pass::forward:
+    case Pass::tangent:
       return ProductRole::forward;
     case Pass::input_gradient:
+    case Pass::added_gradient:
       return ProductRole::input_gradient;
     case Pass::weight_gradient:
     case Pass::weight_update:

@@ -14,14 +14,15 @@ struct StepOptions {
   Rounding rounding = Rounding::none;
   bool narrow = false;  // networks that fit take the kernels of mlp.h
   OddLabels odd_labels;
+  const double* noise_scale = nullptr;  // on the device: of the noise on D's inputs, where the problem has noise
 };
 
 // Bytes of workspace that the step of such a problem needs, aligned to 256.
 template <class T>
 size_t step_workspace(const Context& context, const StepProblem<T>& problem);
 
-// G(z), D's loss on real and fake, its gradients, and the update of D alone. Writes d_loss, real_score and fake_score
-// on the device.
+// G(z), or the fakes that are given, D's loss on real and fake and its penalties, its gradients, and the update of D
+// alone. Writes d_loss, penalty, real_score and fake_score on the device.
 template <class T>
 void discriminator_step(const Context& context, const StepProblem<T>& problem, void* workspace, StepSums<T>* sums,
                         const StepOptions& options);

@@ -16,18 +16,20 @@ struct PackedList {
 };
 
 template <class T>
-__global__ void __launch_bounds__(threads) pack_rows_kernel(const __grid_constant__ PackedList<T> packed, int64_t batch,
-                                                            const int64_t* labels, int64_t classes, OddLabels odd) {
+__global__ void __launch_bounds__(threads)
+    pack_rows_kernel(const __grid_constant__ PackedList<T> packed, int64_t classes, OddLabels odd) {
   const PackedRows<T>& p = packed.list[blockIdx.y];
   const StridedRows<T>& rows = p.rows;
   const int64_t width = rows.width + classes;
-  for_vectors<1>(batch * width, [&](int64_t i) {
+  const T scale = p.noise != nullptr ? T(*p.scale) : T(0);
+  for_vectors<1>(p.batch * width, [&](int64_t i) {
     const int64_t row = i / width, col = i % width;
     if (col < rows.width) {
-      p.to[i] = rows.data[row * rows.row_stride + col * rows.col_stride];
+      const T value = rows.data[row * rows.row_stride + col * rows.col_stride];
+      p.to[i] = p.noise == nullptr ? value : value + scale * p.noise[row * rows.width + col];
       return;
     }
-    const int64_t label = labels[row];
+    const int64_t label = p.labels[row];
     // Ending the program, as torch's own check on a device does, would take all else that is on the device with it.
     if ((label < 0 || label >= classes) && atomicExch(odd.found, 1u) == 0 && odd.told != nullptr) *odd.told = label;
     p.to[i] = label == col - rows.width ? T(1) : T(0);
@@ -35,21 +37,66 @@ __global__ void __launch_bounds__(threads) pack_rows_kernel(const __grid_constan
 }
 
 template <class T>
+__global__ void __launch_bounds__(threads) mix_rows_kernel(int64_t n, int64_t width, int64_t sample, int64_t data,
+                                                           const T* u, const T* real, const T* fake, T* to) {
+  for_vectors<1>(n, [&](int64_t i) {
+    const T share = u[i / width];
+    to[i] = i % sample < data ? share * real[i] + (T(1) - share) * fake[i] : real[i];
+  });
+}
+
+template <class T>
+__global__ void __launch_bounds__(threads)
+    unpack_gradient_kernel(int64_t n, int64_t sample, int64_t data, ActivationArguments activation, const T* packed,
+                           const T* saved, T* grad) {
+  with_activation(activation.activation, [&](auto act) {
+    using A = decltype(act);
+    for_vectors<1>(n, [&](int64_t i) {
+      grad[i] = gradient<A>(packed[i / data * sample + i % data], saved[i], T(activation.negative_slope));
+    });
+  });
+}
+
+// Rows are few: the activation is chosen anew for each.
+template <class T>
+__device__ __forceinline__ T through(ActivationArguments activation, T g, T saved) {
+  T value = 0;
+  with_activation(activation.activation,
+                  [&](auto act) { value = gradient<decltype(act)>(g, saved, T(activation.negative_slope)); });
+  return value;
+}
+
+template <class T>
 __global__ void __launch_bounds__(threads)
     step_loss_kernel(const __grid_constant__ StepLoss<T> a, double* partial, unsigned* counter) {
-  const int half = blockIdx.y;
-  const T target = T(a.target[half]), scale = T(a.sign / double(a.batch));
+  const int part = int(blockIdx.y);
+  const int64_t begin = a.parts.begin[part], n = a.parts.rows_of(part);
+  const bool is_paired = a.pairs[0] != 0, is_judged = part < a.judged;
+  const bool is_unit = part >= a.first_unit && part < a.end_unit;
+  const LossPart& of = a.part[is_paired || !is_judged ? 0 : part];
+  const T target = T(of.target), scale = T((is_paired && is_judged ? a.pairs[part] : 1) * of.sign / double(n));
   double loss = 0, score = 0;
-  with_activation(a.activation.activation, [&](auto act) {
-    using A = decltype(act);
-    for_vectors<1>(a.batch, [&](int64_t i) {
-      const int64_t place = half * a.batch + i;
+  for_vectors<1>(n, [&](int64_t i) {
+    const int64_t place = begin + i;
+    T c = 0;
+    if (is_judged) {
       const T logit = a.logits[place];
-      const LossAndGradient<T> both = logits_loss(logit, target);
+      const T x = is_paired ? T(a.pairs[0]) * a.logits[i] + T(a.pairs[1]) * a.logits[a.parts.begin[1] + i] : logit;
+      LossAndGradient<T> both{};
+      with_loss_term(of.term, [&](auto term) { both = decltype(term)::at(x, target); });
       loss += double(both.loss);
-      score += double(sigmoid_(logit));
-      a.grad_z[place] = gradient<A>(scale * both.gradient, a.saved[place], T(a.activation.negative_slope));
-    });
+      score += double(a.scores_probability ? sigmoid_(logit) : logit);
+      c = scale * both.gradient;
+    }
+    const bool is_mixed = is_unit && a.unit == nullptr;
+    const T saved = a.saved[place];
+    a.grad_z[place] = through(a.activation, is_mixed ? T(1) : c, saved);
+    if (a.row_weight != nullptr) a.row_weight[place] = is_mixed ? c : T(1);
+    if (is_unit && !is_mixed) {
+      const int64_t own = place - a.parts.begin[a.first_unit];
+      a.unit[own] = through(a.activation, T(1), saved);
+      a.row_weight[a.parts.rows() + own] = T(0);
+    }
   });
   loss = block_sum<threads>(loss);
   score = block_sum<threads>(score);
@@ -59,34 +106,36 @@ __global__ void __launch_bounds__(threads)
   T total = 0;
   const bool is_odd = a.odd_label != nullptr && *a.odd_label != 0;
   if (is_odd && a.is_last_of_step) *a.odd_label = 0;
-  for (int h = 0; h < a.halves; ++h) {
+  for (int p = 0; p < a.judged; ++p) {
     loss = score = 0;
     for (unsigned block = 0; block < gridDim.x; ++block) {
-      const double* sums = partial + 2 * (h * gridDim.x + block);
+      const double* sums = partial + 2 * (p * gridDim.x + block);
       loss += sums[0], score += sums[1];
     }
-    total += T(a.sign * loss / double(a.batch));
-    if (a.score[h] != nullptr) *a.score[h] = is_odd ? T(NAN) : T(score / double(a.batch));
+    const double rows = double(a.parts.rows_of(p));
+    if (!is_paired || p == 0) total += T(a.part[p].sign * loss / rows);  // both parts have summed the loss of pairs
+    if (a.score[p] != nullptr) *a.score[p] = is_odd ? T(NAN) : T(score / rows);
   }
   *a.loss = is_odd ? T(NAN) : total;
+  if (a.penalty != nullptr) *a.penalty = is_odd ? T(NAN) : T(0);
 }
 
 // The factor of element i of a matrix as wide as the layer.
 template <class T>
 __device__ __forceinline__ T kept(const Dropout<T>& dropout, int64_t i) {
   if (dropout.mask[0] == nullptr) return T(1);
-  const int64_t size = dropout.batch * dropout.width, half = i / size;
-  return dropout.mask[half][i - half * size] * T(dropout.scale);
+  int part = 0;
+  while (part + 1 < dropout.parts.count && i >= dropout.parts.begin[part + 1] * dropout.width) ++part;
+  return dropout.mask[part][i - dropout.parts.begin[part] * dropout.width] * T(dropout.scale);
 }
 
 template <class T>
 __global__ void __launch_bounds__(threads)
     dropout_forward_kernel(const __grid_constant__ Dropout<T> dropout, ActivationArguments activation, const T* x, T* z,
                            T* y) {
-  const int64_t n = dropout.halves * dropout.batch * dropout.width;
   with_activation(activation.activation, [&](auto act) {
     using A = decltype(act);
-    for_vectors<1>(n, [&](int64_t i) {
+    for_vectors<1>(dropout.parts.rows() * dropout.width, [&](int64_t i) {
       const T value = x[i] * kept(dropout, i);
       if (z != nullptr) z[i] = value;
       y[i] = A::value(value, T(activation.negative_slope));
@@ -95,24 +144,72 @@ __global__ void __launch_bounds__(threads)
 }
 
 template <class T>
-__global__ void __launch_bounds__(threads)
+__global__ void __launch_bounds__(threads, 4)
     dropout_backward_kernel(const __grid_constant__ Dropout<T> dropout, ActivationArguments activation,
                             int64_t target_width, const T* grad_z, const T* saved, T* grad) {
-  const int64_t n = dropout.halves * dropout.batch * target_width;
-  with_activation(activation.activation, [&](auto act) {
+  with_activation(saved == nullptr ? Activation::identity : activation.activation, [&](auto act) {
     using A = decltype(act);
-    for_vectors<1>(n, [&](int64_t i) {
+    for_vectors<1>(dropout.parts.rows() * target_width, [&](int64_t i) {
       const int64_t from = i / target_width * dropout.width + i % target_width;
-      grad[i] = gradient<A>(grad_z[from] * kept(dropout, from), saved[i], T(activation.negative_slope));
+      const T g = grad_z[from] * kept(dropout, from);
+      grad[i] = saved == nullptr ? g : gradient<A>(g, saved[i], T(activation.negative_slope));
     });
   });
 }
 
 template <class T>
-__global__ void __launch_bounds__(threads) update_parameter_kernel(const __grid_constant__ AdamParameter<T> parameter,
-                                                                   int64_t n, const T* gradient, T average_rate) {
-  const AdamStep<T> step = *parameter.step;
-  for_vectors<1>(n, [&](int64_t i) { update(parameter, step, i, gradient[i], average_rate); });
+__global__ void __launch_bounds__(threads) add_rows_kernel(int64_t n, const T* from, T* to) {
+  for_vectors<1>(n, [&](int64_t i) { to[i] += from[i]; });
+}
+
+template <class T>
+__global__ void __launch_bounds__(threads)
+    update_parameter_kernel(const __grid_constant__ Update<T> a, T average_rate) {
+  const AdamStep<T> step = *a.parameter.step;
+  for_vectors<1>(a.n, [&](int64_t i) { update(a.parameter, step, i, a.gradient[i], average_rate); });
+}
+
+// As many as the parameters of a kernel have room for.
+constexpr int most_updates = 48;
+
+template <class T>
+struct UpdateList {
+  int count;
+  Update<T> list[most_updates];
+};
+
+// The sum of the squares of all gradients: those of this launch, and what `before` launches have left. The last makes
+// of it what the gradients are to be scaled by.
+template <class T>
+__global__ void __launch_bounds__(threads)
+    clip_kernel(const __grid_constant__ UpdateList<T> updates, int before, bool is_last, double most, double* partial,
+                double* sums, T* coefficient, unsigned* counter) {
+  double sum = 0;
+  for (int k = 0; k < updates.count; ++k) {
+    const Update<T>& one = updates.list[k];
+    for_vectors<1>(one.n, [&](int64_t i) { sum += double(one.gradient[i]) * double(one.gradient[i]); });
+  }
+  sum = block_sum<threads>(sum);
+  if (threadIdx.x == 0) partial[blockIdx.x] = sum;
+  if (!is_last_block(counter, gridDim.x)) return;
+  sum = 0;
+  for (unsigned block = threadIdx.x; block < gridDim.x; block += threads) sum += partial[block];
+  sum = block_sum<threads>(sum);
+  if (threadIdx.x > 0) return;
+  if (before > 0) sum += sums[before - 1];
+  sums[before] = sum;
+  if (!is_last) return;
+  const T ratio = T(most) / (T(sqrt_(sum)) + T(1e-6));
+  *coefficient = select(ratio > T(1), T(1), ratio);  // NaN stays NaN
+}
+
+template <class T>
+__global__ void __launch_bounds__(threads)
+    update_clipped_kernel(const __grid_constant__ UpdateList<T> updates, const T* coefficient, T average_rate) {
+  const Update<T>& one = updates.list[blockIdx.y];
+  const AdamStep<T> step = *one.parameter.step;
+  const T scale = *coefficient;
+  for_vectors<1>(one.n, [&](int64_t i) { update(one.parameter, step, i, scale * one.gradient[i], average_rate); });
 }
 
 // A thread an element, as far as that fills the device.
@@ -124,56 +221,109 @@ Grid grid_of(const Context& context, int64_t n, unsigned down = 1) {
 }  // namespace
 
 template <class T>
-void pack_rows(const Context& context, const PackedRows<T>* packed, int count, int64_t batch, const int64_t* labels,
-               int64_t classes, OddLabels odd) {
+void pack_rows(const Context& context, const PackedRows<T>* packed, int count, int64_t classes, OddLabels odd) {
   PackedList<T> list = {};
-  int64_t widest = 0;
+  int64_t most = 0;
   for (int i = 0; i < count; ++i) {
     list.list[i] = packed[i];
-    widest = std::max(widest, packed[i].rows.width + classes);
+    most = std::max(most, packed[i].batch * (packed[i].rows.width + classes));
   }
-  launch(context, "pack_rows", pack_rows_kernel<T>, grid_of(context, batch * widest, static_cast<unsigned>(count)),
-         list, batch, labels, classes, odd);
+  launch(context, "pack_rows", pack_rows_kernel<T>, grid_of(context, most, static_cast<unsigned>(count)), list, classes,
+         odd);
+}
+
+template <class T>
+void mix_rows(const Context& context, int64_t rows, int64_t width, int64_t sample, int64_t data, const T* u,
+              const T* real, const T* fake, T* to) {
+  const int64_t n = rows * width;
+  launch(context, "mix_rows", mix_rows_kernel<T>, grid_of(context, n), n, width, sample, data, u, real, fake, to);
+}
+
+template <class T>
+void unpack_gradient(const Context& context, int64_t samples, int64_t sample, int64_t data,
+                     ActivationArguments activation, const T* packed, const T* saved, T* grad) {
+  const int64_t n = samples * data;
+  launch(context, "unpack_gradient", unpack_gradient_kernel<T>, grid_of(context, n), n, sample, data, activation,
+         packed, saved, grad);
 }
 
 template <class T>
 void step_loss(const Context& context, const StepLoss<T>& a) {
+  int64_t most = 0;
+  for (int part = 0; part < a.parts.count; ++part) most = std::max(most, a.parts.rows_of(part));
   // The last block adds the sums of all, one by one: few.
-  const unsigned across = static_cast<unsigned>(std::clamp<int64_t>(a.batch / (4 * threads), 1, 64));
-  const Grid grid{dim3(across, static_cast<unsigned>(a.halves)), dim3(threads)};
+  const unsigned across = static_cast<unsigned>(std::clamp<int64_t>(most / (4 * threads), 1, 64));
+  const Grid grid{dim3(across, static_cast<unsigned>(a.parts.count)), dim3(threads)};
   launch(context, "step_loss", step_loss_kernel<T>, grid, a,
-         static_cast<double*>(context.scratch(2 * across * a.halves * sizeof(double))), context.counters());
+         static_cast<double*>(context.scratch(2 * across * a.parts.count * sizeof(double))), context.counters());
 }
 
 template <class T>
 void dropout_forward(const Context& context, const Dropout<T>& dropout, ActivationArguments activation, const T* x,
                      T* z, T* y) {
-  launch(context, "dropout_forward", dropout_forward_kernel<T>,
-         grid_of(context, dropout.halves * dropout.batch * dropout.width), dropout, activation, x, z, y);
+  launch(context, "dropout_forward", dropout_forward_kernel<T>, grid_of(context, dropout.parts.rows() * dropout.width),
+         dropout, activation, x, z, y);
 }
 
 template <class T>
 void dropout_backward(const Context& context, const Dropout<T>& dropout, ActivationArguments activation,
                       int64_t target_width, const T* grad_z, const T* saved, T* grad) {
-  launch(context, "dropout_backward", dropout_backward_kernel<T>,
-         grid_of(context, dropout.halves * dropout.batch * target_width), dropout, activation, target_width, grad_z,
-         saved, grad);
+  launch(context, "dropout_backward", dropout_backward_kernel<T>, grid_of(context, dropout.parts.rows() * target_width),
+         dropout, activation, target_width, grad_z, saved, grad);
 }
 
 template <class T>
-void update_parameter(const Context& context, const AdamParameter<T>& parameter, int64_t n, const T* gradient,
-                      T average_rate) {
-  launch(context, "update_parameter", update_parameter_kernel<T>, grid_of(context, n), parameter, n, gradient,
-         average_rate);
+void add_rows(const Context& context, int64_t n, const T* from, T* to) {
+  launch(context, "add_rows", add_rows_kernel<T>, grid_of(context, n), n, from, to);
 }
 
-#define FASTGAN_INSTANTIATE(T)                                                                                        \
-  template void pack_rows<T>(const Context&, const PackedRows<T>*, int, int64_t, const int64_t*, int64_t, OddLabels); \
-  template void step_loss<T>(const Context&, const StepLoss<T>&);                                                     \
-  template void dropout_forward<T>(const Context&, const Dropout<T>&, ActivationArguments, const T*, T*, T*);         \
-  template void dropout_backward<T>(const Context&, const Dropout<T>&, ActivationArguments, int64_t, const T*,        \
-                                    const T*, T*);                                                                    \
-  template void update_parameter<T>(const Context&, const AdamParameter<T>&, int64_t, const T*, T);
+template <class T>
+void update_parameter(const Context& context, const Update<T>& a, T average_rate) {
+  launch(context, "update_parameter", update_parameter_kernel<T>, grid_of(context, a.n), a, average_rate);
+}
+
+template <class T>
+void update_clipped(const Context& context, const Update<T>* updates, int count, double most, T average_rate) {
+  const int lists = (count + most_updates - 1) / most_updates;
+  const int64_t room = int64_t{4} * context.multiprocessors;
+  double* const partial = static_cast<double*>(context.scratch((room + lists + 1) * sizeof(double)));
+  double* const sums = partial + room;
+  T* const coefficient = reinterpret_cast<T*>(sums + lists);
+  const auto list_of = [&](int k, int64_t& total, int64_t& largest) {
+    UpdateList<T> list = {};
+    list.count = std::min(most_updates, count - k * most_updates);
+    std::copy_n(updates + k * most_updates, list.count, list.list);
+    total = largest = 0;
+    for (int i = 0; i < list.count; ++i) total += list.list[i].n, largest = std::max(largest, list.list[i].n);
+    return list;
+  };
+  int64_t total = 0, largest = 0;
+  for (int k = 0; k < lists; ++k) {
+    const UpdateList<T> list = list_of(k, total, largest);
+    Grid grid = grid_of(context, total);
+    grid.blocks.x = std::min(grid.blocks.x, static_cast<unsigned>(room));
+    launch(context, "clip", clip_kernel<T>, grid, list, k, k + 1 == lists, most, partial, sums, coefficient,
+           context.counters());
+  }
+  for (int k = 0; k < lists; ++k) {
+    const UpdateList<T> list = list_of(k, total, largest);
+    launch(context, "update_clipped", update_clipped_kernel<T>,
+           grid_of(context, largest, static_cast<unsigned>(list.count)), list, coefficient, average_rate);
+  }
+}
+
+#define FASTGAN_INSTANTIATE(T)                                                                                         \
+  template void pack_rows<T>(const Context&, const PackedRows<T>*, int, int64_t, OddLabels);                           \
+  template void mix_rows<T>(const Context&, int64_t, int64_t, int64_t, int64_t, const T*, const T*, const T*, T*);     \
+  template void unpack_gradient<T>(const Context&, int64_t, int64_t, int64_t, ActivationArguments, const T*, const T*, \
+                                   T*);                                                                                \
+  template void step_loss<T>(const Context&, const StepLoss<T>&);                                                      \
+  template void dropout_forward<T>(const Context&, const Dropout<T>&, ActivationArguments, const T*, T*, T*);          \
+  template void dropout_backward<T>(const Context&, const Dropout<T>&, ActivationArguments, int64_t, const T*,         \
+                                    const T*, T*);                                                                     \
+  template void add_rows<T>(const Context&, int64_t, const T*, T*);                                                    \
+  template void update_parameter<T>(const Context&, const Update<T>&, T);                                              \
+  template void update_clipped<T>(const Context&, const Update<T>*, int, double, T);
 FASTGAN_INSTANTIATE(float)
 FASTGAN_INSTANTIATE(double)
 #undef FASTGAN_INSTANTIATE

@@ -330,8 +330,8 @@ class Mma {
   float sum_[m_tiles][n_tiles][4];
 };
 
-// Adds A B over k in [k_begin, k_end), which starts at a multiple of step_k, to the arithmetic's sums. on_step(stage)
-// may read what was staged. When it returns, all threads are done with the stages.
+// Adds A B over k in [k_begin, k_end), which starts at a multiple of step_k, to the arithmetic's sums. on_step(stage,
+// k) may read what was staged, of k on. When it returns, all threads are done with the stages.
 template <class Arithmetic, class ASource, class BSource, class OnStep>
 __device__ __forceinline__ void multiply_tiles(Arithmetic& arithmetic, const ASource& a, const BSource& b,
                                                int64_t k_begin, int64_t k_end, const OnStep& on_step) {
@@ -351,7 +351,7 @@ __device__ __forceinline__ void multiply_tiles(Arithmetic& arithmetic, const ASo
     __syncthreads();  // this step is there for all, and all are done with the one before, whose place is taken next
     fetch(k + (stages - 1) * step, (stage + stages - 1) % stages);
     arithmetic.multiply(a.at(stage, k), a.stride, b.at(stage, k), b.stride);
-    on_step(stage);
+    on_step(stage, k);
     stage = (stage + 1) % stages;
   }
   cp_async_wait<0>();

@@ -120,6 +120,7 @@ void check_losses();
 void check_layers();
 void check_networks();
 void check_adam();
+void check_penalties();
 void check_step();
 
 }  // namespace checks

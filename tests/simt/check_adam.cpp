@@ -43,7 +43,8 @@ void check(const std::vector<int64_t>& sizes, fastgan::AdamOptions o, const floa
                                                 o.amsgrad ? most[k].data() : nullptr,
                                                 k % 2 == 0 ? average[k].data() : nullptr,
                                                 &steps[k]};
-      fastgan::cuda::update_parameter(context, parameter, sizes[k], grad[k].data(), T(average_rate));
+      fastgan::cuda::update_parameter(context, fastgan::cuda::Update<T>{parameter, grad[k].data(), sizes[k]},
+                                      T(average_rate));
       expect((k % 2 == 0 ? counts[k] : wide_counts[k]) == number, about + " counts each step once");
       for (int64_t i = 0; i < sizes[k]; ++i) {
         double p = param_before[k][i], g = o.maximize ? -grad[k][i] : grad[k][i];

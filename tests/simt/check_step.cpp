@@ -79,30 +79,33 @@ void check_odd_labels() {
   }
 }
 
-// Batch normalisation on its own: the normalised half has mean 0 and variance 1, and its gradient is orthogonal to
-// both.
+// Batch normalisation on its own: each part that is normalised has mean 0 and variance 1, and its gradient is
+// orthogonal to both.
 template <class T>
 void check_batch_norm() {
   const Context context;
-  constexpr int64_t batch = 21, width = 35;
+  constexpr int64_t width = 35;
   fastgan::cuda::BatchNormForward<T> f;
   f.layer.kind = LayerKind::batch_norm, f.layer.in = f.layer.out = width;
   f.layer.batch_statistics = true, f.layer.eps = 0;
-  const auto x = random<T>(2 * batch * width), grad_z = random<T>(2 * batch * width);
-  Buffer<T> y(2 * batch * width), moments(4 * width), grad(2 * batch * width);
-  f.batch = batch, f.halves = 2, f.x = x.data(), f.moments = moments.data(), f.z = nullptr, f.y = y.data();
+  f.parts.add(21), f.parts.add(13);
+  const int64_t rows = f.parts.rows();
+  const auto x = random<T>(rows * width), grad_z = random<T>(rows * width);
+  Buffer<T> y(rows * width), moments(4 * width), grad(rows * width);
+  f.x = x.data(), f.moments = moments.data(), f.z = nullptr, f.y = y.data();
   fastgan::cuda::batch_norm_forward(context, f);
   fastgan::cuda::BatchNormBackward<T> b = {};
-  b.layer = f.layer, b.batch = batch, b.halves = 2, b.x = x.data(), b.grad_z = grad_z.data();
+  b.layer = f.layer, b.parts = f.parts, b.x = x.data(), b.grad_z = grad_z.data();
   b.moments = moments.data(), b.target_width = width, b.saved = nullptr, b.grad = grad.data();
   fastgan::cuda::batch_norm_backward(context, b);
-  for (int64_t half = 0; half < 2; ++half)
+  for (int part = 0; part < 2; ++part)
     for (int64_t c = 0; c < width; ++c) {
       double sum = 0, squares = 0, grads = 0, along = 0;
-      for (int64_t r = 0; r < batch; ++r) {
-        const int64_t place = (half * batch + r) * width + c;
+      for (int64_t r = f.parts.begin[part]; r < f.parts.begin[part + 1]; ++r) {
+        const int64_t place = r * width + c;
         sum += y[place], squares += y[place] * y[place], grads += grad[place], along += grad[place] * y[place];
       }
+      const double batch = double(f.parts.rows_of(part));
       expect_close(sum, 0, batch, 10 * tolerance<T>, "the mean of what is normalised");
       expect_close(squares, batch, batch, 10 * tolerance<T>, "the variance of what is normalised");
       expect_close(grads, 0, 4 * batch, 10 * tolerance<T>, "the gradient's sum");
@@ -115,16 +118,14 @@ void check_loss(int64_t batch) {
   const Context context;
   const auto logits = random<T>(2 * batch, -3, 3);
   Buffer<T> grad(2 * batch), loss(1), first(1), second(1);
-  fastgan::cuda::step_loss(context, fastgan::cuda::StepLoss<T>{batch,
-                                                               2,
-                                                               logits.data(),
-                                                               logits.data(),
-                                                               {Activation::identity, 0},
-                                                               {0.9, 0.2},
-                                                               1,
-                                                               grad.data(),
-                                                               loss.data(),
-                                                               {first.data(), second.data()}});
+  fastgan::cuda::StepLoss<T> a{};
+  a.parts.add(batch), a.parts.add(batch);
+  a.judged = 2;
+  a.logits = a.saved = logits.data();
+  a.part[0] = {fastgan::LossTerm::cross_entropy, 0.9}, a.part[1] = {fastgan::LossTerm::cross_entropy, 0.2};
+  a.scores_probability = true;
+  a.grad_z = grad.data(), a.loss = loss.data(), a.score[0] = first.data(), a.score[1] = second.data();
+  fastgan::cuda::step_loss(context, a);
   double total = 0, scores[2] = {};
   for (int64_t i = 0; i < 2 * batch; ++i) {
     const double x = logits[i], t = i < batch ? 0.9 : 0.2, s = 1 / (1 + std::exp(-x));
@@ -141,6 +142,7 @@ void check_loss(int64_t batch) {
 
 void check_step() {
   check_step_exact();
+  check_step_options();
   check_paths<float>(2, Optimizer::all_options);
   check_batch_norm<float>();
   check_odd_labels<float>();

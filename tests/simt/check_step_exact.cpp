@@ -7,28 +7,6 @@ namespace checks {
 namespace {
 
 using fastgan::LayerKind;
-using Numbers = std::vector<double>;  // of a matrix, row by row
-
-struct PlainParameter {
-  Numbers value, exp_avg, exp_avg_sq, most, average, grad;
-  bool is_updated = false, keeps_most = false, averages = false;
-
-  // Adam with decoupled weight decay, by its definition; the gradient is used up.
-  void update(double rate_of_average) {
-    const fastgan::AdamOptions& o = adam_options;
-    for (size_t i = 0; is_updated && i < value.size(); ++i) {
-      const double g = grad[i];
-      value[i] -= learning_rate * o.weight_decay * value[i];
-      exp_avg[i] = o.beta1 * exp_avg[i] + (1 - o.beta1) * g;
-      exp_avg_sq[i] = o.beta2 * exp_avg_sq[i] + (1 - o.beta2) * g * g;
-      if (keeps_most) most[i] = std::max(most[i], exp_avg_sq[i]);
-      const double second = (keeps_most ? most : exp_avg_sq)[i] / (1 - std::pow(o.beta2, updates_done + 1));
-      value[i] -= learning_rate * exp_avg[i] / (1 - std::pow(o.beta1, updates_done + 1)) / (std::sqrt(second) + o.eps);
-      if (averages) average[i] += rate_of_average * (value[i] - average[i]);
-    }
-    grad.assign(value.size(), 0);
-  }
-};
 
 template <class T>
 struct PlainLayer {
@@ -43,26 +21,19 @@ struct PlainNetwork {
   std::vector<PlainLayer<T>> layers;
 
   PlainNetwork(const std::vector<fastgan::StepLayer<T>>& given, const Training<T>& training) {
-    const auto numbers = [](const Buffer<T>& buffer) {
-      Numbers all(buffer.size());
-      for (int64_t i = 0; i < buffer.size(); ++i) all[i] = buffer[i];
-      return all;
-    };
     for (const auto& layer : given) {
       PlainLayer<T> plain{};
       plain.given = layer;
       for (const auto& own : training.parameters)
         for (auto [to, from] : {std::pair{&plain.weight, &layer.weight}, {&plain.bias, &layer.bias}}) {
           if (from->value != own->value.data()) continue;
-          to->value = numbers(own->value), to->exp_avg = numbers(own->exp_avg);
-          to->exp_avg_sq = numbers(own->exp_avg_sq), to->most = numbers(own->most);
-          to->average = numbers(own->average), to->grad.assign(own->value.size(), 0);
+          *to = plain_of(*own);
           to->is_updated = from->exp_avg != nullptr, to->keeps_most = from->max_exp_avg_sq != nullptr;
           to->averages = from->average != nullptr;
         }
       for (const auto& own : training.statistics) {
-        if (layer.running_mean == own->data()) plain.running_mean = numbers(*own);
-        if (layer.running_var == own->data()) plain.running_var = numbers(*own);
+        if (layer.running_mean == own->data()) plain.running_mean = numbers_of(*own);
+        if (layer.running_var == own->data()) plain.running_var = numbers_of(*own);
       }
       layers.push_back(plain);
     }

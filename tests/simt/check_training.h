@@ -1,6 +1,7 @@
 // Two networks, and everything that a step of them takes, for the checks of the whole step.
 #pragma once
 
+#include <cmath>
 #include <functional>
 
 #include "../../csrc/cuda/adam.h"
@@ -32,6 +33,46 @@ struct Parameter {
 
   Buffer<T> value, exp_avg, exp_avg_sq, most, average;
 };
+
+using Numbers = std::vector<double>;  // of a matrix, row by row
+
+template <class T>
+Numbers numbers_of(const Buffer<T>& buffer) {
+  Numbers all(buffer.size());
+  for (int64_t i = 0; i < buffer.size(); ++i) all[i] = buffer[i];
+  return all;
+}
+
+struct PlainParameter {
+  Numbers value, exp_avg, exp_avg_sq, most, average, grad;
+  bool is_updated = false, keeps_most = false, averages = false;
+
+  // Adam with decoupled weight decay, by its definition; the gradient is used up.
+  void update(double rate_of_average) {
+    const fastgan::AdamOptions& o = adam_options;
+    for (size_t i = 0; is_updated && i < value.size(); ++i) {
+      const double g = grad[i];
+      value[i] -= learning_rate * o.weight_decay * value[i];
+      exp_avg[i] = o.beta1 * exp_avg[i] + (1 - o.beta1) * g;
+      exp_avg_sq[i] = o.beta2 * exp_avg_sq[i] + (1 - o.beta2) * g * g;
+      if (keeps_most) most[i] = std::max(most[i], exp_avg_sq[i]);
+      const double second = (keeps_most ? most : exp_avg_sq)[i] / (1 - std::pow(o.beta2, updates_done + 1));
+      value[i] -= learning_rate * exp_avg[i] / (1 - std::pow(o.beta1, updates_done + 1)) / (std::sqrt(second) + o.eps);
+      if (averages) average[i] += rate_of_average * (value[i] - average[i]);
+    }
+    grad.assign(value.size(), 0);
+  }
+};
+
+template <class T>
+PlainParameter plain_of(const Parameter<T>& parameter) {
+  PlainParameter plain;
+  plain.value = numbers_of(parameter.value), plain.exp_avg = numbers_of(parameter.exp_avg);
+  plain.exp_avg_sq = numbers_of(parameter.exp_avg_sq), plain.most = numbers_of(parameter.most);
+  plain.average = numbers_of(parameter.average), plain.grad.assign(parameter.value.size(), 0);
+  plain.keeps_most = plain.averages = true;
+  return plain;
+}
 
 // A device that says which products it prefers to leave to a library, and has one. It counts the questions.
 class LibraryContext : public Context {
@@ -138,11 +179,12 @@ struct Training {
     fastgan::StepProblem<T> problem;
     problem.generator = {int(generator.size()), generator.data()};
     problem.discriminator = {int(discriminator.size()), discriminator.data()};
-    problem.batch = batch, problem.classes = classes, problem.real_target = 0.9, problem.fake_target = 0.1;
+    problem.batch = problem.fake_batch = batch, problem.classes = classes, problem.real_target = 0.9,
+    problem.fake_target = 0.1;
     problem.average_rate = average_rate;
     if (extra) problem.loss = *fastgan::gan_loss_named("minimax");
     problem.real = {real.data(), data, data, 1}, problem.noise = {noise.data(), latent, 1, batch};  // columns
-    problem.labels = labels.data();
+    problem.labels = problem.fake_labels = labels.data();
     const size_t bytes = fastgan::cuda::step_workspace(context, problem);
     void* const workspace = context.scratch(bytes);
     std::vector<float> count(1, 0.0f);
@@ -169,7 +211,8 @@ struct Training {
   std::vector<fastgan::StepLayer<T>> generator, discriminator;
 };
 
-// Holds whole steps against plain loops: check_step_exact.cpp, which check_step calls.
+// Hold whole steps against plain loops, and check_step calls them: check_step_exact.cpp and check_step_options.cpp.
 void check_step_exact();
+void check_step_options();
 
 }  // namespace checks
