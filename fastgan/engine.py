@@ -85,7 +85,7 @@ class Plan:
         ]
         ema = parts.ema if isinstance(parts, StepParts) else None
         self._averages, self._copies = _read_average(parts.generator, ema, self._watch) if whole else ({}, [])
-        self.penalizes = _check_penalties(options, self._layers[1])
+        self.penalizes = _check_penalties(options, self._layers[1], self.device)
         for group, parameter in self._updated():
             plan_optimizers.state(group, parameter)
         self._check_memory()
@@ -140,7 +140,7 @@ class Plan:
         if names and not self.penalizes:
             self.text += (
                 f"; 1 step in {options.r1_every}, with the {names}, composed of fused ops under autograd, because "
-                f"{_unpenalized(options, self._layers[1])}"
+                f"{_unpenalized(options, self._layers[1], self.device)}"
             )
 
     def run(
@@ -364,20 +364,21 @@ def _lazy_penalties(options: DiscriminatorOptions) -> str:
     return f"{' and '.join(names)} penalt{'ies' if len(names) > 1 else 'y'}" if names else ""
 
 
-def _unpenalized(options: DiscriminatorOptions, discriminator: list[Layer]) -> str:
+def _unpenalized(options: DiscriminatorOptions, discriminator: list[Layer], device: torch.device) -> str:
     """Why the engine has no penalty on such a discriminator; empty where it has."""
     if any(layer.kind == plan_layers.BATCH_NORM for layer in discriminator):
         return "D has a BatchNorm1d"
-    return "precision is bf16" if _IS_BF16[options.precision] else ""
+    on_cpu = device.type == "cpu" and hasattr(backend.module.StepEngine, "set_timed")
+    return "precision is bf16 on a CPU" if _IS_BF16[options.precision] and on_cpu else ""
 
 
-def _check_penalties(options: DiscriminatorOptions, discriminator: list[Layer]) -> bool:
+def _check_penalties(options: DiscriminatorOptions, discriminator: list[Layer], device: torch.device) -> bool:
     """Whether the engine runs all penalties.
 
     Raises:
         CannotPlan: it does not, and every step has one.
     """
-    reason = _unpenalized(options, discriminator)
+    reason = _unpenalized(options, discriminator, device)
     lazy = _lazy_penalties(options)
     if reason and options.gp_weight > 0:
         raise CannotPlan(f"every step has the WGAN-GP penalty (gp_weight is over 0) and {reason}")
