@@ -65,26 +65,22 @@ class Plan:
         for hooks in layers.global_hooks():
             self._watch.empty(hooks)
         self._watch.items(attributes, (*names_of(type(parts)), *names_of(type(options))))
-        whole = isinstance(parts, StepParts)
         self._layers = [
-            plan_layers.read(parts.generator, "generator", self._watch) if isinstance(parts, StepParts) else [],
+            [] if parts.generator is None else plan_layers.read(parts.generator, "generator", self._watch),
             plan_layers.read(parts.discriminator, "discriminator", self._watch),
         ]
         dtype, self.device = plan_layers.common_kind(self._layers)
         # A Sigmoid at D's end is the loss's own: cross-entropy with logits is BCELoss of its output.
         folds = reference.GAN_LOSSES[options.loss].discriminator == "bce" and plan_layers.fold_sigmoid(self._layers[1])
         _check_precision(options.precision, dtype, self.device)
-        optimizers = {"optimizer": parts.optimizer} if isinstance(parts, DiscriminatorParts) else {}
-        if isinstance(parts, StepParts):
-            optimizers = {"g_optimizer": parts.g_optimizer, "d_optimizer": parts.d_optimizer}
+        optimizers = parts.optimizers()
         self._optimizers = tuple(optimizers.values())
         self._groups = [
             group
             for (name, optimizer), network in zip(optimizers.items(), self._layers[-len(optimizers) :], strict=True)
             for group in plan_optimizers.read(name, optimizer, network, self._watch)
         ]
-        ema = parts.ema if isinstance(parts, StepParts) else None
-        self._averages, self._copies = _read_average(parts.generator, ema, self._watch) if whole else ({}, [])
+        self._averages, self._copies = _read_average(parts.generator, parts.ema, self._watch)
         self.penalizes = _check_penalties(options, self._layers[1], self.device)
         for group, parameter in self._updated():
             plan_optimizers.state(group, parameter)
@@ -124,22 +120,23 @@ class Plan:
             "device": self.device.type,
             "dtype": dtype,
             **{name: self._arguments[name] for name in ("classes", "d_steps", "reuse_fake", "bf16")},
-            "average": ema is not None,
+            "average": parts.ema is not None,
             **_facts_of(options, self.penalizes),
         }
         self._signature = plan_ways.signature(self._layers, updated, facts)
         self._engine: Any = None
         self._fresh: dict[int, dict[str, Any]] = {}  # state that the optimizers do not have yet, by parameter
+        what = "update of D" if parts.generator is None else "step"
         self.text = (
-            f"the whole {'step' if whole else 'update of D'} as one native call on {self.device.type}, real and fake "
-            f"through D as one batch, {options.precision}"
+            f"the whole {what} as one native call on {self.device.type}, real and fake through D as one batch, "
+            f"{options.precision}"
         )
         if folds:
             self.text += "; D's last Sigmoid is folded into the loss"
-        names = _lazy_penalties(options)
-        if names and not self.penalizes:
+        lazy = _lazy_penalties(options)
+        if lazy and not self.penalizes:
             self.text += (
-                f"; 1 step in {options.r1_every}, with the {names}, composed of fused ops under autograd, because "
+                f"; 1 step in {options.r1_every}, with the {lazy}, composed of fused ops under autograd, because "
                 f"{_unpenalized(options, self._layers[1], self.device)}"
             )
 
@@ -427,14 +424,14 @@ def _check_widths(options: DiscriminatorOptions, networks: list[list[Layer]]) ->
 
 
 def _read_average(
-    generator: nn.Module, ema: nn.Module | None, watch: Any
+    generator: nn.Module | None, ema: nn.Module | None, watch: Any
 ) -> tuple[dict[int, Tensor], list[tuple[Tensor, Tensor]]]:
     """The average of each of the generator's parameters, by its id, and the pairs of buffers: average, current.
 
     Raises:
         CannotPlan: the average no longer mirrors the generator, or is not such as the engine takes.
     """
-    if ema is None:
+    if ema is None or generator is None:
         return {}, []
     for module in ema.modules():
         watch.type(type(module))

@@ -106,6 +106,10 @@ class StepParts:
     d_optimizer: Optimizer
     ema: nn.Module | None = None
 
+    def optimizers(self) -> dict[str, Optimizer]:
+        """By their names as arguments, in the order of the networks."""
+        return {"g_optimizer": self.g_optimizer, "d_optimizer": self.d_optimizer}
+
     def check(self) -> None:
         """TypeError or ValueError where a part is no such thing, or does not belong to the others."""
         for name in ("generator", "discriminator"):
@@ -124,6 +128,11 @@ class DiscriminatorParts:
 
     discriminator: nn.Module
     optimizer: Optimizer
+    generator = ema = None  # there are none
+
+    def optimizers(self) -> dict[str, Optimizer]:
+        """By their names as arguments, in the order of the networks."""
+        return {"optimizer": self.optimizer}
 
     def check(self) -> None:
         """TypeError where a part is no such thing."""
@@ -137,7 +146,7 @@ _NAMES = {
 }
 
 
-def names_of(kind: type[MadeOf]) -> tuple[str, ...]:
+def names_of(kind: type[Any]) -> tuple[str, ...]:
     """The attributes of a step that are its parts or its options."""
     return _NAMES[kind]
 

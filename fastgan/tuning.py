@@ -205,7 +205,7 @@ def _measured(plan: Plan, make: Callable[..., Any], inputs: Inputs, parts: StepP
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # what is to be said of the networks was said of the user's
             # Most steps are without the penalties that are lazy.
-            lazy = {} if options.r1_every == 1 else {"r1_gamma": 0.0, "r2_gamma": 0.0}
+            lazy: dict[str, Any] = {} if options.r1_every == 1 else {"r1_gamma": 0.0, "r2_gamma": 0.0}
             step = make(plan_scratch.copies(parts), replace(options, **lazy))
         found = Trial(step, inputs, clock_of(plan.device)).verdict()
     why = "" if found.over else "no other way could be timed in the time that there is for it"

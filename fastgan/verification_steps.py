@@ -71,7 +71,7 @@ class _Training:
         g = _network(draw, (_LATENT + classes, 17, 33, _DATA), [nn.Tanh(), nn.Sigmoid(), nn.Tanh()])
         g.insert(1, nn.BatchNorm1d(17, device="cpu", dtype=torch.float64))
         g[0].register_parameter("bias", None)  # it would cancel
-        between = [nn.Identity(), nn.Identity()] if setting.is_linear else [nn.Sigmoid(), nn.Tanh()]
+        between: list[nn.Module] = [nn.Identity(), nn.Identity()] if setting.is_linear else [nn.Sigmoid(), nn.Tanh()]
         d = _network(draw, (setting.pac * (_DATA + classes), 33, 17, 1), between)
         if setting.drop:
             d.insert(2, nn.Dropout(setting.drop))
