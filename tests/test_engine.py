@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from allocations import blocks_allocated, bytes_allocated
 from conformance import as_double, assert_close_in_float64, overall_error
 from conftest import run_on_or_skip
 from plain_step import Plain, adam, inputs, networks, state_of, twin
@@ -244,21 +245,13 @@ def test_nothing_is_allocated_but_the_statistics(engine_backend: str, options: d
     for _ in range(2):
         trainer.step(real, labels)
     assert trainer.plan.startswith(NATIVE)
-    if real.is_cuda:  # where the allocator deals in blocks of 512 bytes
-        before = torch.cuda.memory_stats()["allocation.all.allocated"]
-        kept = [trainer.step(real, labels) for _ in range(5)]
-        assert torch.cuda.memory_stats()["allocation.all.allocated"] - before == 5
+    if real.is_cuda:
+        assert blocks_allocated(lambda: trainer.step(real, labels), 5) == 5
         return
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
-        kept = [trainer.step(real, labels) for _ in range(5)]
-    allocated = [e.self_cpu_memory_usage for e in profile.events() if e.self_cpu_memory_usage > 0]
-    assert len(kept) == 5
-    assert sum(allocated) == 5 * 5 * 4  # the four and the penalty
+    assert bytes_allocated(lambda: trainer.step(real, labels), 5) == 5 * 5 * 4  # the four and the penalty
     # The record sees what it should: the composed path allocates far more.
     trainer.engine = False
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
-        trainer.step(real, labels)
-    assert sum(e.self_cpu_memory_usage for e in profile.events() if e.self_cpu_memory_usage > 0) > 10_000
+    assert bytes_allocated(lambda: trainer.step(real, labels), 1) > 10_000
 
 
 @pytest.mark.parametrize("batch", [32, 96, 100, 256])

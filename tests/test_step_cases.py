@@ -9,12 +9,13 @@ import os
 
 import pytest
 import torch
+from allocations import blocks_allocated, bytes_allocated
 from conformance import as_double, overall_error
-from plain_step import Plain, inputs, state_of, twin
+from plain_step import Plain, adam, inputs, state_of, twin
 from step_cases import FACTORS, OF_DISCRIMINATOR, Case, all_pairs, check, check_discriminator, full_product
 from torch.optim import SGD
 
-from fastgan import TrainStep
+from fastgan import DiscriminatorStep, TrainStep
 
 PAIRS = all_pairs()
 PAIRS_OF_DISCRIMINATOR = all_pairs({name: FACTORS[name] for name in OF_DISCRIMINATOR})
@@ -85,6 +86,25 @@ def test_a_single_step_in_float32(backend: str, case: Case) -> None:
         results.append([*stats, *state_of(trainer)])
     ours, plain, exact = results
     assert overall_error(ours, exact) <= 2 * overall_error(plain, exact) + 1e-6
+
+
+@pytest.mark.parametrize("case", PAIRS, ids=str)
+def test_nothing_is_allocated_but_the_statistics(engine_backend: str, case: Case) -> None:
+    """In twenty steps after the first few, in which every penalty that is lazy has been due."""
+    options = case.options()
+    pair = [network.float() for network in case.networks()]
+    whole = twin(TrainStep, *copy.deepcopy(pair), adam, **options)
+    alone = DiscriminatorStep(pair[1], adam(pair[1].parameters()), **case.discriminator_options())
+    real, labels, _ = inputs(options, torch.float32)
+    fake = torch.randn_like(real)
+    for step, given in ((whole, (real, labels)), (alone, (real, fake, labels))):
+        for _ in range(6):
+            step.step(*given)
+        assert "one native call" in step.plan
+        if real.is_cuda:
+            assert blocks_allocated(functools.partial(step.step, *given), 20) == 20
+        else:
+            assert bytes_allocated(functools.partial(step.step, *given), 20) == 20 * 5 * 4
 
 
 def test_the_cases_hold_every_pair() -> None:
