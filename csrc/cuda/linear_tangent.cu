@@ -9,7 +9,7 @@ namespace {
 constexpr int threads = elementwise_threads;
 
 template <class T>
-__global__ void __launch_bounds__(threads) act_tangent_kernel(const __grid_constant__ Tangent<T> a, const T* u) {
+__global__ void __launch_bounds__(threads, 4) act_tangent_kernel(const __grid_constant__ Tangent<T> a, const T* u) {
   const T slope = T(a.activation.negative_slope);
   with_activation(a.activation.activation, [&](auto act) {
     using A = decltype(act);
