@@ -102,6 +102,23 @@ def test_fakes_are_constants(backend: str, requires_grad: bool) -> None:
         assert network.weight.grad is not None
 
 
+@pytest.mark.parametrize("value", [float("inf"), -float("inf")])
+@pytest.mark.parametrize("of_real", [True, False], ids=["real", "fake"])
+def test_points_between_finite_and_infinite_samples(backend: str, of_real: bool, value: float) -> None:
+    """Those are infinite, not NaN, and a discriminator that squashes its input trains on."""
+    results = []
+    for kind, options in ((PlainDiscriminator, {}), (DiscriminatorStep, {}), (DiscriminatorStep, {"engine": False})):
+        torch.manual_seed(0)
+        discriminator = nn.Sequential(nn.Tanh(), MLP([DATA, 8, 1], dtype=torch.float64))
+        samples = X.clone(), F.clone()
+        samples[0 if of_real else 1][1, 2] = value
+        step = kind(discriminator, adam(discriminator.parameters()), gp_weight=10.0, **options)
+        results.append([*step.step(*samples), *state_of(step)])
+    for ours in results[1:]:
+        assert torch.isfinite(torch.stack(ours[:4])).all()
+        assert_close_in_float64(ours, results[0])
+
+
 def test_labels_of_both(backend: str) -> None:
     """One set of labels serves both batches; each may have its own."""
     labels, others = torch.randint(3, (2, BATCH))
