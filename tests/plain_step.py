@@ -106,7 +106,7 @@ class PlainDiscriminator:
         if self.gp_weight:
             packs = len(real) // self.pac
             u = torch.rand(packs, 1, dtype=self.draws or real.dtype).to(real.dtype)
-            mixed = u * real.detach().view(packs, -1) + (1 - u) * fake.detach().view(packs, -1)
+            mixed = u * real.detach().reshape(packs, -1) + (1 - u) * fake.detach().reshape(packs, -1)
             at = mixed.view(real.shape).requires_grad_()
             norms = self.slopes(self.discriminator(self.pack(at, y)), at).norm(dim=1)
             penalty = penalty + self.gp_weight * (norms - self.gp_center).pow(2).mean()

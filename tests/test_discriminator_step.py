@@ -102,6 +102,45 @@ def test_fakes_are_constants(backend: str, requires_grad: bool) -> None:
         assert network.weight.grad is not None
 
 
+@pytest.mark.parametrize("value", [float("inf"), -float("inf")])
+@pytest.mark.parametrize("of_real", [True, False], ids=["real", "fake"])
+def test_points_between_finite_and_infinite_samples(backend: str, of_real: bool, value: float) -> None:
+    """Those are infinite, not NaN, and a discriminator that squashes its input trains on."""
+    results = []
+    for kind, options in ((PlainDiscriminator, {}), (DiscriminatorStep, {}), (DiscriminatorStep, {"engine": False})):
+        torch.manual_seed(0)
+        discriminator = nn.Sequential(nn.Tanh(), MLP([DATA, 8, 1], dtype=torch.float64))
+        samples = X.clone(), F.clone()
+        samples[0 if of_real else 1][1, 2] = value
+        step = kind(discriminator, adam(discriminator.parameters()), gp_weight=10.0, **options)
+        results.append([*step.step(*samples), *state_of(step)])
+    for ours in results[1:]:
+        assert torch.isfinite(torch.stack(ours[:4])).all()
+        assert_close_in_float64(ours, results[0])
+
+
+@pytest.mark.parametrize("engine", [True, False], ids=["engine", "composed"])
+def test_batches_of_any_layout_and_size_in_turn(backend: str, engine: bool) -> None:
+    """Rows side by side in memory, columns, every other number, one row for all, and fakes that are the real data: what
+    a step leaves in its memory is nothing to the next."""
+    options = {"r1_gamma": 1.0, "r2_gamma": 0.7, "gp_weight": 2.0, "r1_every": 2, "pac": 3, "num_classes": 2}
+
+    def layouts(n: int) -> list[tuple[Tensor, Tensor]]:
+        wide, columns = torch.randn(n, 2 * DATA, dtype=torch.float64), torch.randn(DATA, n, dtype=torch.float64).T
+        row = torch.randn(1, DATA, dtype=torch.float64).expand(n, DATA)
+        return [(wide[:, :DATA], wide[:, DATA:]), (columns, wide[:, ::2]), (row, columns), (columns, columns)]
+
+    results = []
+    for kind, given in ((PlainDiscriminator, {}), (DiscriminatorStep, {"engine": engine})):
+        step, statistics = step_of(kind, **options, **given), []
+        torch.manual_seed(0)
+        for n in (6, 99, 3, 99, 36):
+            for real, fake in layouts(n):
+                statistics += step.step(real, fake, torch.randint(2, (n,)), torch.randint(2, (n,)))
+        results.append([*statistics, *state_of(step)])
+    assert_close_in_float64(*results)
+
+
 def test_labels_of_both(backend: str) -> None:
     """One set of labels serves both batches; each may have its own."""
     labels, others = torch.randint(3, (2, BATCH))

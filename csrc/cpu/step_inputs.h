@@ -58,7 +58,7 @@ void mix_inputs(const Pass& between, const StepProblem<T>& problem, const Panels
     for (int64_t c = begin; c < end; ++c) {
       const int64_t at = c * panel;
       if (c % member < width)
-        for (int64_t i = 0; i < panel; ++i) out[at + i] = fake[at + i] + u[i] * (real[at + i] - fake[at + i]);
+        for (int64_t i = 0; i < panel; ++i) out[at + i] = u[i] * real[at + i] + (T(1) - u[i]) * fake[at + i];
       else
         std::memcpy(out + at, real + at, panel * sizeof(T));
     }
