@@ -40,11 +40,16 @@ void cotangent_epilogue(const MlpSecondLayer<T>& layer, T* tile, int rows, int64
       with_activation(layer.activation.activation, [&](auto act) {
         using A = decltype(act);
 #pragma omp simd
-        for (int64_t i = 0; i < rows * panel; ++i) curved[i] = tile[i] * curved[i] * A::dd(saved[i], slope);
+        for (int64_t i = 0; i < rows * panel; ++i) {  // both derivatives at once: they share an exponential
+          const T bar = tile[i], s = saved[i];
+          curved[i] = bar * curved[i] * A::dd(s, slope);
+          tile[i] = gradient<A>(bar, s, slope);
+        }
       });
       store_tile(rows, width, curved, z_bar + at, stride);
+    } else {
+      activation_backward(layer.activation, rows * panel, saved, tile);
     }
-    activation_backward(layer.activation, rows * panel, saved, tile);
   }
   store_tile(rows, width, tile, to + at, stride);
 }
