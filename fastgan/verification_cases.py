@@ -298,5 +298,15 @@ def _layers(
         first = ops.mlp_backward(at, x, weights, outputs, *call, all_of, False)
         packed = ops.mlp_backward(at, x, weights, outputs, *call, all_of, True)
         again, kept = packed[: len(all_of)], packed[len(all_of) :]
-        second = ops.mlp_double_backward(others, all_of, x, weights, outputs, kept, *call, [1, *all_of])
-    return [as_exact([value, *first]), as_exact([outputs[count - 1], *again, *second])]
+
+        def double_backward(given: list[int], others: Sequence[Tensor]) -> list[Tensor]:
+            return as_exact(ops.mlp_double_backward(others, given, x, weights, outputs, kept, *call, [1, *all_of]))
+
+        second = double_backward(all_of, others)
+        results = [as_exact([value, *first]), [*as_exact([outputs[count - 1], *again]), *second]]
+        # As of a gradient penalty, which may have kernels of its own: second gradients are linear in the cotangents.
+        if dtype in (torch.float32, torch.float64):
+            none = [0] * len(all_of)
+            parts = double_backward([1, *none[1:]], others[:1]), double_backward([0, *all_of[1:]], others[1:])
+            results.append([*results[1][: -len(second)], *(a + b for a, b in zip(*parts, strict=True))])
+    return results

@@ -9,6 +9,12 @@ namespace {
 // The rows are counted, for reshape cannot infer them where there are no elements.
 Tensor as_matrix(const Tensor& x, int64_t rows) { return x.dim() == 2 ? x : x.reshape({rows, x.size(-1)}); }
 
+std::vector<Tensor> as_matrices(TensorList list, int64_t rows) {
+  std::vector<Tensor> matrices;
+  for (const Tensor& x : list) matrices.push_back(as_matrix(x, rows));
+  return matrices;
+}
+
 int64_t row_count(const Tensor& x) {
   int64_t rows = 1;
   for (int64_t d = 0; d + 1 < x.dim(); ++d) rows *= x.size(d);
@@ -113,13 +119,9 @@ std::vector<Tensor> mlp_backward_kernel(const Tensor& grad_output, const Tensor&
   const Scope here(input);
 
   const auto layer_input = [&](size_t l) { return as_matrix(l == 0 ? input : outputs[l - 1], rows); };
-  const auto as_rows = [&](TensorList list) {
-    std::vector<Tensor> matrices;
-    for (const Tensor& x : list) matrices.push_back(as_matrix(x, rows));
-    return matrices;
-  };
   auto whole = whole_backward(here, as_matrix(grad_output, rows), as_matrix(input, rows), weights,
-                              as_rows(outputs.slice(0, count)), as_rows(saved), layers, need, kept, keep_intermediates);
+                              as_matrices(outputs.slice(0, count), rows), as_matrices(saved, rows), layers, need, kept,
+                              keep_intermediates);
   MlpGradients gradients = whole ? *std::move(whole) : MlpGradients(count);
   // g is grad_y of layer l; where the layer after has done it already, next_z is its grad_z.
   Tensor g = as_matrix(grad_output, rows), next_z;
@@ -175,9 +177,85 @@ void accumulate_product(Tensor& sum, const Tensor& a, const Tensor& b) {
     sum = at::mm(a, b);
 }
 
+// The gradients that have cotangents, and these.
+struct Cotangents {
+  Cotangents(TensorList packed, at::IntArrayRef flags, size_t count, int64_t rows)
+      : given(flags, count), weights(count), biases(count) {
+    size_t next = 0;
+    if (given.input) input = as_matrix(packed[next++], rows);
+    for (size_t l = 0; l < count; ++l)
+      if (given.weights[l]) weights[l] = packed[next++];
+    for (size_t l = 0; l < count; ++l)
+      if (given.biases[l]) biases[l] = packed[next++];
+  }
+
+  // As of a gradient penalty.
+  bool of_input_alone() const {
+    const auto none = [](const std::vector<bool>& flags) {
+      return std::find(flags.begin(), flags.end(), true) == flags.end();
+    };
+    return given.input && none(given.weights) && none(given.biases);
+  }
+
+  Flags given;
+  Tensor input;
+  std::vector<Tensor> weights, biases;
+};
+
 // With bars for cotangents and h_0 = x, backward was
 //   grad_z_l = grad_y_l act'(z_l);  gW_l = grad_z_l^T h_{l-1};  gb_l = sum grad_z_l;  grad_y_{l-1} = grad_z_l W_l.
 // Reversed, its layers come first to last; then what reached z_l and h_l goes back through forward, last to first.
+template <class Scope>
+MlpSecondGradients double_backward_by_layers(const Scope& here, const Cotangents& bars, const Tensor& x,
+                                             TensorList weights, TensorList outputs, TensorList saved,
+                                             const MlpIntermediates& kept, const Layers& layers, const Flags& need) {
+  const size_t count = layers.count();
+  const auto h_before = [&](size_t l) { return l == 0 ? x : outputs[l - 1]; };
+  MlpSecondGradients gradients(count);
+  std::vector<Tensor> z_bar(count), h_bar(count + 1);  // h_bar[l] is of h_l
+  Tensor grad_y_bar = bars.input;
+  for (size_t l = 0; l < count; ++l) {
+    const Tensor& grad_z = kept.grad_z[l];
+    Tensor grad_z_bar;
+    if (grad_y_bar.defined()) {
+      grad_z_bar = at::mm(grad_y_bar, weights[l].t());
+      if (need.weights[l]) accumulate_product(gradients.weights[l], grad_z.t(), grad_y_bar);
+    }
+    if (bars.weights[l].defined()) {
+      accumulate_product(grad_z_bar, h_before(l), bars.weights[l].t());
+      accumulate_product(h_bar[l], grad_z, bars.weights[l]);
+    }
+    if (bars.biases[l].defined())
+      grad_z_bar = grad_z_bar.defined() ? grad_z_bar.add_(bars.biases[l])
+                                        : bars.biases[l].expand_as(grad_z).clone(at::MemoryFormat::Contiguous);
+    if (!grad_z_bar.defined()) continue;
+    const LayerSecondGradient second =
+        activation_double_backward(here, grad_z_bar, kept.grad_y[l], saved[l], layers[l]);
+    grad_y_bar = second.grad_grad_y;
+    z_bar[l] = second.grad_z;
+  }
+  gradients.grad_output = grad_y_bar;
+
+  const bool parameters_wanted = [&] {
+    bool any = need.input;
+    for (size_t l = 0; l < count; ++l) any = any || need.weights[l] || need.biases[l];
+    return any;
+  }();
+  for (size_t l = count; parameters_wanted && l-- > 0;) {
+    Tensor z = z_bar[l];
+    if (h_bar[l + 1].defined()) {
+      const Tensor through = activation_backward(here, h_bar[l + 1], saved[l], layers[l], false, true).grad_z;
+      z = z.defined() ? z.add_(through) : through;
+    }
+    if (!z.defined()) continue;
+    if (need.biases[l]) gradients.biases[l] = z.sum(0);
+    if (need.weights[l]) accumulate_product(gradients.weights[l], z.t(), h_before(l));
+    if (l > 0 || need.input) accumulate_product(h_bar[l], z, weights[l]);
+  }
+  gradients.input = h_bar[0];
+  return gradients;
+}
+
 template <class Scope>
 std::vector<Tensor> mlp_double_backward_kernel(TensorList cotangents, at::IntArrayRef cotangent_flags,
                                                const Tensor& input, TensorList weights, TensorList outputs,
@@ -191,71 +269,31 @@ std::vector<Tensor> mlp_double_backward_kernel(TensorList cotangents, at::IntArr
   const size_t count = layers.count();
   const int64_t rows = row_count(input);
   const Scope here(input);
-  const Flags given(cotangent_flags, count);
+  const Cotangents bars(cotangents, cotangent_flags, count, rows);
   const bool need_grad_output = need_flags[0] != 0;
   const Flags need(need_flags.slice(1), count);
-  const auto saved = layers.saved(outputs);
-  const auto h_before = [&](size_t l) { return as_matrix(l == 0 ? input : outputs[l - 1], rows); };
+  const MlpIntermediates kept{intermediates.slice(0, count).vec(), intermediates.slice(count).vec()};
+  const Tensor x = as_matrix(input, rows);
+  const std::vector<Tensor> h = as_matrices(outputs.slice(0, count), rows),
+                            saved = as_matrices(layers.saved(outputs), rows);
 
-  size_t next = 0;
-  Tensor grad_y_bar = given.input ? as_matrix(cotangents[next++], rows) : Tensor();
-  std::vector<Tensor> weight_bars(count), bias_bars(count);  // cotangents of the weight and bias gradients
-  for (size_t l = 0; l < count; ++l)
-    if (given.weights[l]) weight_bars[l] = cotangents[next++];
-  for (size_t l = 0; l < count; ++l)
-    if (given.biases[l]) bias_bars[l] = cotangents[next++];
-
-  std::vector<Tensor> grad_weights(count), grad_biases(count), z_bar(count), h_bar(count + 1);  // h_bar[l] is of h_l
-  for (size_t l = 0; l < count; ++l) {
-    const Tensor &grad_z = intermediates[l], &grad_y = intermediates[count + l];
-    Tensor grad_z_bar;
-    if (grad_y_bar.defined()) {
-      grad_z_bar = at::mm(grad_y_bar, weights[l].t());
-      if (need.weights[l]) accumulate_product(grad_weights[l], grad_z.t(), grad_y_bar);
-    }
-    if (weight_bars[l].defined()) {
-      accumulate_product(grad_z_bar, h_before(l), weight_bars[l].t());
-      accumulate_product(h_bar[l], grad_z, weight_bars[l]);
-    }
-    if (bias_bars[l].defined())
-      grad_z_bar = grad_z_bar.defined() ? grad_z_bar.add_(bias_bars[l])
-                                        : bias_bars[l].expand_as(grad_z).clone(at::MemoryFormat::Contiguous);
-    if (!grad_z_bar.defined()) continue;
-    const LayerSecondGradient second =
-        activation_double_backward(here, grad_z_bar, grad_y, as_matrix(saved[l], rows), layers[l]);
-    grad_y_bar = second.grad_grad_y;
-    z_bar[l] = second.grad_z;
-  }
-
-  const bool parameters_wanted = [&] {
-    bool any = need.input;
-    for (size_t l = 0; l < count; ++l) any = any || need.weights[l] || need.biases[l];
-    return any;
-  }();
-  for (size_t l = count; parameters_wanted && l-- > 0;) {
-    Tensor z = z_bar[l];
-    if (h_bar[l + 1].defined()) {
-      const Tensor through =
-          activation_backward(here, h_bar[l + 1], as_matrix(saved[l], rows), layers[l], false, true).grad_z;
-      z = z.defined() ? z.add_(through) : through;
-    }
-    if (!z.defined()) continue;
-    if (need.biases[l]) grad_biases[l] = z.sum(0);
-    if (need.weights[l]) accumulate_product(grad_weights[l], z.t(), h_before(l));
-    if (l > 0 || need.input) accumulate_product(h_bar[l], z, weights[l]);
-  }
+  std::optional<MlpSecondGradients> whole;
+  if (bars.of_input_alone())
+    whole = whole_double_backward(here, bars.input, x, weights, h, saved, kept, layers, need_grad_output, need);
+  const MlpSecondGradients gradients =
+      whole ? *std::move(whole) : double_backward_by_layers(here, bars, x, weights, h, saved, kept, layers, need);
 
   // A path may exist and be zero everywhere, through a piecewise linear activation.
   std::vector<Tensor> packed;
   const auto pack = [&](const Tensor& value, at::IntArrayRef sizes) {
     packed.push_back(value.defined() ? value.reshape(sizes) : at::zeros(sizes, input.options()));
   };
-  if (need_grad_output) pack(grad_y_bar, outputs[count - 1].sizes());
-  if (need.input) pack(h_bar[0], input.sizes());
+  if (need_grad_output) pack(gradients.grad_output, outputs[count - 1].sizes());
+  if (need.input) pack(gradients.input, input.sizes());
   for (size_t l = 0; l < count; ++l)
-    if (need.weights[l]) pack(grad_weights[l], weights[l].sizes());
+    if (need.weights[l]) pack(gradients.weights[l], weights[l].sizes());
   for (size_t l = 0; l < count; ++l)
-    if (need.biases[l]) pack(grad_biases[l], {weights[l].size(0)});
+    if (need.biases[l]) pack(gradients.biases[l], {weights[l].size(0)});
   return packed;
 }
 

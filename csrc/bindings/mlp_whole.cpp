@@ -21,6 +21,8 @@ namespace {
 //   set_input(call, x)                forward's input
 //   keeps_intermediates               whether backward can keep grad_z and grad_y
 //   needs_grad_z                      whether backward needs a place for every grad_z
+//   has_double_backward               whether there is a SecondNetwork<T>(count), an MlpPass<T> too, and
+//   double_backward
 template <class Scope>
 struct WholeMlp;
 
@@ -53,14 +55,18 @@ class Scratch {
 
 template <>
 struct WholeMlp<CpuScope> {
-  static constexpr bool keeps_intermediates = true, needs_grad_z = false;
+  static constexpr bool keeps_intermediates = true, needs_grad_z = false, has_double_backward = true;
 
-  template <class T>
-  struct Network : cpu::Mlp<T> {
-    explicit Network(size_t count) : list(count) { this->layers = list.data(); }
-    Network(const Network&) = delete;  // layers points into list
-    std::vector<MlpLayer<T>> list;
+  template <class Pass, class Layer>
+  struct WithLayers : Pass {
+    explicit WithLayers(size_t count) : list(count) { this->layers = list.data(); }
+    WithLayers(const WithLayers&) = delete;  // layers points into list
+    std::vector<Layer> list;
   };
+  template <class T>
+  using Network = WithLayers<cpu::Mlp<T>, MlpLayer<T>>;
+  template <class T>
+  using SecondNetwork = WithLayers<cpu::MlpSecondPass<T>, cpu::MlpSecondLayer<T>>;
 
   static bool accepts(const Tensor& x, TensorList weights) {
     if (x.scalar_type() != at::kFloat && x.scalar_type() != at::kDouble) return false;
@@ -84,16 +90,20 @@ struct WholeMlp<CpuScope> {
     call.network.input = {call.data(x), x.size(1), x.stride(0), x.stride(1)};
   }
   template <class T>
-  static bool fits(const CpuScope&, const Network<T>&) {
+  static bool fits(const CpuScope&, const cpu::Mlp<T>&) {
     return true;
   }
   template <class T>
-  static void forward(const CpuScope& here, const Network<T>& network) {
+  static void forward(const CpuScope& here, const cpu::Mlp<T>& network) {
     cpu::mlp_forward<T>(here, network, Scratch(cpu::mlp_forward_scratch<T>(here, network)).at());
   }
   template <class T>
-  static void backward(const CpuScope& here, const Network<T>& network) {
+  static void backward(const CpuScope& here, const cpu::Mlp<T>& network) {
     cpu::mlp_backward<T>(here, network, Scratch(cpu::mlp_backward_scratch<T>(here, network)).at());
+  }
+  template <class T>
+  static void double_backward(const CpuScope& here, const cpu::MlpSecondPass<T>& network) {
+    cpu::mlp_double_backward<T>(here, network, Scratch(cpu::mlp_double_backward_scratch<T>(here, network)).at());
   }
 };
 
@@ -102,7 +112,7 @@ struct WholeMlp<CpuScope> {
 
 template <>
 struct WholeMlp<CudaScope> {
-  static constexpr bool keeps_intermediates = false, needs_grad_z = true;
+  static constexpr bool keeps_intermediates = false, needs_grad_z = true, has_double_backward = false;
 
   template <class T>
   struct Network : cuda::NarrowNetwork<T> {
@@ -142,7 +152,7 @@ struct WholeMlp<CudaScope> {
 #endif
 
 // A call as the kernels take it, and what keeps its memory alive.
-template <class Scope, class T>
+template <class T, class Network>
 struct WholeCall {
   WholeCall(const Tensor& x, TensorList weights, const Layers& layers) : network(weights.size()), options(x.options()) {
     network.batch = x.size(0);
@@ -168,7 +178,7 @@ struct WholeCall {
     return mutable_data<T>(tensor);
   }
 
-  typename WholeMlp<Scope>::template Network<T> network;
+  Network network;
   at::TensorOptions options;
   std::vector<Tensor> kept;
 };
@@ -183,7 +193,7 @@ std::optional<std::vector<LayerOutput>> whole_forward(const Scope& here, const T
   if (!Whole::accepts(x, weights)) return outputs;
   Whole::with_dtype(x.scalar_type(), [&](auto tag) {
     using T = typename decltype(tag)::type;
-    WholeCall<Scope, T> call(x, weights, layers);
+    WholeCall<T, typename Whole::template Network<T>> call(x, weights, layers);
     auto& network = call.network;
     if (!Whole::fits(here, network)) return;
     outputs.emplace(weights.size());
@@ -213,7 +223,7 @@ std::optional<MlpGradients> whole_backward(const Scope& here, const Tensor& grad
     return gradients;
   Whole::with_dtype(x.scalar_type(), [&](auto tag) {
     using T = typename decltype(tag)::type;
-    WholeCall<Scope, T> call(x, weights, layers);
+    WholeCall<T, typename Whole::template Network<T>> call(x, weights, layers);
     auto& network = call.network;
     network.lowest = static_cast<int>(kept.lowest);
     if (!Whole::fits(here, network)) return;
@@ -237,12 +247,64 @@ std::optional<MlpGradients> whole_backward(const Scope& here, const Tensor& grad
   return gradients;
 }
 
+template <class Scope>
+std::optional<MlpSecondGradients> whole_double_backward(const Scope& here, const Tensor& grad_input_bar,
+                                                        const Tensor& x, TensorList weights, TensorList outputs,
+                                                        TensorList saved, const MlpIntermediates& kept,
+                                                        const Layers& layers, bool need_grad_output,
+                                                        const Flags& need) {
+  using Whole = WholeMlp<Scope>;
+  std::optional<MlpSecondGradients> gradients;
+  if constexpr (Whole::has_double_backward) {
+    const auto is_usual = [&](const Tensor& matrix, int64_t width) {
+      return matrix.dim() == 2 && matrix.size(0) == x.size(0) && matrix.size(1) == width &&
+             matrix.scalar_type() == x.scalar_type() && matrix.device() == x.device();
+    };
+    bool usual = Whole::accepts(x, weights) && is_usual(grad_input_bar, x.size(1));
+    for (size_t l = 0; usual && l < weights.size(); ++l) {
+      const int64_t width = weights[l].size(0);
+      usual = is_usual(kept.grad_z[l], width) && (!layers[l].is_curved() || is_usual(kept.grad_y[l], width));
+    }
+    if (!usual) return gradients;
+    Whole::with_dtype(x.scalar_type(), [&](auto tag) {
+      using T = typename decltype(tag)::type;
+      WholeCall<T, typename Whole::template SecondNetwork<T>> call(x, weights, layers);
+      auto& network = call.network;
+      MlpSecondGradients& made = gradients.emplace(weights.size());
+      while (!need.input && network.lowest < network.count && !need.weights[network.lowest] &&
+             !need.biases[network.lowest])
+        ++network.lowest;
+      const int highest = network.highest();
+      network.grad_input_bar = call.keep(grad_input_bar);
+      if (need_grad_output)
+        network.grad_output_bar = call.make(made.grad_output, {network.batch, weights[weights.size() - 1].size(0)});
+      if (need.input && highest >= 0) network.grad_input = call.make(made.input, x.sizes());
+      for (int l = 0; l < network.count; ++l) {
+        auto& layer = network.layers[l];
+        layer.weight = call.keep(weights[l]);
+        layer.kept_grad_z = call.keep(kept.grad_z[l]);
+        if (layers[l].activation != Activation::identity) layer.saved = call.keep(saved[l]);
+        if (layers[l].is_curved()) layer.kept_grad_y = call.keep(kept.grad_y[l]);
+        if (need.weights[l]) layer.grad_weight = call.make(made.weights[l], weights[l].sizes());
+        if (l > highest) continue;
+        layer.x = call.keep(l == 0 ? x : outputs[l - 1]);
+        if (need.biases[l]) layer.grad_bias = call.make(made.biases[l], {layer.out});
+      }
+      Whole::double_backward(here, network);
+    });
+  }
+  return gradients;
+}
+
 #define FASTGAN_INSTANTIATE(Scope)                                                                                   \
   template std::optional<std::vector<LayerOutput>> whole_forward<Scope>(const Scope&, const Tensor&, TensorList,     \
                                                                         const Biases&, const Layers&, bool);         \
   template std::optional<MlpGradients> whole_backward<Scope>(const Scope&, const Tensor&, const Tensor&, TensorList, \
                                                              TensorList, TensorList, const Layers&, const Flags&,    \
-                                                             const Kept&, bool);
+                                                             const Kept&, bool);                                     \
+  template std::optional<MlpSecondGradients> whole_double_backward<Scope>(                                           \
+      const Scope&, const Tensor&, const Tensor&, TensorList, TensorList, TensorList, const MlpIntermediates&,       \
+      const Layers&, bool, const Flags&);
 FASTGAN_EACH_SCOPE(FASTGAN_INSTANTIATE)
 #undef FASTGAN_INSTANTIATE
 

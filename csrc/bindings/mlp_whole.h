@@ -30,4 +30,24 @@ std::optional<MlpGradients> whole_backward(const Scope& here, const Tensor& grad
                                            const Layers& layers, const Flags& need, const Kept& kept,
                                            bool keep_intermediates);
 
+// What the double backward reads of the backward pass: matrices that have the batch as rows.
+struct MlpIntermediates {
+  std::vector<Tensor> grad_z, grad_y;
+};
+
+struct MlpSecondGradients {
+  explicit MlpSecondGradients(size_t count) : weights(count), biases(count) {}
+
+  Tensor grad_output, input;            // matrices
+  std::vector<Tensor> weights, biases;  // all of them undefined where not asked for, or zero everywhere
+};
+
+// The double backward where the gradient by the input alone has a cotangent, or nothing where the network is to run
+// layer by layer.
+template <class Scope>
+std::optional<MlpSecondGradients> whole_double_backward(const Scope& here, const Tensor& grad_input_bar,
+                                                        const Tensor& x, TensorList weights, TensorList outputs,
+                                                        TensorList saved, const MlpIntermediates& kept,
+                                                        const Layers& layers, bool need_grad_output, const Flags& need);
+
 }  // namespace fastgan::bindings

@@ -17,6 +17,7 @@ namespace fastgan::cpu {
   struct Kernels {                                                                                                    \
     static void mlp_forward(const Mlp<T>&, const MlpForwardBuffers<T>&, Team& full, Team& rest, int thread);          \
     static void mlp_backward(const Mlp<T>&, const MlpBackwardBuffers<T>&, Team&, int thread);                         \
+    static void mlp_double_backward(const MlpSecondPass<T>&, const MlpDoubleBackwardBuffers<T>&, Team&, int thread);  \
     static void discriminator_step(const StepProblem<T>&, const StepBuffers<T>&, Team&, int thread, double* seconds); \
     static void generator_step(const StepProblem<T>&, const StepBuffers<T>&, bool fresh, Team&, int thread,           \
                                double* seconds);                                                                      \

@@ -23,6 +23,7 @@
 #include "panels/linear.h"
 #include "mlp_forward.h"
 #include "mlp_backward.h"
+#include "mlp_double_backward.h"
 #include "step_weight_gradient.h"
 #endif
 #include "step_inputs.h"

@@ -12,15 +12,15 @@ namespace {
 // Threads cost about 5 us, which one alone fills with this much arithmetic.
 constexpr double flops_a_thread = 5e5;
 
-template <class T>
-int64_t widest(const Mlp<T>& mlp, bool with_input) {
+template <class Pass>
+int64_t widest(const Pass& mlp, bool with_input) {
   int64_t width = with_input ? mlp.layers[0].in : 0;
   for (int l = 0; l < mlp.count; ++l) width = std::max(width, mlp.layers[l].out);
   return width;
 }
 
-template <class T>
-int threads_of(const Mlp<T>& mlp) {
+template <class Pass>
+int threads_of(const Pass& mlp) {
   double weights = 0;
   for (int l = 0; l < mlp.count; ++l) weights += double(mlp.layers[l].in) * double(mlp.layers[l].out);
   return threads_for(2 * double(mlp.batch) * weights, flops_a_thread);
@@ -39,6 +39,30 @@ bool keeps_z(const Mlp<T>& mlp) {
   for (int l = 0; l < mlp.count; ++l)
     if (!saves_output(mlp.layers[l].activation)) return true;
   return false;
+}
+
+// Of the scratch memory of MlpBackwardBuffers.
+template <class T, class Pass>
+int64_t x_rows_elements(const Pass& mlp) {
+  int64_t inputs = 0;
+  for (int l = 0; l < mlp.count; ++l) inputs = std::max(inputs, mlp.layers[l].in);
+  return aligned(padded(inputs) * std::min(mlp.batch, samples_at_once), sizeof(T));
+}
+
+template <class T, class Pass>
+int64_t backward_elements(const Pass& mlp) {
+  return 2 * aligned(mlp.batch * widest(mlp, false), sizeof(T)) + x_rows_elements<T>(mlp) +
+         threads_of(mlp) * aligned(own_size<T>(mlp.batch), sizeof(T));
+}
+
+template <class T, class Pass>
+void lay_out(const Pass& mlp, T* scratch, MlpBackwardBuffers<T>& buffers) {
+  const int64_t gradients = aligned(mlp.batch * widest(mlp, false), sizeof(T));
+  buffers.even = scratch;
+  buffers.odd = buffers.even + gradients;
+  buffers.own = buffers.odd + gradients;
+  buffers.own_size = aligned(own_size<T>(mlp.batch), sizeof(T));
+  buffers.x_rows = buffers.own + threads_of(mlp) * buffers.own_size;
 }
 
 }  // namespace
@@ -67,23 +91,14 @@ void mlp_forward(const Context&, const Mlp<T>& mlp, void* scratch) {
 
 template <class T>
 size_t mlp_backward_scratch(const Context&, const Mlp<T>& mlp) {
-  int64_t inputs = 0;
-  for (int l = 0; l < mlp.count; ++l) inputs = std::max(inputs, mlp.layers[l].in);
-  const int64_t rows = (inputs + panel - 1) / panel * panel * std::min(mlp.batch, samples_at_once);
-  return sizeof(T) * (2 * aligned(mlp.batch * widest(mlp, false), sizeof(T)) + rows +
-                      threads_of(mlp) * aligned(own_size<T>(mlp.batch), sizeof(T)));
+  return sizeof(T) * backward_elements<T>(mlp);
 }
 
 template <class T>
 void mlp_backward(const Context&, const Mlp<T>& mlp, void* scratch) {
-  const int64_t gradients = aligned(mlp.batch * widest(mlp, false), sizeof(T));
   const int threads = threads_of(mlp);
   MlpBackwardBuffers<T> buffers;
-  buffers.even = static_cast<T*>(scratch);
-  buffers.odd = buffers.even + gradients;
-  buffers.own = buffers.odd + gradients;
-  buffers.own_size = aligned(own_size<T>(mlp.batch), sizeof(T));
-  buffers.x_rows = buffers.own + threads * buffers.own_size;
+  lay_out(mlp, static_cast<T*>(scratch), buffers);
   Team team(threads, 1, 1), alone(1, 1, 1);
   in_parallel(threads, [&](int thread, int in_force) {
     with_kernels<T>(
@@ -91,11 +106,34 @@ void mlp_backward(const Context&, const Mlp<T>& mlp, void* scratch) {
   });
 }
 
-#define FASTGAN_INSTANTIATE(T)                                            \
-  template size_t mlp_forward_scratch<T>(const Context&, const Mlp<T>&);  \
-  template size_t mlp_backward_scratch<T>(const Context&, const Mlp<T>&); \
-  template void mlp_forward<T>(const Context&, const Mlp<T>&, void*);     \
-  template void mlp_backward<T>(const Context&, const Mlp<T>&, void*);
+template <class T>
+size_t mlp_double_backward_scratch(const Context&, const MlpSecondPass<T>& mlp) {
+  int64_t curved = 0;
+  for (int l = mlp.lowest; l < mlp.count; ++l)
+    if (!is_piecewise_linear(mlp.layers[l].activation.activation)) curved += mlp.layers[l].out;
+  return sizeof(T) * (backward_elements<T>(mlp) + mlp.batch * curved);
+}
+
+template <class T>
+void mlp_double_backward(const Context&, const MlpSecondPass<T>& mlp, void* scratch) {
+  const int threads = threads_of(mlp);
+  MlpDoubleBackwardBuffers<T> buffers;
+  lay_out(mlp, static_cast<T*>(scratch), buffers);
+  buffers.z_bar = static_cast<T*>(scratch) + backward_elements<T>(mlp);
+  Team team(threads, 1, 1), alone(1, 1, 1);
+  in_parallel(threads, [&](int thread, int in_force) {
+    with_kernels<T>(
+        [&](auto kernels) { kernels.mlp_double_backward(mlp, buffers, in_force < threads ? alone : team, thread); });
+  });
+}
+
+#define FASTGAN_INSTANTIATE(T)                                                             \
+  template size_t mlp_forward_scratch<T>(const Context&, const Mlp<T>&);                   \
+  template size_t mlp_backward_scratch<T>(const Context&, const Mlp<T>&);                  \
+  template size_t mlp_double_backward_scratch<T>(const Context&, const MlpSecondPass<T>&); \
+  template void mlp_forward<T>(const Context&, const Mlp<T>&, void*);                      \
+  template void mlp_backward<T>(const Context&, const Mlp<T>&, void*);                     \
+  template void mlp_double_backward<T>(const Context&, const MlpSecondPass<T>&, void*);
 FASTGAN_INSTANTIATE(float)
 FASTGAN_INSTANTIATE(double)
 #undef FASTGAN_INSTANTIATE

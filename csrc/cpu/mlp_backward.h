@@ -63,9 +63,10 @@ void pack_blocks(int64_t begin, int64_t end, int64_t rows, int64_t width, const 
 }
 
 // A tile of the gradient by a layer's y (layer is null: by the input), on through the activation where there is one.
+// Where given, `added` is added to what comes out: it is given for curved activations alone.
 template <class T>
-void input_gradient_epilogue(const MlpLayer<T>* layer, T* tile, int rows, int64_t width, int64_t at, int64_t stride,
-                             T* to) {
+void input_gradient_epilogue(const MlpLayer<T>* layer, const T* added, T* tile, int rows, int64_t width, int64_t at,
+                             int64_t stride, T* to) {
   if (layer == nullptr || layer->activation.activation == Activation::identity) {
     if (layer != nullptr && layer->grad_y != nullptr) store_tile(rows, width, tile, layer->grad_y + at, stride);
     return store_tile(rows, width, tile, to + at, stride);
@@ -74,7 +75,15 @@ void input_gradient_epilogue(const MlpLayer<T>* layer, T* tile, int rows, int64_
   if (width < panel) std::memset(saved, 0, sizeof(saved));
   load_tile(rows, width, layer->saved + at, stride, saved);
   if (layer->grad_y != nullptr) store_tile(rows, width, tile, layer->grad_y + at, stride);
-  activation_backward(layer->activation, rows * panel, saved, tile);
+  if (added == nullptr) {
+    activation_backward(layer->activation, rows * panel, saved, tile);
+  } else {
+    alignas(64) T sum[tile_rows * panel];
+    if (width < panel) std::memset(sum, 0, sizeof(sum));
+    load_tile(rows, width, added + at, stride, sum);
+    T* const none = nullptr;
+    activation_backward(layer->activation, rows * panel, saved, tile, none, sum);
+  }
   store_tile(rows, width, tile, to + at, stride);
 }
 
@@ -89,14 +98,16 @@ void output_gradient(const Mlp<T>& mlp, int thread, int threads, T* grad_z) {
     for (int64_t column = 0; column < last.out; column += panel) {
       const int64_t width = std::min(panel, last.out - column), at = tiles.begin(i) * last.out + column;
       load_tile(tiles.height(i), width, mlp.grad_output + at, last.out, tile);
-      input_gradient_epilogue(&last, tile, tiles.height(i), width, at, last.out, grad_z);
+      const T* const none = nullptr;
+      input_gradient_epilogue(&last, none, tile, tiles.height(i), width, at, last.out, grad_z);
     }
 }
 
-// The gradient by a layer's input, and on through the activation of the layer before it, or null.
+// The gradient by a layer's input, and on through the activation of the layer before it, or null; `added` as
+// input_gradient_epilogue takes it.
 template <class T>
-void input_gradient(const MlpLayer<T>& layer, const MlpLayer<T>* before, int64_t batch, int thread, int threads,
-                    const T* grad_z, T* own, T* to) {
+void input_gradient(const MlpLayer<T>& layer, const MlpLayer<T>* before, const T* added, int64_t batch, int thread,
+                    int threads, const T* grad_z, T* own, T* to) {
   const int64_t in = layer.in, out = layer.out, blocks = (in + panel - 1) / panel;
   const Tiles tiles = shared_tiles(batch, threads);
   // Each thread packs the weight for its samples, or the gradients for its inputs.
@@ -134,7 +145,7 @@ void input_gradient(const MlpLayer<T>& layer, const MlpLayer<T>* before, int64_t
           if (k + length < out)
             store_tile(height, width, tile, to + at, in);
           else
-            input_gradient_epilogue(before, tile, height, width, at, in, to);
+            input_gradient_epilogue(before, added, tile, height, width, at, in, to);
         }
       }
     }
@@ -157,8 +168,8 @@ void add_bias_gradient(const T* gradients, int64_t stride, int64_t samples, int6
 
 // Of layers with few inputs, whose tiles have inputs as rows and 32 outputs as columns.
 template <class T>
-void thin_parameter_gradients(const MlpLayer<T>& layer, int64_t batch, int thread, int threads, const T* grad_z,
-                              T* own) {
+void thin_parameter_gradients(const MlpLayer<T>& layer, int64_t batch, int thread, int threads, const T* grad_z, T* own,
+                              bool onto) {
   const int64_t in = layer.in, out = layer.out;
   const Tiles tiles(in);
   const Share blocks((out + panel - 1) / panel, thread, threads);
@@ -188,7 +199,7 @@ void thin_parameter_gradients(const MlpLayer<T>& layer, int64_t batch, int threa
       for (int64_t m = 0; m < width; ++m)
         for (int64_t i = 0; i < in; ++i) {
           T& to = layer.grad_weight[(row + m) * in + i];
-          to = first == 0 ? tile[i * panel + m] : to + tile[i * panel + m];
+          to = first == 0 && !onto ? tile[i * panel + m] : to + tile[i * panel + m];
         }
     }
   }
@@ -196,7 +207,8 @@ void thin_parameter_gradients(const MlpLayer<T>& layer, int64_t batch, int threa
 
 // Of a layer with one output: a sum of rows of x.
 template <class T>
-void row_parameter_gradients(const MlpLayer<T>& layer, int64_t batch, int thread, int threads, const T* grad_z) {
+void row_parameter_gradients(const MlpLayer<T>& layer, int64_t batch, int thread, int threads, const T* grad_z,
+                             bool onto) {
   const int64_t in = layer.in;
   const Share blocks((in + panel - 1) / panel, thread, threads);
   for (int64_t block = blocks.begin; block < blocks.end; ++block) {
@@ -217,7 +229,9 @@ void row_parameter_gradients(const MlpLayer<T>& layer, int64_t batch, int thread
         for (int64_t c = 0; c < width; ++c) sum[0][c] += grad_z[s] * x[c];
       for (int64_t c = 0; c < panel; ++c) total[c] += (sum[0][c] + sum[1][c]) + (sum[2][c] + sum[3][c]);
     }
-    if (layer.grad_weight != nullptr) std::memcpy(layer.grad_weight + column, total, width * sizeof(T));
+    if (layer.grad_weight == nullptr) continue;
+    for (int64_t c = 0; onto && c < width; ++c) total[c] += layer.grad_weight[column + c];
+    std::memcpy(layer.grad_weight + column, total, width * sizeof(T));
   }
   if (layer.grad_bias == nullptr || blocks.begin > 0 || blocks.end == 0) return;
   double total = 0;
@@ -229,15 +243,16 @@ void row_parameter_gradients(const MlpLayer<T>& layer, int64_t batch, int thread
   layer.grad_bias[0] = T(total);
 }
 
-// The gradients by a layer's weight and bias. Begins and ends with the threads at work on memory of their own, but for
-// x_rows, which is free again after the next barrier.
+// The gradients by a layer's weight, added to what is in its place where `onto` is set, and bias. Begins and ends with
+// the threads at work on memory of their own, but for x_rows, which is free again after the next barrier.
 template <class T>
 void parameter_gradients(const MlpLayer<T>& layer, int64_t batch, Team& team, int thread, const T* grad_z, T* x_rows,
-                         T* own) {
+                         T* own, bool onto = false) {
   const int threads = team.threads;
   const int64_t in = layer.in, out = layer.out, blocks = (in + panel - 1) / panel;
-  if (out == 1) return row_parameter_gradients(layer, batch, thread, threads, grad_z);
-  if (in <= thin_width && out > thin_width) return thin_parameter_gradients(layer, batch, thread, threads, grad_z, own);
+  if (out == 1) return row_parameter_gradients(layer, batch, thread, threads, grad_z, onto);
+  if (in <= thin_width && out > thin_width)
+    return thin_parameter_gradients(layer, batch, thread, threads, grad_z, own, onto);
   const Tiles tiles = shared_tiles(out, threads);
   const bool by_outputs = tiles.count >= 2 * threads || blocks < 2 * threads;
   const Share rows = by_outputs ? Share(tiles.count, thread, threads) : Share(tiles.count, 0, 1);
@@ -273,10 +288,10 @@ void parameter_gradients(const MlpLayer<T>& layer, int64_t batch, Team& team, in
           // The next rows of x, half of which another thread has packed.
           task.fetch = {task.b + samples * panel, panel * panel, panel};
           if (i > rows.begin || block + 1 == group_end) task.fetch = {tile};
-          if (first > 0) load_tile(height, width, to, in, tile);
+          if (first > 0 || onto) load_tile(height, width, to, in, tile);
           for (int64_t s = 0; s < samples; s += samples_a_chain) {
             task.k = std::min(samples_a_chain, samples - s);
-            task.accumulate = first > 0 || s > 0;
+            task.accumulate = first > 0 || s > 0 || onto;
             multiply<T, Storage::packed>(height, task);
             task.a += task.k * packed_stride, task.b += task.k * panel;
             task.fetch.from += task.fetch.after * (samples_a_chain / panel);
@@ -308,7 +323,9 @@ void Kernels<T>::mlp_backward(const Mlp<T>& mlp, const MlpBackwardBuffers<T>& bu
       parameter_gradients(layer, mlp.batch, team, thread, grad_z, buffers.x_rows, own);
     if (l == mlp.lowest && mlp.grad_input == nullptr) return;
     T* const to = l == 0 ? mlp.grad_input : place_of(l - 1);
-    input_gradient(layer, l == 0 ? nullptr : &mlp.layers[l - 1], mlp.batch, thread, team.threads, grad_z, own, to);
+    const T* const none = nullptr;
+    input_gradient(layer, l == 0 ? nullptr : &mlp.layers[l - 1], none, mlp.batch, thread, team.threads, grad_z, own,
+                   to);
     grad_z = to;
   }
 }

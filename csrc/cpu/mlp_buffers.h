@@ -36,6 +36,11 @@ struct MlpBackwardBuffers {
   int64_t own_size;
 };
 
+template <class T>
+struct MlpDoubleBackwardBuffers : MlpBackwardBuffers<T> {
+  T* z_bar;  // of each layer from lowest on with a curved activation: (batch, out), one after the other
+};
+
 // Of panels/product.h, for every instruction set.
 constexpr int64_t most_tile_rows = 14;
 template <class T>
