@@ -14,7 +14,7 @@ import torch
 import fastgan
 from fastgan.backend import unavailable_reason
 
-from . import cuda, memory, peers, phases, record, step
+from . import cuda, memory, peers, penalty_steps, phases, record, step
 from .options import parse
 from .table import print_table
 from .timing import Case, measure
@@ -55,6 +55,7 @@ def main(arguments: Sequence[str] | None = None, program: str = "python -m bench
         "products": products,
         "rows": [],
         "failures": [],
+        "refusals": [],
     }
     table: list[dict[str, Any]] = written["rows"]
     for cases in _sources(options, labels):
@@ -69,6 +70,7 @@ def main(arguments: Sequence[str] | None = None, program: str = "python -m bench
                     print(f"failed: {written['failures'][-1]}")
                     continue
                 rows += record.rows(result, limits)
+                written["refusals"] += [[case.name, *refused] for refused in case.refusals.items()]
                 written["rows"] = table + rows
                 _write(options, written)  # after each case: a run that is cut short leaves these
         _show_progress("")
@@ -81,6 +83,11 @@ def main(arguments: Sequence[str] | None = None, program: str = "python -m bench
         with torch.device(options.device):
             written["profiles"] = phases.profiles()
         print(*phases.lines(written["profiles"]), "", sep="\n")
+    if problems := [row["problem"] for row in table if "problem" in row and row["contender"] == "fastgan"]:
+        print("where the time of a step with penalties goes")
+        with torch.device(options.device):
+            written["penalty_profiles"] = phases.penalty_profiles(problems)
+        print(*phases.lines(written["penalty_profiles"]), "", sep="\n")
     if options.memory:
         written["memory"] = memory.measure_all(show=_show_progress)
         _show_progress("")
@@ -90,6 +97,8 @@ def main(arguments: Sequence[str] | None = None, program: str = "python -m bench
         return 2
     _write(options, written)
     _print_slower(table)
+    for name, peer, reason in written["refusals"]:
+        print(f"without {peer}: {name}: {reason}")
     for text in written["failures"]:
         print(f"failed: {text}", file=sys.stderr)
     return 1 if written["failures"] else 0
@@ -100,6 +109,7 @@ def _sources(options: argparse.Namespace, labels: Sequence[str]) -> Iterable[Cal
     for name in options.only:
         if name == "step":
             yield functools.partial(step.cases, labels)
+            yield functools.partial(penalty_steps.cases, labels, options.match)
         else:
             yield importlib.import_module(f".{name}", __package__).cases
     for name in options.sweep:

@@ -24,7 +24,7 @@ def whole(configuration: Configuration, mode: str | None = None) -> Training:
     """The whole step as one compiled graph, Adam written out."""
     generator, discriminator = plain_networks(configuration)
     g_params, d_params = ({k: p.detach() for k, p in m.named_parameters()} for m in (generator, discriminator))
-    g_state, d_state = _state(g_params), _state(d_params)
+    g_state, d_state = state(g_params), state(d_params)
     latent = generator[0].in_features
 
     def step(real: Tensor, noise: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -37,19 +37,19 @@ def whole(configuration: Configuration, mode: str | None = None) -> Training:
             return torch_discriminator_loss(*logits.split(len(real)))
 
         d_grads, d_loss = grad_and_value(d_loss_of)(d_params)
-        _update(d_params, d_grads, d_state)
+        update(d_params, d_grads, d_state)
         g_loss, vjp_of_fake = vjp(lambda x: torch_generator_loss(functional_call(discriminator, d_params, (x,))), fake)
         (g_grads,) = vjp_of_g(*vjp_of_fake(torch.ones_like(g_loss)))
-        _update(g_params, g_grads, g_state)
+        update(g_params, g_grads, g_state)
         return d_loss, g_loss
 
     parameters = [*g_params.values(), *d_params.values()]
-    state = [*_tensors(g_state), *_tensors(d_state)]
-    for tensor in (*parameters, *state):
+    held = [*tensors(g_state), *tensors(d_state)]
+    for tensor in (*parameters, *held):
         torch._dynamo.mark_static_address(tensor)  # lets reduce-overhead capture the updates in place
     start = [p.clone() for p in parameters]
-    run = torch.compile(_own_code(step, f"{configuration.name} {mode}"), mode=mode, fullgraph=True)
-    return Training(run, lambda: parameters, reset=lambda: restore(parameters, start, state))
+    run = torch.compile(own_code(step, f"{configuration.name} {mode}"), mode=mode, fullgraph=True)
+    return Training(run, lambda: parameters, reset=lambda: restore(parameters, start, held))
 
 
 def reduce_overhead(configuration: Configuration) -> Training:
@@ -81,7 +81,7 @@ def halves(configuration: Configuration, mode: str | None = None) -> Training:
         return generator(noise)
 
     generate, d_criterion, g_criterion = (
-        torch.compile(_own_code(f, f"{configuration.name} {mode}"), mode=mode, fullgraph=True)
+        torch.compile(own_code(f, f"{configuration.name} {mode}"), mode=mode, fullgraph=True)
         for f in (generate, d_criterion, g_criterion)
     )
 
@@ -100,22 +100,24 @@ def halves(configuration: Configuration, mode: str | None = None) -> Training:
     return Training(step, lambda: g_params + d_params)
 
 
-def _own_code(function: Callable[..., Any], name: str) -> Callable[..., Any]:
+def own_code(function: Callable[..., Any], name: str) -> Callable[..., Any]:
     """A code object for this function alone: torch.compile keeps what it compiled, and its limit, by code object."""
     function.__code__ = function.__code__.replace(co_name=f"{function.__name__} {name}")
     return function
 
 
-def _state(parameters: dict[str, Tensor]) -> tuple[list[Tensor], list[Tensor], Tensor]:
+def state(parameters: dict[str, Tensor]) -> tuple[list[Tensor], list[Tensor], Tensor]:
+    """Adam's for these parameters at the start: both moments and the count of steps."""
     exp_avgs, exp_avg_sqs = ([torch.zeros_like(p) for p in parameters.values()] for _ in range(2))
     return exp_avgs, exp_avg_sqs, torch.zeros(())
 
 
-def _tensors(state: tuple[list[Tensor], list[Tensor], Tensor]) -> list[Tensor]:
+def tensors(state: tuple[list[Tensor], list[Tensor], Tensor]) -> list[Tensor]:
+    """All of a state."""
     return [*state[0], *state[1], state[2]]
 
 
-def _update(
+def update(
     parameters: dict[str, Tensor], gradients: dict[str, Tensor], state: tuple[list[Tensor], list[Tensor], Tensor]
 ) -> None:
     """Adam (Kingma & Ba 2015, algorithm 1), in place; Inductor makes one loop a tensor of it."""

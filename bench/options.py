@@ -54,7 +54,7 @@ def parse(arguments: Sequence[str] | None, program: str) -> argparse.Namespace:
     parser.add_argument(
         "--budget",
         type=float,
-        default=25.0,  # keeps the default run under 4 minutes on 2 cores, where one step of `wide` takes 1.5 s
+        default=25.0,  # some minutes for the default run on 2 cores, where one step of `wide` takes 1.5 s
         help="seconds that the rounds of a case may take, over 0; a case runs at least one (default: 25)",
     )
     parser.add_argument("--quick", action="store_true", help="3 rounds of 0.01 s: whether it runs, not how fast")

@@ -107,28 +107,48 @@ def check(trainings: Mapping[str, Training], configuration: Configuration, real:
 
     Each takes its first 3 steps, or one where a step is long, so none may have been stepped before.
     """
-    steps = 1 if configuration.step_flops > 5e10 else 3
-    *others, (_, reference) = ((label, _trained(t, steps, real, noise)) for label, t in trainings.items())
+    steps = first_steps(configuration.step_flops)
+    check_first_steps(
+        {label: (t, lambda t=t: t.step(t.load(real), t.load(noise))) for label, t in trainings.items()}, steps
+    )
+
+
+def first_steps(step_flops: float) -> int:
+    """How many steps a check takes."""
+    return 1 if step_flops > 5e10 else 3
+
+
+def check_first_steps(
+    ways: Mapping[str, tuple[Training, Callable[[], Sequence[object]]]], steps: int, updates: int = 1
+) -> None:
+    """The same of any kind of step.
+
+    Args:
+        ways: by label, what trains, and one step of it on the data that all take.
+        steps: how many of them.
+        updates: of D in a step; its losses are those of the last.
+    """
+    *others, (_, reference) = ((label, _trained(t, run, steps)) for label, (t, run) in ways.items())
     for label, (losses, updates) in others:
-        bf16 = trainings[label].dtype is torch.bfloat16
-        if not bf16:  # the losses before any update hold none of its rounding
+        dtype = ways[label][0].dtype
+        bf16 = dtype is torch.bfloat16
+        if not bf16 and updates == 1:  # a loss before any update holds none of its rounding
             assert_agree(losses[0], reference[0][0])
-        tolerance = LOSS_TOLERANCE[trainings[label].dtype]
         torch.testing.assert_close(
-            losses, reference[0], rtol=tolerance, atol=0, msg=lambda text, n=label: f"{n}: {text}"
+            losses, reference[0], rtol=LOSS_TOLERANCE[dtype], atol=0, msg=lambda text, n=label: f"{n}: {text}"
         )
         difference = _norm([a - b for a, b in zip(updates, reference[1], strict=True)]) / _norm(reference[1])
         if not difference <= (UPDATE_TOLERANCE_BF16 if bf16 else UPDATE_TOLERANCE):
             raise AssertionError(f"{label} moves the parameters otherwise: by {difference:.1%} of the update's norm")
 
 
-def _trained(training: Training, steps: int, real: Tensor, noise: Tensor) -> tuple[Tensor, list[Tensor]]:
-    """The losses of D and G, a row a step, and by how much each parameter moved."""
+def _trained(training: Training, run: Callable[[], Sequence[object]], steps: int) -> tuple[Tensor, list[Tensor]]:
+    """The losses, a row a step, and by how much each parameter moved."""
     before = [p.detach().clone().cpu() for p in training.parameters()]
     losses = []
     for _ in range(steps):
         # Read at once: some give them in memory that their next step writes again.
-        losses.append([float(loss) for loss in training.step(training.load(real), training.load(noise))])
+        losses.append([float(loss) for loss in run()])
     after = [p.detach().cpu() for p in training.parameters()]
     return torch.tensor(losses), [new - old for new, old in zip(after, before, strict=True)]
 

@@ -48,6 +48,8 @@ class Case:
         synchronize: by label, what waits for the calls of a contender that returns before its work is done; called
             once a turn, as a loop of training steps waits for its end alone.
         facts: of the case, for the record, such as its batch.
+        steps: how many a call takes, where some differ from others; times are given, and work is counted, for one.
+        refusals: by label, why a peer that was chosen cannot do it.
         capturable: whether a CUDA graph may stand for the calls; not where they draw random numbers or step an
             optimizer, of which a failed capture would leave the state undefined.
     """
@@ -62,6 +64,8 @@ class Case:
     dtypes: Mapping[str, torch.dtype] = field(default_factory=dict)
     synchronize: Mapping[str, Contender] = field(default_factory=dict)
     facts: Mapping[str, Any] = field(default_factory=dict)
+    steps: int = 1
+    refusals: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass
@@ -142,7 +146,7 @@ def measure(
             for _ in range(calls[label]):
                 case.contenders[label]()
             case.synchronize.get(label, _nothing)()
-            times[label].append((clock() - start) / calls[label])
+            times[label].append((clock() - start) / (calls[label] * case.steps))
     return Result(case, {label: Timing(tuple(values)) for label, values in times.items()})
 
 

@@ -38,14 +38,17 @@ class Training:
         synchronize: waits for the steps under way; None where a step returns when it is done, or is queued on the GPU.
         reset: puts the parameters and the optimizers' state back to the start, in place.
         dtype: of the matrix products.
+        takes_points: whether the step takes a third argument, the u of the points of a WGAN-GP penalty, where others
+            draw them.
     """
 
-    step: Callable[[Any, Any], Sequence[Any]]
+    step: Callable[..., Sequence[Any]]
     parameters: Callable[[], list[Tensor]]
     load: Callable[[Tensor], Any] = lambda tensor: tensor
     synchronize: Callable[[], None] | None = None
     reset: Callable[[], None] | None = None
     dtype: torch.dtype = torch.float32
+    takes_points: bool = False
 
 
 Build = Callable[[Configuration], Training]

@@ -65,6 +65,36 @@ def test_what_a_loop_of_ones_own_compares_with(made_up: dict[str, Any]) -> None:
     assert "In the tables over batches" not in benchmark_page.markdown(made_up, "cpu.json")
 
 
+def test_tables_of_steps_with_penalties(made_up: dict[str, Any]) -> None:
+    text = benchmark_page.markdown(made_up, "cpu.json")
+    assert "R1" not in text  # not measured
+    whole = made_up["rows"][0]
+    shares = {"fastgan": 0.7, "fastgan composed": 0.5, "torch shared pass": 0.35, "torch one batch": 0.4, "torch": 0.3}
+    for case in ("R1 ring float32 step", "R1 each 16th ring float32 step", "AMP discriminator float32 step"):
+        for contender, share in shares.items():
+            against = {peer: share / other for peer, other in shares.items() if peer != contender}
+            facts = {"case": case, "contender": contender, "of_ceiling": share, "times_as_fast": share / 0.3}
+            made_up["rows"].append({**whole, **facts, "against": {**against, "jax": 1.25}})
+    made_up["refusals"] = [[case, "torch.compile halves", "no double backward."] for case in ("R1 ring", "R1 digits")]
+    lines = benchmark_page.markdown(made_up, "cpu.json").splitlines()
+    start = lines.index("| R1, times as fast | ring | digits | mnist | wide |")
+    assert lines[start + 2 : start + 10] == [
+        "| fastgan's step against PyTorch eager as people write it | 2.33 | | | |",
+        "| against PyTorch eager in its best form | 1.75 | | | |",
+        "| against JAX jit | 1.25 | | | |",
+        "| composed (`engine=False`), against PyTorch eager as people write it | 1.67 | | | |",
+        "| milliseconds a step of fastgan's | 0.333 | | | |",
+        "| FLOP/s of products that are necessary, of the best single product's | 70% | | | |",
+        "| the same of PyTorch eager as people write it | 30% | | | |",
+        "| the same of PyTorch eager in its best form | 40% | | | |",
+    ]
+    assert "| R1 each 16th, times as fast | ring | digits | mnist |" in lines
+    assert "| AMP, times as fast | discriminator |" in lines
+    assert not any(line.startswith("| WGAN-GP, times") for line in lines)
+    assert lines.count("`torch.compile halves` was tried with penalties and refused: no double backward.") == 1
+    assert "| a training step, times as fast | ring | digits | mnist | wide |" in lines
+
+
 def test_all_that_is_slower_is_told(made_up: dict[str, Any]) -> None:
     made_up["rows"][0]["against"]["torch.compile"] = 0.9996
     lines = benchmark_page.markdown(made_up, "cpu.json").splitlines()

@@ -56,6 +56,8 @@ def markdown(record: dict[str, Any], file: str) -> str:
         *_table(step_tables.absolute(record)),
         *(text for axis in step_tables.SWEEPS for text in _table(step_tables.sweep(rows, axis))),
         *map(_filled, step_tables.notes_on_sweeps(rows)),
+        *(text for table in step_tables.penalties(rows) for text in _table(table)),
+        *map(_filled, step_tables.notes_on_refusals(record)),
         *_table(_losses(rows)),
         *_table(_networks(rows)),
         *_table(_by_pass(rows, "linear_act ", "`linear_act`, batch x in x out")),

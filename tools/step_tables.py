@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
+from bench.penalty_problems import PROBLEMS
+from bench.penalty_steps import case_name
 from bench.plots import PYTORCH, TORCH_COMPILE, over_fastest
 
 Row = dict[str, Any]
@@ -19,6 +21,21 @@ RATIOS: dict[str, tuple[str, Sequence[str]]] = {
     '`TrainStep(precision="bf16")` against float32': ("fastgan bf16", ("fastgan",)),
     "your own loop: fastgan's modules and losses against PyTorch's": ("fastgan modules", ("torch",)),
     "your own loop: fastgan's against `torch.compile` of PyTorch's": ("fastgan modules", ("torch.compile halves",)),
+}
+# The same of steps with penalties.
+EAGER_BEST = ("torch", "torch shared pass", "torch one batch")
+PENALTY_RATIOS: dict[str, tuple[str, Sequence[str]]] = {
+    "fastgan's step against PyTorch eager as people write it": ("fastgan", ("torch",)),
+    "against PyTorch eager in its best form": ("fastgan", EAGER_BEST),
+    "against `torch.compile` of the whole step": ("fastgan", ("torch.compile",)),
+    "against JAX jit": ("fastgan", ("jax",)),
+    "composed (`engine=False`), against PyTorch eager as people write it": ("fastgan composed", ("torch",)),
+    "your own loop with fastgan's modules, losses and penalties, against the same": ("fastgan modules", ("torch",)),
+}
+PENALTY_SHARES = {
+    "FLOP/s of products that are necessary, of the best single product's": ("fastgan",),
+    "the same of PyTorch eager as people write it": ("torch",),
+    "the same of PyTorch eager in its best form": EAGER_BEST,
 }
 SWEPT = {
     "fastgan": "`TrainStep`",
@@ -60,13 +77,47 @@ def absolute(record: Row) -> Table:
     memory = {row["configuration"]: row for row in record.get("memory", ()) if row["contender"] == "fastgan"}
     return [
         ["`TrainStep`", *CONFIGURATIONS],
-        ["milliseconds a step", *(f"{row['median_us'] / 1e3:.3g}" if row else "" for row in steps)],
+        ["milliseconds a step", *(_milliseconds(row or None) for row in steps)],
         ["its FLOP/s, of the best single product's", *(percent(row.get("of_ceiling")) for row in steps)],
         [
             "peak memory of the training process, of PyTorch's",
             *(percent(memory.get(name, {}).get("of_torch")) for name in CONFIGURATIONS),
         ],
     ]
+
+
+def penalties(rows: Sequence[Row]) -> Iterator[Table]:
+    """A table an objective: how many times as fast, milliseconds, and shares of the best product."""
+    cells = {(row["contender"], row["case"]): row for row in rows}
+    for objective in dict.fromkeys(problem.objective for problem in PROBLEMS):
+        problems = [problem for problem in PROBLEMS if problem.objective == objective]
+        cases = [case_name(problem) for problem in problems]
+        yield [
+            [f"{objective.title}, times as fast", *(problem.configuration.name for problem in problems)],
+            *(
+                [title, *(number(over_fastest(cells.get((contender, case), {}), peers)) for case in cases)]
+                for title, (contender, peers) in PENALTY_RATIOS.items()
+            ),
+            ["milliseconds a step of fastgan's", *(_milliseconds(cells.get(("fastgan", case))) for case in cases)],
+            *(
+                [title, *(percent(_largest_share(cells.get((c, case)) for c in contenders)) for case in cases)]
+                for title, contenders in PENALTY_SHARES.items()
+            ),
+        ]
+
+
+def notes_on_refusals(record: Row) -> list[str]:
+    """Which peers could not train with penalties, in their own words."""
+    reasons = dict.fromkeys((peer, reason) for _, peer, reason in record.get("refusals", ()))
+    return [f"`{peer}` was tried with penalties and refused: {reason.rstrip('.')}." for peer, reason in reasons]
+
+
+def _milliseconds(row: Row | None) -> str:
+    return "" if row is None else f"{row['median_us'] / 1e3:.3g}"
+
+
+def _largest_share(rows: Iterable[Row | None]) -> float | None:
+    return max((row["of_ceiling"] for row in rows if row is not None), default=None)
 
 
 def sweep(rows: Iterable[Row], axis: str) -> Table:
@@ -97,7 +148,8 @@ def slower_than_peers(rows: Iterable[Row]) -> Iterator[tuple[str, str, float]]:
 
 def named(row: Row) -> str:
     """The case, and which of fastgan's ways it was where there is more than one."""
-    return row["case"] + {"fastgan modules": ", own loop", "fastgan bf16": ", bf16"}.get(row["contender"], "")
+    ways = {"fastgan modules": ", own loop", "fastgan composed": ", composed", "fastgan bf16": ", bf16"}
+    return row["case"] + ways.get(row["contender"], "")
 
 
 def number(value: float | None) -> str:
