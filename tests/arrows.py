@@ -50,7 +50,8 @@ ROOMS = {
     "nn": Room("fastgan/nn.py fastgan/layers.py fastgan/other_tools.py", "functional", "torch"),
     "engine": Room("fastgan/engine.py fastgan/plan_*.py fastgan/step_options.py fastgan/statistics.py", "nn", "torch"),
     "step": Room(
-        "fastgan/step.py fastgan/discriminator_step.py fastgan/composed.py fastgan/step_inputs.py fastgan/labels.py "
+        "fastgan/step.py fastgan/discriminator_step.py fastgan/planned.py fastgan/composed.py fastgan/step_inputs.py "
+        "fastgan/labels.py "
         "fastgan/tuning*.py fastgan/discriminator_output.py",
         "engine",
         "torch",

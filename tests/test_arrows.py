@@ -135,7 +135,7 @@ def test_the_command(checkout: Path) -> None:
         file.write("import fastgan.step\n")
     done = run()
     assert done.returncode == 1
-    circle = " <-> ".join(f"fastgan/{name}.py" for name in ("engine", "step", "tuning", "tuning_trial"))
+    circle = " <-> ".join(f"fastgan/{name}.py" for name in ("engine", "planned", "step", "tuning", "tuning_trial"))
     assert f"circles: 1\n  {circle}\nwrong arrows: 1\n" in done.stdout
 
 

@@ -69,13 +69,21 @@ def test_backward_frees_and_retain_graph_keeps(op: Op) -> None:
 
 @every_op
 def test_changing_an_input_before_backward_is_an_error_as_in_torch(op: Op) -> None:
-    for function in (op.ours, op.torchs):
-        inputs = leaves(op)
+    """Or where torch has no need of the input, and so no error, the gradient is that of before."""
+    errors = []
+    inputs = leaves(op)
+    for function in (op.torchs, op.ours):
         changed = inputs[0] * 1
         value = function(changed, *inputs[1:]).sum()
         changed.detach().add_(1)
-        with pytest.raises(RuntimeError, match="modified by an inplace operation"):
-            value.backward()
+        try:
+            found = torch.autograd.grad(value, inputs)
+        except RuntimeError as error:
+            errors.append("modified by an inplace operation" in str(error))
+        else:
+            errors.append(None)
+            assert_close_in_float64(found, torch.autograd.grad(op.torchs(*inputs).sum(), inputs))
+    assert errors in ([True, True], [None, None], [None, True])
 
 
 def test_changing_a_bias_before_backward_is_harmless_or_an_error(backend: str) -> None:
@@ -150,7 +158,9 @@ def test_saved_tensors_pass_through_hooks(op: Op) -> None:
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         value = op.ours(*inputs)
-    assert packed
+        kept = len(packed)
+        op.torchs(*inputs)
+    assert kept or not packed  # a linear loss has nothing to keep
     assert_close_in_float64(gradients(value, inputs), gradients(op.torchs(*inputs), inputs))
 
 
@@ -162,7 +172,8 @@ def test_no_reference_cycle_keeps_tensors(op: Op) -> None:
     value = op.ours(*copies)
     first = torch.autograd.grad(value.sum(), copies, create_graph=True)
     seed = sum(g.square().sum() for g in first)
-    second = torch.autograd.grad(seed, inputs, create_graph=True)
+    # A linear loss has no second derivative.
+    second = torch.autograd.grad(seed, inputs, create_graph=True) if seed.requires_grad else ()
     alive = [weakref.ref(t) for t in (*copies, value, *first, seed, *second)]
     del copies, value, first, seed, second
     assert not [t for t in alive if t() is not None]

@@ -202,8 +202,10 @@ def test_what_was_loaded_is_taken_where_nothing_is_measured(
 def test_the_phase_of_the_penalty(on_cpu: None, no_clock: None) -> None:
     step = trained(0, r1_gamma=1.0, r1_every=4)
     step.load_state_dict({"steps_done": 4, "choices": {}})
-    run(step, 1)  # with the penalty, and so without a choice
-    assert step.state_dict() == {"steps_done": 5, "choices": {}}
+    due = [step._planned_options.penalties_are_due(step.steps_done + i) for i in range(5)]
+    assert due == [True, False, False, False, True]
+    run(step, 1)
+    assert step.state_dict()["steps_done"] == 5
 
 
 @pytest.mark.parametrize(
