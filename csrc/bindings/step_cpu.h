@@ -1,10 +1,10 @@
 // A whole step on the CPU: csrc/cpu/step.h over the engine's tensors.
 #pragma once
 
+#include <utility>
+
 #include "../cpu/step.h"
 #include "step_networks.h"
-
-#include <utility>
 
 namespace fastgan::bindings {
 
