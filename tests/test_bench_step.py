@@ -159,7 +159,18 @@ def test_a_run_over_the_steps_writes_json_and_csv(tmp_path: Path, monkeypatch: p
     monkeypatch.setattr(phases, "CONFIGURATIONS", (TINY,))
     monkeypatch.setitem(step.SWEEPS, "batch", lambda: [dataclasses.replace(TINY, name="tiny batch 6")])
     files = [tmp_path / "record.json", tmp_path / "record.csv"]
-    options = ["--quick", "--only", "step", "--sweep", "batch", "--peers", "torch-foreach", "torch-one-batch"]
+    options = [
+        "--quick",
+        "--only",
+        "step",
+        "--match",
+        "step ",
+        "--sweep",
+        "batch",
+        "--peers",
+        "torch-foreach",
+        "torch-one-batch",
+    ]
     assert main([*options, "--json", str(files[0]), "--csv", str(files[1])]) == 0
     written = json.loads(files[0].read_text())
     assert written["products"] == {"float32 at::mm 128x128x128": 100.0}

@@ -47,11 +47,11 @@ def test_all_pairs_in_100_steps(compiled: None, case: Case, engine: bool) -> Non
 
 @pytest.mark.deep
 @pytest.mark.parametrize(("loss", "penalty"), list(itertools.product(FACTORS["loss"], FACTORS["penalty"])))
-def test_the_full_product(compiled: None, loss: str, penalty: str) -> None:
-    """Two steps of each; `python tests/step_cases.py` runs as many as one likes."""
+def test_a_sample_of_the_full_product(compiled: None, loss: str, penalty: str) -> None:
+    """Two steps of every eleventh; `python tests/step_cases.py` runs all of it, in as many steps as one likes."""
     cases = [case for case in full_product() if (case.loss, case.penalty) == (loss, penalty)]
     assert len(cases) == 9 * 2 * 3 * 2
-    for case in cases:
+    for case in cases[len(loss + penalty) % 11 :: 11]:
         check(case, 2)
 
 
