@@ -209,7 +209,7 @@ def test_quick_run_prints_a_complete_table_and_record(tmp_path: Path) -> None:
     assert {"date", "commit", "cpu", "threads", "torch", "build", "busy_cores"} <= set(written["environment"])
     assert set(written["ceilings"]) == {"GB/s", "GFLOP/s float32", "GFLOP/s bfloat16"}
     cases = {(row["case"], row["contender"]) for row in written["rows"]}
-    assert len(cases) == len(written["rows"]) == 2 * 2 * 2
+    assert len(cases) == len(written["rows"]) == (2 + 4) * 2 * 2  # the kinds of the first loss, and four others
     assert all(row["median_us"] > 0 and row["times_as_fast"] > 0 and row["GB/s"] > 0 for row in written["rows"])
     assert all(name in result.stdout for name, _ in cases)
     kinds = {" ".join(name.split()[:2]) for name in written["products"]}
