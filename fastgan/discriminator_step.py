@@ -184,12 +184,7 @@ class DiscriminatorStep(Planned[DiscriminatorOptions]):
         Raises:
             TypeError, ValueError: it is no such state; nothing was changed.
         """
-        if not isinstance(state, Mapping):
-            raise TypeError(f"state must be a dict, not {type(state).__name__}")
-        if set(state) != {"steps_done"}:
-            raise ValueError(f"state must have steps_done, but it has {', '.join(map(str, state)) or 'nothing'}")
-        checks.integer("steps_done of the state", state["steps_done"], 0)
-        self.steps_done = int(state["steps_done"])
+        self.steps_done = self._steps_done_of(state, ("steps_done",))
 
     def _composed_step(
         self, real: Tensor, fake: Tensor, labels: Tensor | None, fake_labels: Tensor | None

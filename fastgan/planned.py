@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from typing import Any, Generic, TypeVar
 
+from fastgan import checks
 from fastgan.engine import CannotPlan, Plan
 from fastgan.step_options import DiscriminatorOptions, DiscriminatorParts, StepOptions, StepParts
 
@@ -13,7 +16,7 @@ _PLAN_AGAIN = 100
 Options = TypeVar("Options", StepOptions, DiscriminatorOptions)
 
 
-class Planned(Generic[Options]):
+class Planned(ABC, Generic[Options]):
     """A step with a plan, or the reason why there is none.
 
     Attributes:
@@ -34,11 +37,13 @@ class Planned(Generic[Options]):
         self._planned_options: Options = options  # those of the plan
         self._no_plan, self._plan_again = "", 0
 
+    @abstractmethod
     def _parts_in_force(self) -> StepParts | DiscriminatorParts:
-        raise NotImplementedError
+        """What is trained: public attributes, which may have been set since."""
 
+    @abstractmethod
     def _options(self) -> Options:
-        raise NotImplementedError
+        """The options in force, checked: public attributes, which may have been set since."""
 
     def _is_planned(self, plan: Plan) -> None:
         """What else is to be done with a plan that was made."""
@@ -67,6 +72,17 @@ class Planned(Generic[Options]):
         are_due = self._planned_options.penalties_are_due(self.steps_done)
         runs = self._plan is not None and (self._plan.penalizes or not are_due)
         return self._plan if runs else None, are_due
+
+    @staticmethod
+    def _steps_done_of(state: Any, names: tuple[str, ...]) -> int:
+        """The `steps_done` of a state dict that must have these names: TypeError or ValueError where it is none."""
+        if not isinstance(state, Mapping):
+            raise TypeError(f"state must be a dict, not {type(state).__name__}")
+        if set(state) != set(names):
+            has = ", ".join(map(str, state)) or "nothing"
+            raise ValueError(f"state must have {' and '.join(names)}, but it has {has}")
+        checks.integer("steps_done of the state", state["steps_done"], 0)
+        return int(state["steps_done"])
 
     def _cannot_run(self, reason: Any) -> None:
         """Where the optimizers' state turns out to be other than the engine takes."""

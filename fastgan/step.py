@@ -253,8 +253,8 @@ class TrainStep(Planned[StepOptions]):
 
         Returns:
             `steps_done`, of which the phase of the lazy penalties and the decay of the instance noise follow; and
-            `choices`, which way was measured to be the fastest (see
-            `plan`), by what each was measured for. All of it is of what JSON has.
+            `choices`, which way was measured to be the fastest (see `plan`), by what each was measured for. All of it
+            is of what JSON has.
         """
         return {"steps_done": self.steps_done, "choices": {} if self._choices is None else self._choices.state()}
 
@@ -267,15 +267,10 @@ class TrainStep(Planned[StepOptions]):
         Raises:
             TypeError, ValueError: it is no such state; nothing was changed.
         """
-        if not isinstance(state, Mapping):
-            raise TypeError(f"state must be a dict, not {type(state).__name__}")
-        if set(state) != {"steps_done", "choices"}:
-            names = ", ".join(map(str, state)) or "nothing"
-            raise ValueError(f"state must have steps_done and choices, but it has {names}")
-        checks.integer("steps_done of the state", state["steps_done"], 0)
+        steps_done = self._steps_done_of(state, ("steps_done", "choices"))
         loaded = tuning.Choices()
         loaded.load(state["choices"])
-        self.steps_done, self._choices = int(state["steps_done"]), loaded
+        self.steps_done, self._choices = steps_done, loaded
         self._plan, self._plan_again = None, 0
 
     def profile(self, real: Tensor, labels: Tensor | None = None, noise: Tensor | None = None) -> dict[str, float]:
