@@ -260,6 +260,11 @@ def linear_act(
         ValueError: the activation is unknown.
         RuntimeError: a shape, dtype or device does not fit.
     """
+    direct = backend.direct()
+    if direct is not None:
+        output: Tensor | None = direct.linear_act(input, weight, bias, activation, negative_slope)
+        if output is not None:
+            return output
     checks.choice("activation", activation, reference.ACTIVATIONS)
     checks.number("negative_slope", negative_slope)
     checks.layer_input(input)
@@ -290,6 +295,11 @@ def mlp(
         ValueError: an activation is unknown, or the lists differ in length.
         RuntimeError: a shape, dtype or device does not fit.
     """
+    direct = backend.direct()
+    if direct is not None:
+        output: Tensor | None = direct.mlp(input, weights, biases, activations, negative_slopes)
+        if output is not None:
+            return output
     count = len(weights)
     biases = [None] * count if biases is None else list(biases)
     slopes = [0.01] * count if negative_slopes is None else list(negative_slopes)

@@ -208,10 +208,14 @@ def test_direct_calls_wait_for_the_check(checks: list[Use]) -> None:
             lambda: direct.discriminator_loss(x, x, "bce", 1.0, 0.0, "mean"),
             lambda: direct.generator_loss(x, None, "non_saturating", 1.0, "mean"),
         ],
-        "layers": [lambda: fastgan.nn._reader.run(network, x)],
+        "layers": [
+            lambda: fastgan.nn._reader.run(network, x),
+            lambda: direct.linear_act(x, torch.ones(2, 1), None, "relu", 0.0),
+            lambda: direct.mlp(x, [torch.ones(2, 1)], None, ["relu"], None),
+        ],
     }
     with fastgan.use_backend("auto"):
-        assert [call() for calls in tries.values() for call in calls] == [None] * 3
+        assert [call() for calls in tries.values() for call in calls] == [None] * 5
         f.discriminator_loss(x, x)
         network(x)
         assert len(checks) == 2

@@ -8,9 +8,11 @@
 #include <torch/csrc/Dtype.h>
 #include <torch/csrc/autograd/python_variable.h>
 
+#include <array>
 #include <cmath>
 #include <map>
 
+#include "../core/activation.h"
 #include "../core/gan_losses.h"
 #include "mlp.h"
 #include "verified.h"
@@ -256,6 +258,109 @@ py::object generator_loss(py::handle fake, py::handle real, py::handle kind, py:
               loss->generator.sign, *number);
 }
 
+// The number of an activation's name, or none.
+std::optional<int64_t> activation_number(PyObject* name) {
+  static const auto interned_names = [] {
+    std::array<PyObject*, activation_count> names;
+    for (int i = 0; i < activation_count; ++i) names[i] = PyUnicode_InternFromString(activation_names[i]);
+    return names;
+  }();
+  if (name == nullptr || !PyUnicode_CheckExact(name)) return std::nullopt;
+  for (int i = 0; i < activation_count; ++i)
+    if (name == interned_names[i]) return i;
+  for (int i = 0; i < activation_count; ++i)
+    if (PyUnicode_CompareWithASCIIString(name, activation_names[i]) == 0) return i;
+  return std::nullopt;
+}
+
+// The layers of a call, one after the other. Small stacks take no memory of their own.
+class LayerCall {
+ public:
+  explicit LayerCall(const Tensor& input) : input_(input), width_(input.sym_size(-1)) {}
+
+  // Whether a layer fits what comes before it; then it is added. bias may be Python's None; slope is a float.
+  bool add(PyObject* weight, PyObject* bias, std::optional<int64_t> activation, double slope) {
+    if (!activation || !std::isfinite(slope) || !fits(weight, input_, 2) || bias == nullptr) return false;
+    const bool has_bias = bias != Py_None;
+    if (has_bias && !fits(bias, input_, 1)) return false;
+    const Tensor& w = THPVariable_Unpack(weight);
+    if (w.sym_size(1) != width_) return false;
+    width_ = w.sym_size(0);
+    if (has_bias && THPVariable_Unpack(bias).sym_size(0) != width_) return false;
+    weights_.push_back(w);
+    biases_.push_back(has_bias ? Tensor(THPVariable_Unpack(bias)) : Tensor());
+    activations_.push_back(*activation);
+    slopes_.push_back(slope);
+    return true;
+  }
+
+  // The activation of the layer added last.
+  void set_activation(int64_t number, double slope) {
+    activations_.back() = number;
+    slopes_.back() = slope;
+  }
+  bool empty() const { return weights_.empty(); }
+
+  // Without Python's lock.
+  py::object run() const {
+    Tensor output;
+    {
+      const py::gil_scoped_release release;
+      output = call_mlp(input_, weights_, biases_, activations_, slopes_);
+    }
+    return py::reinterpret_steal<py::object>(THPVariable_Wrap(std::move(output)));
+  }
+
+ private:
+  const Tensor input_;
+  c10::SymInt width_;
+  c10::SmallVector<Tensor, 8> weights_, biases_;
+  c10::SmallVector<int64_t, 8> activations_;
+  c10::SmallVector<double, 8> slopes_;
+};
+
+// Whether an object is an input that layers take.
+bool is_layer_input(PyObject* input) {
+  return is_usual(input) && THPVariable_Unpack(input).dim() > 0 &&
+         is_verified(Verified::layers, THPVariable_Unpack(input));
+}
+
+py::object linear_act(py::handle input, py::handle weight, py::handle bias, py::handle activation, py::handle slope) {
+  if (!is_usual_mode() || !is_layer_input(input.ptr()) || !PyFloat_CheckExact(slope.ptr())) return py::none();
+  LayerCall layer(THPVariable_Unpack(input.ptr()));
+  const auto number = activation_number(activation.ptr());
+  if (!layer.add(weight.ptr(), bias.ptr(), number, PyFloat_AS_DOUBLE(slope.ptr()))) return py::none();
+  return layer.run();
+}
+
+// The items of a list or a tuple of so many, or null. Borrowed from it, as it stands.
+PyObject** items_of(PyObject* sequence, Py_ssize_t count) {
+  if ((!PyList_CheckExact(sequence) && !PyTuple_CheckExact(sequence)) || PySequence_Fast_GET_SIZE(sequence) != count)
+    return nullptr;
+  return PySequence_Fast_ITEMS(sequence);
+}
+
+py::object mlp(py::handle input, py::handle weights, py::handle biases, py::handle activations, py::handle slopes) {
+  if (!PyList_CheckExact(weights.ptr()) && !PyTuple_CheckExact(weights.ptr())) return py::none();
+  const Py_ssize_t count = PySequence_Fast_GET_SIZE(weights.ptr());
+  PyObject** const all_weights = items_of(weights.ptr(), count);
+  PyObject** const all_activations = items_of(activations.ptr(), count);
+  PyObject** const all_biases = biases.is_none() ? nullptr : items_of(biases.ptr(), count);
+  PyObject** const all_slopes = slopes.is_none() ? nullptr : items_of(slopes.ptr(), count);
+  if (count == 0 || all_activations == nullptr || (all_biases == nullptr && !biases.is_none()) ||
+      (all_slopes == nullptr && !slopes.is_none()) || !is_usual_mode() || !is_layer_input(input.ptr()))
+    return py::none();
+  LayerCall layers(THPVariable_Unpack(input.ptr()));
+  for (Py_ssize_t l = 0; l < count; ++l) {
+    PyObject* const slope = all_slopes == nullptr ? nullptr : all_slopes[l];
+    if (slope != nullptr && !PyFloat_CheckExact(slope)) return py::none();
+    if (!layers.add(all_weights[l], all_biases == nullptr ? Py_None : all_biases[l],
+                    activation_number(all_activations[l]), slope == nullptr ? 0.01 : PyFloat_AS_DOUBLE(slope)))
+      return py::none();
+  }
+  return layers.run();
+}
+
 // Reads the layers that an nn.Sequential holds: knows the classes whose instances it may run.
 class LayerReader {
  public:
@@ -276,13 +381,8 @@ class LayerReader {
         !of.holds_nothing())
       return py::none();
     PyObject* const modules = of.modules;
-    const Tensor input = THPVariable_Unpack(given.ptr());
-    if (input.dim() == 0 || !is_verified(Verified::layers, input)) return py::none();
-    std::vector<Tensor> weights;
-    Biases biases;
-    std::vector<int64_t> activations;
-    std::vector<double> slopes;
-    c10::SymInt width = input.sym_size(-1);
+    if (!is_layer_input(given.ptr())) return py::none();
+    LayerCall layers(THPVariable_Unpack(given.ptr()));
     bool open = false;  // whether the last layer has no activation yet
     PyObject *name, *module;
     Py_ssize_t place = 0;
@@ -295,16 +395,9 @@ class LayerReader {
       if (is_linear) {
         PyObject* parameters = own.parameters;
         if (PyDict_GET_SIZE(parameters) != 2 || PyDict_GET_SIZE(own.buffers) != 0) return py::none();
-        PyObject *weight = item(parameters, names_.weight), *bias = item(parameters, names_.bias);
-        if (!fits(weight, input, 2) || bias == nullptr || (bias != Py_None && !fits(bias, input, 1))) return py::none();
-        const Tensor& w = THPVariable_Unpack(weight);
-        if (w.sym_size(1) != width) return py::none();
-        width = w.sym_size(0);
-        if (bias != Py_None && THPVariable_Unpack(bias).sym_size(0) != width) return py::none();
-        weights.push_back(w);
-        biases.push_back(bias == Py_None ? std::nullopt : std::optional<Tensor>(THPVariable_Unpack(bias)));
-        activations.push_back(static_cast<int64_t>(Activation::identity));
-        slopes.push_back(0);
+        if (!layers.add(item(parameters, names_.weight), item(parameters, names_.bias),
+                        static_cast<int64_t>(Activation::identity), 0))
+          return py::none();
         open = true;
         continue;
       }
@@ -314,17 +407,14 @@ class LayerReader {
         PyObject* slope = item(own.dict, names_.slope);
         if (slope == nullptr || !PyFloat_CheckExact(slope) || !std::isfinite(PyFloat_AS_DOUBLE(slope)))
           return py::none();
-        activations.back() = leaky_relu_number_;
-        slopes.back() = PyFloat_AS_DOUBLE(slope);
+        layers.set_activation(leaky_relu_number_, PyFloat_AS_DOUBLE(slope));
       } else if (PyObject* number = item(activations_.ptr(), type)) {
-        activations.back() = PyLong_AsLongLong(number);
+        layers.set_activation(PyLong_AsLongLong(number), 0);
       } else {
         return py::none();
       }
     }
-    if (weights.empty()) return py::none();
-    FASTGAN_OP("mlp", MlpSignature);
-    return call(op, input, weights, biases, activations, slopes);
+    return layers.empty() ? py::none() : layers.run();
   }
 
  private:
@@ -356,6 +446,10 @@ void register_direct_calls(py::module_& m) {
         "functional.discriminator_loss, or None where something is unusual.");
   m.def("generator_loss", &generator_loss, py::arg("fake_logits"), py::arg("real_logits"), py::arg("kind"),
         py::arg("target"), py::arg("reduction"), "functional.generator_loss, or None where something is unusual.");
+  m.def("linear_act", &linear_act, py::arg("input"), py::arg("weight"), py::arg("bias"), py::arg("activation"),
+        py::arg("negative_slope"), "functional.linear_act, or None where something is unusual.");
+  m.def("mlp", &mlp, py::arg("input"), py::arg("weights"), py::arg("biases"), py::arg("activations"),
+        py::arg("negative_slopes"), "functional.mlp, or None where something is unusual.");
   py::class_<LayerReader>(m, "LayerReader", "Runs the layers of an nn.Sequential where they are all plain ones.")
       .def(py::init<py::object, py::object, py::dict, int64_t, py::object, py::iterable, py::iterable, py::iterable,
                     py::iterable>(),

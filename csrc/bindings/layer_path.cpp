@@ -11,6 +11,7 @@
 #include "../cuda/crossover.h"
 #ifndef FASTGAN_SIMT
 #include "../cpu/simd.h"
+#include "../cpu/thin_linear.h"
 #endif
 
 namespace fastgan::bindings {
@@ -82,6 +83,10 @@ bool prefers_whole(int64_t batch, double elements) {
   constexpr double most_flops = 1.5e9;
   // The library has instructions that the baseline lacks where FASTGAN_ISA asks for it, and is no slower elsewhere.
   return cpu::isa() != cpu::Isa::baseline && 2 * static_cast<double>(batch) * elements <= most_flops;
+}
+
+bool prefers_thin(int64_t out, int64_t in) {
+  return layer_path() == LayerPath::automatic && out > 0 && in > 0 && std::min(out, in) <= cpu::most_few;
 }
 
 #endif

@@ -8,8 +8,10 @@
 //   library   torch's product (cuBLAS or cuBLASLt), and the       torch's product (MKL, oneDNN), and the kernels around
 //             kernels around it                                   it
 //   automatic whichever is expected to be fastest: narrow         the whole network where its products are few enough
-//             networks on small batches narrow, products below    and the processor has AVX2, else the library
-//             the crossover tiled, the others by the library
+//             networks on small batches narrow, products below    and the processor has AVX2, else the library; layers
+//             the crossover tiled, the others by the library      with few outputs or inputs by kernels of their own
+//                                                                 (cpu/thin_linear.h), where all are like that, or the
+//                                                                 network runs layer by layer
 #pragma once
 
 #include <string>
@@ -42,6 +44,10 @@ bool prefers_narrow(int64_t batch);
 #ifndef FASTGAN_SIMT
 // On the CPU: whether an MLP whose weights have so many elements should run as a whole.
 bool prefers_whole(int64_t batch, double elements);
+
+// On the CPU: whether a layer with so many outputs and inputs is the thin kernels' (cpu/thin_linear.h), where it runs
+// alone, or with others that are.
+bool prefers_thin(int64_t out, int64_t in);
 #endif
 
 }  // namespace fastgan::bindings

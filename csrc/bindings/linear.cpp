@@ -2,6 +2,9 @@
 
 #include "../cpu/linear.h"
 #include "layer_path.h"
+#ifndef FASTGAN_SIMT
+#include "../cpu/thin_linear.h"
+#endif
 
 #if defined(FASTGAN_SIMT) || defined(FASTGAN_WITH_CUDA)
 #include "../cuda/linear.h"
@@ -115,6 +118,88 @@ ParameterGradients tiled_parameter_gradients(const CudaScope& here, const Tensor
 
 #endif
 
+#ifndef FASTGAN_SIMT
+
+// A matrix whose rows thin kernels can read: contiguous, but for the distance between them. Empty where it is not one.
+template <class T>
+struct WideRows {
+  explicit WideRows(const Tensor& matrix) : data(bindings::data<T>(matrix)), stride(matrix.stride(0)) {}
+  const T* data;
+  int64_t stride;
+
+  static bool fits(const Tensor& matrix) { return matrix.size(1) == 1 || matrix.stride(1) == 1; }
+};
+
+// The weight, (out, in), with its few outputs, or its few inputs, first.
+template <class T>
+cpu::ThinMatrix<T> thin_weight(const Tensor& weight, bool few_outputs) {
+  const int64_t by_output = weight.stride(0), by_input = weight.stride(1);
+  return {data<T>(weight), few_outputs ? by_output : by_input, few_outputs ? by_input : by_output};
+}
+
+LayerOutput thin_forward(const CpuScope& here, const Tensor& x, const Tensor& weight, const Tensor& given_bias,
+                         LayerActivation activation, bool keep_z) {
+  const LayerOutput out = empty_output(x, weight, keep_z);
+  const Tensor bias = given_bias.defined() ? given_bias.contiguous() : Tensor();
+  const int64_t rows = x.size(0), in = x.size(1), width = weight.size(0);
+  with_dtype(x.scalar_type(), "mlp", [&](auto tag) {
+    using T = typename decltype(tag)::type;
+    const WideRows<T> wide(x);
+    const T* const b = optional_data<T>(bias);
+    T *const z = optional_mutable_data<T>(out.z), *const y = mutable_data<T>(out.y);
+    if (width <= cpu::most_few)
+      cpu::thin_dots<T>(here, activation, rows, in, static_cast<int>(width), wide.data, wide.stride,
+                        thin_weight<T>(weight, true), b, z, y);
+    else
+      cpu::thin_outer<T>(here, activation, rows, width, static_cast<int>(in), wide.data, wide.stride,
+                         thin_weight<T>(weight, false), b, z, y);
+  });
+  return out;
+}
+
+Tensor thin_input_gradient(const CpuScope& here, const Tensor& grad_z, const Tensor& weight) {
+  const int64_t rows = grad_z.size(0), out = weight.size(0), in = weight.size(1);
+  const Tensor grad_x = at::empty({rows, in}, grad_z.options());
+  with_dtype(grad_z.scalar_type(), "mlp_backward", [&](auto tag) {
+    using T = typename decltype(tag)::type;
+    const WideRows<T> wide(grad_z);
+    T *const none = nullptr, *const to = mutable_data<T>(grad_x);
+    const T* const no_bias = nullptr;
+    constexpr LayerActivation identity{{Activation::identity, 0.0}};
+    if (out <= cpu::most_few)
+      cpu::thin_outer<T>(here, identity, rows, in, static_cast<int>(out), wide.data, wide.stride,
+                         thin_weight<T>(weight, true), no_bias, none, to);
+    else
+      cpu::thin_dots<T>(here, identity, rows, out, static_cast<int>(in), wide.data, wide.stride,
+                        thin_weight<T>(weight, false), no_bias, none, to);
+  });
+  return grad_x;
+}
+
+Tensor thin_weight_gradient(const CpuScope& here, const Tensor& grad_z, const Tensor& x) {
+  const int64_t rows = x.size(0), out = grad_z.size(1), in = x.size(1);
+  const Tensor grad_weight = at::empty({out, in}, x.options());
+  with_dtype(x.scalar_type(), "mlp_backward", [&](auto tag) {
+    using T = typename decltype(tag)::type;
+    const WideRows<T> by_outputs(grad_z), by_inputs(x);
+    T* const to = mutable_data<T>(grad_weight);
+    if (out <= cpu::most_few)
+      cpu::thin_sums<T>(here, rows, in, static_cast<int>(out), by_outputs.data, by_outputs.stride, by_inputs.data,
+                        by_inputs.stride, false, to);
+    else
+      cpu::thin_sums<T>(here, rows, out, static_cast<int>(in), by_inputs.data, by_inputs.stride, by_outputs.data,
+                        by_outputs.stride, true, to);
+  });
+  return grad_weight;
+}
+
+// Whether they take the products of a layer whose rows, of x or of grad_z, are these.
+bool is_thin(const Tensor& rows, const Tensor& weight) {
+  return prefers_thin(weight.size(0), weight.size(1)) && WideRows<char>::fits(rows);
+}
+
+#endif
+
 }  // namespace
 
 template <class Scope>
@@ -124,6 +209,11 @@ LayerOutput linear_forward(const Scope& here, const Tensor& x, const Tensor& wei
     if (is_tiled(x.size(0), weight.size(0), x.size(1), x.scalar_type()))
       return tiled_forward(here, x, weight, bias, activation, keep_z);
   }
+#ifndef FASTGAN_SIMT
+  if constexpr (std::is_same_v<Scope, CpuScope>) {
+    if (is_thin(x, weight)) return thin_forward(here, x, weight, bias, activation, keep_z);
+  }
+#endif
   LayerOutput out;
   // The library adds a 16-bit bias before it rounds the product; a pass of our own would round twice.
   const bool narrow = x.scalar_type() == at::kBFloat16 || x.scalar_type() == at::kHalf;
@@ -167,6 +257,15 @@ ParameterGradients parameter_gradients(const Scope& here, const Tensor& grad_z, 
   ParameterGradients gradients;
   if (need_bias)  // of no activation: the column sums alone
     gradients.grad_bias = activation_backward(here, grad_z, grad_z, {Activation::identity, 0.0}, true, false).grad_bias;
+#ifndef FASTGAN_SIMT
+  if constexpr (std::is_same_v<Scope, CpuScope>) {
+    if (need_weight && prefers_thin(grad_z.size(1), x.size(1)) && WideRows<char>::fits(x) &&
+        WideRows<char>::fits(grad_z)) {
+      gradients.grad_weight = thin_weight_gradient(here, grad_z, x);
+      return gradients;
+    }
+  }
+#endif
   if (need_weight) gradients.grad_weight = at::mm(grad_z.t(), x);
   return gradients;
 }
@@ -178,6 +277,11 @@ InputGradient input_gradient(const Scope& here, const Tensor& grad_z, const Tens
     if (is_tiled(grad_z.size(0), weight.size(1), weight.size(0), grad_z.scalar_type()))
       return tiled_input_gradient(here, grad_z, weight, saved, activation, keep_grad_x);
   }
+#ifndef FASTGAN_SIMT
+  if constexpr (std::is_same_v<Scope, CpuScope>) {
+    if (is_thin(grad_z, weight)) return {thin_input_gradient(here, grad_z, weight), Tensor()};
+  }
+#endif
   return {at::mm(grad_z, weight), Tensor()};
 }
 

@@ -7,6 +7,7 @@
 #include <torch/csrc/autograd/autograd_not_implemented_fallback.h>
 
 #include "higher_order.h"
+#include "undispatched.h"
 
 namespace fastgan::bindings {
 
@@ -22,6 +23,13 @@ Tensor activation_composed(const Tensor& z, LayerActivation a) {
 
 using FlagList = std::vector<int64_t>;  // zeros and ones
 
+// The biases as the schema has them, from one a layer, undefined where it has none.
+Biases as_optional(TensorList biases) {
+  Biases list;
+  for (const Tensor& bias : biases) list.push_back(bias.defined() ? std::optional<Tensor>(bias) : std::nullopt);
+  return list;
+}
+
 // What every derivative of one call shares. Not a tensor list, so that autograd records none of it as an input.
 struct MlpArguments {
   std::vector<int64_t> activations;
@@ -29,14 +37,16 @@ struct MlpArguments {
   FlagList has_bias;
   std::vector<int64_t> bias_versions;  // of the defined ones, when the value was computed
 
+  bool undispatched = false;  // of the forward pass alone: whether it calls the CPU's kernels themselves
+
   size_t count() const { return activations.size(); }
 
-  // The biases as the schema has them, from a list of the defined ones.
-  Biases biases(TensorList defined) const {
-    Biases list;
+  // One bias a layer, from a list of the defined ones.
+  std::vector<Tensor> biases(TensorList defined) const {
+    std::vector<Tensor> list(has_bias.size());
     size_t next = 0;
-    for (const int64_t has : has_bias)
-      has ? list.push_back(std::optional<Tensor>(defined[next++])) : list.push_back(std::nullopt);
+    for (size_t l = 0; l < has_bias.size(); ++l)
+      if (has_bias[l]) list[l] = defined[next++];
     return list;
   }
 
@@ -51,24 +61,34 @@ struct MlpArguments {
                   biases[i].sizes(), ", before a derivative that computes the layers again");
   }
 
+  // As one list of numbers, for each entry of a context costs memory of its own.
   void save(AutogradContext* ctx) const {
-    ctx->saved_data["activations"] = activations;
-    ctx->saved_data["slopes"] = slopes;
-    ctx->saved_data["has_bias"] = has_bias;
-    ctx->saved_data["bias_versions"] = bias_versions;
+    std::vector<double> numbers;
+    numbers.reserve(1 + 3 * count() + bias_versions.size());
+    numbers.push_back(static_cast<double>(count()));
+    numbers.insert(numbers.end(), activations.begin(), activations.end());
+    numbers.insert(numbers.end(), slopes.begin(), slopes.end());
+    numbers.insert(numbers.end(), has_bias.begin(), has_bias.end());
+    numbers.insert(numbers.end(), bias_versions.begin(), bias_versions.end());
+    ctx->saved_data["call"] = std::move(numbers);
   }
 
-  explicit MlpArguments(AutogradContext* ctx)
-      : activations(ctx->saved_data["activations"].toIntVector()),
-        slopes(ctx->saved_data["slopes"].toDoubleVector()),
-        has_bias(ctx->saved_data["has_bias"].toIntVector()),
-        bias_versions(ctx->saved_data["bias_versions"].toIntVector()) {}
+  explicit MlpArguments(AutogradContext* ctx) {
+    const std::vector<double> numbers = ctx->saved_data["call"].toDoubleVector();
+    const size_t count = static_cast<size_t>(numbers[0]);
+    const auto at = numbers.begin() + 1;
+    activations.assign(at, at + count);
+    slopes.assign(at + count, at + 2 * count);
+    has_bias.assign(at + 2 * count, at + 3 * count);
+    bias_versions.assign(at + 3 * count, numbers.end());
+  }
 
-  MlpArguments(at::IntArrayRef activations, at::ArrayRef<double> slopes, const Biases& biases)
+  // biases: one a layer, undefined where it has none.
+  MlpArguments(at::IntArrayRef activations, at::ArrayRef<double> slopes, TensorList biases)
       : activations(activations.vec()), slopes(slopes.vec()) {
-    for (const std::optional<Tensor> bias : biases) {
-      has_bias.push_back(bias && bias->defined());
-      if (has_bias.back()) bias_versions.push_back(version_of(*bias));
+    for (const Tensor& bias : biases) {
+      has_bias.push_back(bias.defined());
+      if (bias.defined()) bias_versions.push_back(version_of(bias));
     }
   }
 };
@@ -199,8 +219,7 @@ class MlpFunction : public torch::autograd::Function<MlpFunction> {
   static Tensor forward(AutogradContext* ctx, const Tensor& input, TensorList weights, TensorList biases,
                         const MlpArguments& call) {
     at::AutoDispatchBelowADInplaceOrView below;
-    FASTGAN_OP("mlp_forward", MlpForward);
-    const auto outputs = op.call(input, weights, call.biases(biases), call.activations, call.slopes);
+    const auto outputs = compute(input, weights, call.biases(biases), call);
     variable_list saved{input};
     saved.insert(saved.end(), weights.begin(), weights.end());
     saved.insert(saved.end(), outputs.begin(), outputs.end());
@@ -257,26 +276,62 @@ class MlpFunction : public torch::autograd::Function<MlpFunction> {
       for (const Tensor& output : outputs) constants.outputs.push_back(output.detach());
       packed = MlpBackwardFunction::apply(grad_outputs[0], input, weights, TensorList(biases), call, constants);
     } else {
-      const at::AutoDispatchBelowADInplaceOrView below;  // nothing to record
-      FASTGAN_OP("mlp_backward", MlpBackward);
-      packed = op.call(grad_outputs[0], input, weights, outputs, call.activations, call.slopes, need, false);
+      packed = compute_backward(grad_outputs[0], input, weights, outputs, call, need);
     }
     variable_list gradients = without_missing_biases(unpack(packed, need), call, 1 + count);
     gradients.resize(edges + 1);  // none for call
     return gradients;
   }
+
+ private:
+  static std::vector<Tensor> compute(const Tensor& input, TensorList weights, const std::vector<Tensor>& biases,
+                                     const MlpArguments& call) {
+#ifndef FASTGAN_SIMT
+    if (call.undispatched) return mlp_forward_on_cpu(input, weights, biases, Layers(call.activations, call.slopes));
+#endif
+    FASTGAN_OP("mlp_forward", MlpForward);
+    return op.call(input, weights, as_optional(biases), call.activations, call.slopes);
+  }
+
+  static variable_list compute_backward(const Tensor& grad_output, const Tensor& input, TensorList weights,
+                                        TensorList outputs, const MlpArguments& call, const FlagList& need) {
+#ifndef FASTGAN_SIMT
+    const bool undispatched = is_undisturbed() && is_ordinary(grad_output) && is_ordinary(input) &&
+                              are_ordinary(weights) && are_ordinary(outputs);
+    const at::AutoDispatchBelowADInplaceOrView below;  // nothing to record
+    if (undispatched)
+      return mlp_backward_on_cpu(grad_output, input, weights, outputs, call.activations, call.slopes, need);
+#else
+    const at::AutoDispatchBelowADInplaceOrView below;
+#endif
+    FASTGAN_OP("mlp_backward", MlpBackward);
+    return op.call(grad_output, input, weights, outputs, call.activations, call.slopes, need, false);
+  }
 };
 
-Tensor mlp_autograd(const Tensor& input, TensorList weights, const Biases& biases, at::IntArrayRef activations,
-                    at::ArrayRef<double> slopes) {
+std::vector<Tensor> defined_ones(TensorList biases) {
   std::vector<Tensor> defined;
-  for (const std::optional<Tensor> bias : biases)
-    if (bias && bias->defined()) defined.push_back(*bias);
-  if (any_requires_grad({input}) || any_requires_grad(weights) || any_requires_grad(defined))
-    return MlpFunction::apply(input, weights, TensorList(defined), MlpArguments(activations, slopes, biases));
+  for (const Tensor& bias : biases)
+    if (bias.defined()) defined.push_back(bias);
+  return defined;
+}
+
+// None of them passes over a tensor, for each looks for tangents.
+bool is_recorded(const Tensor& input, TensorList weights, TensorList biases) {
+  const bool by_input = any_requires_grad({input}), by_weights = any_requires_grad(weights);
+  return any_requires_grad(biases) || by_input || by_weights;
+}
+
+Tensor mlp_autograd(const Tensor& input, TensorList weights, const Biases& given_biases, at::IntArrayRef activations,
+                    at::ArrayRef<double> slopes) {
+  std::vector<Tensor> biases;
+  for (const std::optional<Tensor> bias : given_biases) biases.push_back(bias.value_or(Tensor()));
+  if (is_recorded(input, weights, biases))
+    return MlpFunction::apply(input, weights, TensorList(defined_ones(biases)),
+                              MlpArguments(activations, slopes, biases));
   at::AutoDispatchBelowADInplaceOrView below;
   FASTGAN_OP("mlp", MlpSignature);
-  return op.call(input, weights, biases, activations, slopes);
+  return op.call(input, weights, given_biases, activations, slopes);
 }
 
 // Autocast runs layers in its lower precision, as it does torch's linear.
@@ -297,6 +352,23 @@ Tensor mlp_autocast(const Tensor& input, TensorList weights, const Biases& biase
 }
 
 }  // namespace
+
+Tensor call_mlp(const Tensor& input, TensorList weights, TensorList biases, at::IntArrayRef activations,
+                at::ArrayRef<double> slopes) {
+#ifndef FASTGAN_SIMT
+  if (is_undisturbed() && is_ordinary(input) && are_ordinary(weights) && are_ordinary(biases)) {
+    if (is_recorded(input, weights, biases)) {
+      MlpArguments call(activations, slopes, biases);
+      call.undispatched = true;
+      return MlpFunction::apply(input, weights, TensorList(defined_ones(biases)), call);
+    }
+    const at::AutoDispatchBelowADInplaceOrView below;
+    return mlp_on_cpu(input, weights, biases, Layers(activations, slopes));
+  }
+#endif
+  FASTGAN_OP("mlp", MlpSignature);
+  return op.call(input, weights, as_optional(biases), activations, slopes);
+}
 
 TORCH_LIBRARY_FRAGMENT(FASTGAN_LIBRARY, m) {
   m.def("mlp(Tensor input, Tensor[] weights, Tensor?[] biases, int[] activations, float[] slopes) -> Tensor");

@@ -151,4 +151,21 @@ using MlpBackward = std::vector<Tensor>(const Tensor&, const Tensor&, TensorList
 using MlpDoubleBackward = std::vector<Tensor>(TensorList, at::IntArrayRef, const Tensor&, TensorList, TensorList,
                                               TensorList, at::IntArrayRef, at::ArrayRef<double>, at::IntArrayRef);
 
+// The op, as from Python without its checks: biases one a layer, undefined where it has none. Calls the kernels without
+// the dispatcher where nobody else is to see the call.
+Tensor call_mlp(const Tensor& input, TensorList weights, TensorList biases, at::IntArrayRef activations,
+                at::ArrayRef<double> slopes);
+
+#ifndef FASTGAN_SIMT
+
+// The kernels of the CPU, for call_mlp and its derivative.
+Tensor mlp_on_cpu(const Tensor& input, TensorList weights, TensorList biases, const Layers& layers);
+std::vector<Tensor> mlp_forward_on_cpu(const Tensor& input, TensorList weights, TensorList biases,
+                                       const Layers& layers);
+std::vector<Tensor> mlp_backward_on_cpu(const Tensor& grad_output, const Tensor& input, TensorList weights,
+                                        TensorList outputs, at::IntArrayRef activations, at::ArrayRef<double> slopes,
+                                        at::IntArrayRef need);
+
+#endif
+
 }  // namespace fastgan::bindings

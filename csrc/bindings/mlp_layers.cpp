@@ -21,38 +21,38 @@ int64_t row_count(const Tensor& x) {
   return rows;
 }
 
-void check_biases(const Tensor& input, TensorList weights, const Biases& biases, const Layers& layers) {
+// biases: one a layer, undefined where it has none.
+void check_biases(const Tensor& input, TensorList weights, TensorList biases, const Layers& layers) {
   check_layers(input, weights, layers);
   TORCH_CHECK(biases.size() == weights.size(), "mlp: there must be one bias or None a layer");
   for (size_t l = 0; l < weights.size(); ++l) {
-    const std::optional<Tensor> bias = biases.get(l);
-    TORCH_CHECK(!bias || !bias->defined() ||
-                    (bias->dim() == 1 && bias->size(0) == weights[l].size(0) &&
-                     bias->scalar_type() == input.scalar_type() && bias->device() == input.device()),
+    const Tensor& bias = biases[l];
+    TORCH_CHECK(!bias.defined() || (bias.dim() == 1 && bias.size(0) == weights[l].size(0) &&
+                                    bias.scalar_type() == input.scalar_type() && bias.device() == input.device()),
                 "mlp: biases[", l, "] must have shape (", weights[l].size(0), ") and the dtype and device of input");
   }
 }
 
 // The biases as memory has them. Torch resolves lazy signs and zeros without memory before it calls a kernel, but not
 // those in a list of optional tensors.
-Biases with_memory(const Biases& biases) {
-  Biases out;
+std::vector<Tensor> with_memory(const Biases& biases) {
+  std::vector<Tensor> out;
   for (const std::optional<Tensor> bias : biases)
-    out.push_back(!bias || !bias->defined() ? std::optional<Tensor>()
-                  : bias->_is_zerotensor()  ? std::optional<Tensor>(at::zeros(bias->sizes(), bias->options()))
-                                            : std::optional<Tensor>(bias->resolve_neg()));
+    out.push_back(!bias || !bias->defined() ? Tensor()
+                  : bias->_is_zerotensor()  ? at::zeros(bias->sizes(), bias->options())
+                                            : bias->resolve_neg());
   return out;
 }
 
 // Runs all layers one by one; on_layer(l, output) sees each.
 template <class Scope, class F>
-void run_layers(const Scope& here, const Tensor& input, TensorList weights, const Biases& biases, const Layers& layers,
+void run_layers(const Scope& here, const Tensor& input, TensorList weights, TensorList biases, const Layers& layers,
                 bool keep_z, const F& on_layer) {
   const WithoutAutocast guard;
   Tensor x = as_matrix(input, row_count(input));
   for (size_t l = 0; l < weights.size(); ++l) {
-    const LayerOutput out = linear_forward(here, x, weights[l], biases.get(l).value_or(Tensor()), layers[l],
-                                           keep_z && !layers[l].saves_output());
+    const LayerOutput out =
+        linear_forward(here, x, weights[l], biases[l], layers[l], keep_z && !layers[l].saves_output());
     on_layer(l, out);
     x = out.y;
   }
@@ -66,11 +66,8 @@ Tensor with_leading_dimensions(const Tensor& matrix, const Tensor& like) {
 }
 
 template <class Scope>
-Tensor mlp_kernel(const Tensor& input, TensorList weights, const Biases& given_biases, at::IntArrayRef activations,
-                  at::ArrayRef<double> slopes) {
-  const Biases biases = with_memory(given_biases);
+Tensor mlp_output(const Tensor& input, TensorList weights, TensorList biases, const Layers& layers) {
   const Scope here(input);
-  const Layers layers(activations, slopes);
   check_biases(input, weights, biases, layers);
   if (const auto whole = whole_forward(here, as_matrix(input, row_count(input)), weights, biases, layers, false))
     return with_leading_dimensions(whole->back().y, input);
@@ -80,11 +77,14 @@ Tensor mlp_kernel(const Tensor& input, TensorList weights, const Biases& given_b
 }
 
 template <class Scope>
-std::vector<Tensor> mlp_forward_kernel(const Tensor& input, TensorList weights, const Biases& given_biases,
-                                       at::IntArrayRef activations, at::ArrayRef<double> slopes) {
-  const Biases biases = with_memory(given_biases);
+Tensor mlp_kernel(const Tensor& input, TensorList weights, const Biases& biases, at::IntArrayRef activations,
+                  at::ArrayRef<double> slopes) {
+  return mlp_output<Scope>(input, weights, with_memory(biases), Layers(activations, slopes));
+}
+
+template <class Scope>
+std::vector<Tensor> mlp_outputs(const Tensor& input, TensorList weights, TensorList biases, const Layers& layers) {
   const Scope here(input);
-  const Layers layers(activations, slopes);
   check_biases(input, weights, biases, layers);
   std::vector<Tensor> outputs, pre_activations;
   const auto collect = [&](size_t, const LayerOutput& out) {
@@ -96,6 +96,12 @@ std::vector<Tensor> mlp_forward_kernel(const Tensor& input, TensorList weights, 
   for (size_t l = 0; whole && l < layers.count(); ++l) collect(l, (*whole)[l]);
   outputs.insert(outputs.end(), pre_activations.begin(), pre_activations.end());
   return outputs;
+}
+
+template <class Scope>
+std::vector<Tensor> mlp_forward_kernel(const Tensor& input, TensorList weights, const Biases& biases,
+                                       at::IntArrayRef activations, at::ArrayRef<double> slopes) {
+  return mlp_outputs<Scope>(input, weights, with_memory(biases), Layers(activations, slopes));
 }
 
 template <class Scope>
@@ -308,5 +314,22 @@ void register_layer_kernels(torch::Library& m) {
 }  // namespace
 
 FASTGAN_KERNELS(register_layer_kernels)
+
+#ifndef FASTGAN_SIMT
+
+Tensor mlp_on_cpu(const Tensor& input, TensorList weights, TensorList biases, const Layers& layers) {
+  return mlp_output<CpuScope>(input, weights, biases, layers);
+}
+std::vector<Tensor> mlp_forward_on_cpu(const Tensor& input, TensorList weights, TensorList biases,
+                                       const Layers& layers) {
+  return mlp_outputs<CpuScope>(input, weights, biases, layers);
+}
+std::vector<Tensor> mlp_backward_on_cpu(const Tensor& grad_output, const Tensor& input, TensorList weights,
+                                        TensorList outputs, at::IntArrayRef activations, at::ArrayRef<double> slopes,
+                                        at::IntArrayRef need) {
+  return mlp_backward_kernel<CpuScope>(grad_output, input, weights, outputs, activations, slopes, need, false);
+}
+
+#endif
 
 }  // namespace fastgan::bindings

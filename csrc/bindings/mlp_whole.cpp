@@ -72,11 +72,13 @@ struct WholeMlp<CpuScope> {
     if (x.scalar_type() != at::kFloat && x.scalar_type() != at::kDouble) return false;
     if (x.size(0) == 0) return false;
     double elements = 0;
+    bool all_thin = true;
     for (const Tensor& w : weights) {
       if (w.numel() == 0) return false;
       elements += static_cast<double>(w.numel());
+      all_thin = all_thin && prefers_thin(w.size(0), w.size(1));
     }
-    return prefers_whole(x.size(0), elements);
+    return !all_thin && prefers_whole(x.size(0), elements);
   }
 
   template <class F>
@@ -187,7 +189,7 @@ struct WholeCall {
 
 template <class Scope>
 std::optional<std::vector<LayerOutput>> whole_forward(const Scope& here, const Tensor& x, TensorList weights,
-                                                      const Biases& biases, const Layers& layers, bool keep) {
+                                                      TensorList biases, const Layers& layers, bool keep) {
   using Whole = WholeMlp<Scope>;
   std::optional<std::vector<LayerOutput>> outputs;
   if (!Whole::accepts(x, weights)) return outputs;
@@ -202,7 +204,7 @@ std::optional<std::vector<LayerOutput>> whole_forward(const Scope& here, const T
       auto& layer = network.layers[l];
       LayerOutput& out = (*outputs)[l];
       layer.weight = call.keep(weights[l]);
-      layer.bias = call.keep(biases.get(l).value_or(Tensor()));
+      layer.bias = call.keep(biases[l]);
       if (keep || l + 1 == weights.size()) layer.y = call.make(out.y, {network.batch, layer.out});
       if (keep && !layers[l].saves_output()) layer.z = call.make(out.z, {network.batch, layer.out});
     }
@@ -298,7 +300,7 @@ std::optional<MlpSecondGradients> whole_double_backward(const Scope& here, const
 
 #define FASTGAN_INSTANTIATE(Scope)                                                                                   \
   template std::optional<std::vector<LayerOutput>> whole_forward<Scope>(const Scope&, const Tensor&, TensorList,     \
-                                                                        const Biases&, const Layers&, bool);         \
+                                                                        TensorList, const Layers&, bool);            \
   template std::optional<MlpGradients> whole_backward<Scope>(const Scope&, const Tensor&, const Tensor&, TensorList, \
                                                              TensorList, TensorList, const Layers&, const Flags&,    \
                                                              const Kept&, bool);                                     \

@@ -12,7 +12,7 @@ namespace fastgan::bindings {
 // network is to run layer by layer. x is (batch, in).
 template <class Scope>
 std::optional<std::vector<LayerOutput>> whole_forward(const Scope& here, const Tensor& x, TensorList weights,
-                                                      const Biases& biases, const Layers& layers, bool keep);
+                                                      TensorList biases, const Layers& layers, bool keep);
 
 struct MlpGradients {
   explicit MlpGradients(size_t count) : weights(count), biases(count), grad_z(count), grad_y(count) {}

@@ -42,15 +42,20 @@ void bias_act(const Context&, ActivationArguments arguments, int64_t rows, int64
   if (arguments.activation == Activation::identity && bias == nullptr && y == z) return;
   dispatch<T>(arguments, [&](auto act, C slope) {
     using A = decltype(act);
+    if (bias == nullptr)  // z has its value already, and a store of 16 bits is more work than most activations
+      return for_chunks(chunk_count(rows * cols), work_of(arguments, rows * cols), [&](int64_t chunk) {
+        const int64_t begin = chunk * chunk_size, end = std::min(rows * cols, begin + chunk_size);
+        simd_for(begin, end, FASTGAN_BODY(i) { store(y + i, A::value(load(z + i), slope)); });
+      });
     for_row_blocks(rows, cols, work_of(arguments, rows * cols), [&](int64_t, int64_t begin, int64_t end) {
       for (int64_t r = begin; r < end; ++r) {
         T *zr = z + r * cols, *yr = y + r * cols;
-        if (y == z && bias != nullptr)
+        if (y == z)
           simd_for(0, cols, FASTGAN_BODY(c) { store(yr + c, A::value(load(zr + c) + load(bias + c), slope)); });
         else
           simd_for(
               0, cols, FASTGAN_BODY(c) {
-                const C value = load(zr + c) + (bias == nullptr ? C(0) : load(bias + c));
+                const C value = load(zr + c) + load(bias + c);
                 store(zr + c, value);
                 store(yr + c, A::value(value, slope));
               });
@@ -59,10 +64,52 @@ void bias_act(const Context&, ActivationArguments arguments, int64_t rows, int64
   });
 }
 
+namespace {
+
+// Columns of which a loop along a row is mostly its own overhead.
+constexpr int64_t few_columns = 8;
+
+// act_backward of few columns: one loop over a block of rows for the activation, and one down each column.
+template <class T>
+void narrow_act_backward(ActivationArguments arguments, int64_t rows, int64_t cols, const T* grad_y, const T* saved,
+                         T* grad_z, T* grad_bias) {
+  using C = compute_t<T>;
+  constexpr int64_t most_blocks = 64, group_rows = 16;
+  const int64_t size = block_rows(rows, cols), blocks = (rows + size - 1) / size;
+  double totals[most_blocks][few_columns] = {};
+  const bool identity = arguments.activation == Activation::identity;
+  for_row_blocks(rows, cols, work_of(arguments, rows * cols), [&](int64_t block, int64_t begin, int64_t end) {
+    if (!identity)
+      dispatch<T>(arguments, [&](auto act, C slope) {
+        using A = decltype(act);
+        simd_for(
+            begin * cols, end * cols,
+            FASTGAN_BODY(i) { store(grad_z + i, gradient<A>(load(grad_y + i), load(saved + i), slope)); });
+      });
+    else if (grad_z != nullptr && grad_z != grad_y)
+      simd_for(begin * cols, end * cols, FASTGAN_BODY(i) { grad_z[i] = grad_y[i]; });
+    const T* const summed = identity ? grad_y : grad_z;
+    for (int64_t c = 0; grad_bias != nullptr && c < cols; ++c)
+      for (int64_t first = begin; first < end; first += group_rows) {
+        C sum = 0;
+        for (int64_t r = first; r < std::min(end, first + group_rows); ++r) sum += load(summed + r * cols + c);
+        totals[block][c] += sum;
+      }
+  });
+  for (int64_t c = 0; grad_bias != nullptr && c < cols; ++c) {
+    for (int64_t block = 1; block < blocks; ++block) totals[0][c] += totals[block][c];
+    store(grad_bias + c, static_cast<C>(totals[0][c]));
+  }
+}
+
+}  // namespace
+
 template <class T>
 void act_backward(const Context&, ActivationArguments arguments, int64_t rows, int64_t cols, const T* grad_y,
                   const T* saved, T* grad_z, T* grad_bias) {
   using C = compute_t<T>;
+  if (cols > 0 && cols <= few_columns)
+    return narrow_act_backward(arguments, rows, cols, grad_y, saved, grad_z, grad_bias);
   const int64_t size = block_rows(rows, cols), blocks = (rows + size - 1) / size;
   // A block's column sums, to which those of a few rows are added: one sum of all its rows in the type of arithmetic
   // would round each time by a share of what it has reached.

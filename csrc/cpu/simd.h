@@ -6,6 +6,7 @@
 #pragma once
 
 #include <cstdint>
+#include <type_traits>
 
 #include "../core/scalar.h"
 #include "targets.h"
@@ -85,6 +86,39 @@ C simd_sum(int64_t begin, int64_t end, const Body& body) {
   if (isa() == Isa::avx2) return detail::sum_avx2<C>(begin, end, body);
 #endif
   return detail::sum_loop<C>(begin, end, body);
+}
+
+// Calls body with a number: the bytes of a vector of the instruction set that it is compiled for. For what is more than
+// one loop: body is a generic lambda, FASTGAN_VECTOR_BODY(bytes).
+#define FASTGAN_VECTOR_BODY(bytes) [&](auto bytes) __attribute__((always_inline))
+
+template <int bytes>
+using VectorBytes = std::integral_constant<int, bytes>;
+
+#ifdef FASTGAN_X86
+namespace detail {
+
+template <class Body>
+FASTGAN_TARGET(FASTGAN_AVX2_FLAGS)
+void with_avx2(const Body& body) {
+  body(VectorBytes<32>());
+}
+template <class Body>
+FASTGAN_TARGET(FASTGAN_AVX512_FLAGS)
+void with_avx512(const Body& body) {
+  body(VectorBytes<64>());
+}
+
+}  // namespace detail
+#endif
+
+template <class Body>
+void with_vectors(const Body& body) {
+#ifdef FASTGAN_X86
+  if (isa() == Isa::avx512) return detail::with_avx512(body);
+  if (isa() == Isa::avx2) return detail::with_avx2(body);
+#endif
+  body(VectorBytes<16>());
 }
 
 }  // namespace fastgan::cpu
