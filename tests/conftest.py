@@ -147,13 +147,15 @@ def pytest_report_header() -> str:
     )
 
 
+def given(item: pytest.Item, parameter: str) -> Any:
+    """The value that a test is parametrised with; None where it has no such parameter."""
+    return item.callspec.params.get(parameter) if hasattr(item, "callspec") else None
+
+
 def parameter_of(item: pytest.Item) -> str | None:
     """The backend that a test is parametrised with."""
-    parameters = item.callspec.params if hasattr(item, "callspec") else {}
-    for fixture in ("backend", "compiled_backend", "device_backend", "place", "forward_place"):
-        if fixture in parameters:
-            return parameters[fixture]
-    return None
+    fixtures = ("backend", "compiled_backend", "device_backend", "place", "forward_place")
+    return next((name for fixture in fixtures if (name := given(item, fixture)) is not None), None)
 
 
 def backend_of(item: pytest.Item) -> str | None:
@@ -165,6 +167,8 @@ def backend_of(item: pytest.Item) -> str | None:
 
 @pytest.hookimpl(tryfirst=True)  # before -m
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    # The reference has no engine: with one and without is the same test.
+    items[:] = [item for item in items if not (parameter_of(item) == "reference" and given(item, "engine") is True)]
     for item in items:
         if any(backend_of(item) in marker.args for marker in item.iter_markers("deep_on")):
             item.add_marker(pytest.mark.deep)

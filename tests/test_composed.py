@@ -240,8 +240,6 @@ SIGMOIDS: dict[str, Callable[[], nn.Module]] = {
 @pytest.mark.parametrize("network", SIGMOIDS)
 def test_a_sigmoid_at_the_end_of_d(backend: str, network: str, loss: str, penalty: str, engine: bool) -> None:
     """Folded into the loss or trained with BCELoss by the cross-entropy losses; an activation by the others."""
-    if backend == "reference" and engine:
-        pytest.skip("the reference has no engine")
     options = {"loss": loss, **PENALTIES[penalty]}
     torch.manual_seed(0)
     pair = networks()[0], SIGMOIDS[network]()
