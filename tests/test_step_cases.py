@@ -38,17 +38,22 @@ def test_all_pairs(backend: str, case: Case, engine: bool) -> None:
 
 
 @pytest.mark.deep
-@paths
 @pytest.mark.parametrize("case", PAIRS, ids=str)
-def test_all_pairs_in_100_steps(compiled: None, case: Case, engine: bool) -> None:
-    check(case, 100, engine=engine)
+def test_all_pairs_in_100_steps(compiled: None, case: Case) -> None:
+    for engine in (True, False):  # of one test, so that the plain loop runs once for both
+        check(case, 100, engine=engine)
+
+
+@functools.cache
+def every_case() -> list[Case]:
+    return list(full_product())
 
 
 @pytest.mark.deep
 @pytest.mark.parametrize(("loss", "penalty"), list(itertools.product(FACTORS["loss"], FACTORS["penalty"])))
 def test_a_sample_of_the_full_product(compiled: None, loss: str, penalty: str) -> None:
     """Two steps of every eleventh; `python tests/step_cases.py` runs all of it, in as many steps as one likes."""
-    cases = [case for case in full_product() if (case.loss, case.penalty) == (loss, penalty)]
+    cases = [case for case in every_case() if (case.loss, case.penalty) == (loss, penalty)]
     assert len(cases) == 9 * 2 * 3 * 2
     for case in cases[len(loss + penalty) % 11 :: 11]:
         check(case, 2)
