@@ -174,11 +174,15 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             item.add_marker(pytest.mark.deep)
         if parameter_of(item) == "cpu" and "compiled_backend" not in item.fixturenames:  # which `auto` is none of
             item.add_marker(pytest.mark.twin)
-    if not (chosen := listed("FASTGAN_TEST_BACKENDS")):
-        return
-    left = [item for item in items if backend_of(item) not in chosen]
-    items[:] = [item for item in items if backend_of(item) in chosen]
-    config.hook.pytest_deselected(items=left)
+    chosen = listed("FASTGAN_TEST_BACKENDS")
+    kept, left = [], []
+    for item in items:
+        other = bool(chosen) and backend_of(item) not in chosen
+        same = bool(os.environ.get("FASTGAN_ISA")) and item.get_closest_marker("above_kernels") is not None
+        (left if other or same else kept).append(item)
+    items[:] = kept
+    if left:
+        config.hook.pytest_deselected(items=left)
 
 
 # How many tests each file leaves to another command, for the end of the report. Each worker of xdist collects all.
@@ -204,7 +208,7 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
     if not left_out:
         return
     marks = [f"-m {config.option.markexpr!r}"] if config.option.markexpr else []
-    marks += [f"{name}={os.environ[name]}" for name in ("FASTGAN_TEST_BACKENDS",) if name in os.environ]
+    marks += [f"{name}={os.environ[name]}" for name in ("FASTGAN_TEST_BACKENDS", "FASTGAN_ISA") if name in os.environ]
     terminalreporter.section("tests that this selection leaves out")
     terminalreporter.write_line(
         f"{sum(left_out.values())} by {' and '.join(marks) or 'the command line'}: "
