@@ -147,13 +147,15 @@ def pytest_report_header() -> str:
     )
 
 
+def given(item: pytest.Item, parameter: str) -> Any:
+    """The value that a test is parametrised with; None where it has no such parameter."""
+    return item.callspec.params.get(parameter) if hasattr(item, "callspec") else None
+
+
 def parameter_of(item: pytest.Item) -> str | None:
     """The backend that a test is parametrised with."""
-    parameters = item.callspec.params if hasattr(item, "callspec") else {}
-    for fixture in ("backend", "compiled_backend", "device_backend", "place", "forward_place"):
-        if fixture in parameters:
-            return parameters[fixture]
-    return None
+    fixtures = ("backend", "compiled_backend", "device_backend", "place", "forward_place")
+    return next((name for fixture in fixtures if (name := given(item, fixture)) is not None), None)
 
 
 def backend_of(item: pytest.Item) -> str | None:
@@ -165,16 +167,22 @@ def backend_of(item: pytest.Item) -> str | None:
 
 @pytest.hookimpl(tryfirst=True)  # before -m
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    # The reference has no engine: with one and without is the same test.
+    items[:] = [item for item in items if not (parameter_of(item) == "reference" and given(item, "engine") is True)]
     for item in items:
         if any(backend_of(item) in marker.args for marker in item.iter_markers("deep_on")):
             item.add_marker(pytest.mark.deep)
         if parameter_of(item) == "cpu" and "compiled_backend" not in item.fixturenames:  # which `auto` is none of
             item.add_marker(pytest.mark.twin)
-    if not (chosen := listed("FASTGAN_TEST_BACKENDS")):
-        return
-    left = [item for item in items if backend_of(item) not in chosen]
-    items[:] = [item for item in items if backend_of(item) in chosen]
-    config.hook.pytest_deselected(items=left)
+    chosen = listed("FASTGAN_TEST_BACKENDS")
+    kept, left = [], []
+    for item in items:
+        other = bool(chosen) and backend_of(item) not in chosen
+        same = bool(os.environ.get("FASTGAN_ISA")) and item.get_closest_marker("above_kernels") is not None
+        (left if other or same else kept).append(item)
+    items[:] = kept
+    if left:
+        config.hook.pytest_deselected(items=left)
 
 
 # How many tests each file leaves to another command, for the end of the report. Each worker of xdist collects all.
@@ -200,7 +208,7 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
     if not left_out:
         return
     marks = [f"-m {config.option.markexpr!r}"] if config.option.markexpr else []
-    marks += [f"{name}={os.environ[name]}" for name in ("FASTGAN_TEST_BACKENDS",) if name in os.environ]
+    marks += [f"{name}={os.environ[name]}" for name in ("FASTGAN_TEST_BACKENDS", "FASTGAN_ISA") if name in os.environ]
     terminalreporter.section("tests that this selection leaves out")
     terminalreporter.write_line(
         f"{sum(left_out.values())} by {' and '.join(marks) or 'the command line'}: "

@@ -296,6 +296,7 @@ torch.save(results, file)
 """
 
 
+@pytest.mark.deep
 def test_every_instruction_set_is_as_exact_as_torch(compiled: None, tmp_path: Path) -> None:
     file, of_torch = tmp_path / "results", []
     with fastgan.use_backend("reference"):

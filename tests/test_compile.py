@@ -16,6 +16,7 @@ import fastgan
 from fastgan.functional import ACTIVATION
 
 DTYPES = (torch.float32, torch.bfloat16)
+pytestmark = pytest.mark.above_kernels
 
 
 @pytest.fixture(autouse=True)

@@ -209,6 +209,7 @@ print(json.dumps([fastgan.info()["build"]["cpu_bf16_instructions"], step.plan]))
 """
 
 
+@pytest.mark.deep
 def test_the_environment_limits_the_instructions(compiled: None) -> None:
     found = {}
     for isa in ("", "avx512_bf16", "avx512"):

@@ -24,6 +24,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from fastgan.nn import MLP, FusedSequential, fuse, unfuse
 
 pytestmark = [
+    pytest.mark.above_kernels,
     pytest.mark.usefixtures("backend"),
     pytest.mark.deep_on("reference", "cpu", "simt"),  # other tools see modules, whatever computes them
     pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning", "ignore::FutureWarning"),

@@ -124,6 +124,92 @@ def test_the_table_comes_back_as_written(tmp_path: Path) -> None:
     assert resources.read_table(file) == ("", [])
 
 
+@pytest.fixture
+def made_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str]]:
+    """Two files of kernels, a compiler that takes 12 registers for each, and what it was called for."""
+    compiled: list[tuple[str, str]] = []
+
+    def measure(source: Path, architecture: str) -> ptxas.Compiled:
+        compiled.append((source.name, architecture))
+        text = source.read_text()
+        spilled = Usage(12, 0, 8, 4, 4) if "// spills" in text else Usage(12)
+        return ptxas.Compiled(99.0 if "// slow" in text else 1.0, {f"k_{source.stem}": spilled})
+
+    for name, text in {
+        "cuda/a.cu": '#include "a.h"\n',
+        "cuda/b.cu": "#include <cuda_runtime.h>\n",
+        "cuda/a.h": '#if 0\n#include "../core/c.h"\n#endif\n',
+        "core/c.h": '#pragma once\n#include "../cuda/a.h"\n',
+        "cuda/nvcc-flags.txt": "-O3\n",
+    }.items():
+        file = tmp_path / "csrc" / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(text)
+    monkeypatch.setattr(resources, "ROOT", tmp_path)
+    monkeypatch.setattr(resources, "KERNELS", tmp_path / "csrc" / "cuda")
+    monkeypatch.setattr(resources, "TABLE", tmp_path / "csrc" / "cuda" / "resources.tsv")
+    monkeypatch.setattr(resources, "nvcc_version", lambda: "13.0.88")
+    monkeypatch.setattr(resources, "measure", measure)
+    monkeypatch.setattr(resources, "readable", dict)
+    return compiled
+
+
+@pytest.mark.parametrize(
+    ("file", "text", "again"),
+    [
+        ("cuda/b.cu", "int changed;", ["b.cu"]),
+        ("cuda/a.h", "int changed;", ["a.cu"]),
+        ("core/c.h", "int changed;", ["a.cu"]),
+        ("core/other.h", "int included_by_none;", []),
+        ("cuda/nvcc-flags.txt", "-O2", ["a.cu", "b.cu"]),
+    ],
+)
+def test_only_what_has_changed_is_compiled(made_up, file: str, text: str, again: list[str]) -> None:
+    assert resources.main(["--write"]) == 0
+    assert sorted(made_up) == [(name, a) for name in ("a.cu", "b.cu") for a in sorted(ptxas.ARCHITECTURES)]
+    made_up.clear()
+    assert resources.main(["--check"]) == 0
+    assert made_up == []
+    with (resources.ROOT / "csrc" / file).open("a") as opened:
+        opened.write(text)
+    assert resources.main(["--check"]) == 0
+    assert sorted(made_up) == [(name, a) for name in again for a in sorted(ptxas.ARCHITECTURES)]
+
+
+def test_all_are_compiled_by_another_nvcc_and_where_it_is_asked_for(made_up, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert resources.main(["--write"]) == 0
+    for arguments, version in ((["--all"], "13.0.88"), (["--check"], "13.1.2")):
+        monkeypatch.setattr(resources, "nvcc_version", lambda version=version: version)
+        made_up.clear()
+        assert resources.main(arguments) == 0
+        assert len(made_up) == 2 * len(ptxas.ARCHITECTURES)
+
+
+def test_a_row_that_was_not_measured_is_found(made_up, capsys: pytest.CaptureFixture[str]) -> None:
+    assert resources.main(["--write"]) == 0
+    resources.TABLE.write_text(resources.TABLE.read_text().replace("k_a\t0\t0\t0\t12", "k_a\t0\t0\t0\t10"))
+    assert resources.main(["--check"]) == 1
+    assert "a.cu k_a: sm_80 10 in the table, 12 measured" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("fault", "sentence"), [("// spills", "a.cu: k_a spills"), ("// slow", "a.cu takes 99 s")])
+def test_what_is_wrong_is_said_again_though_nothing_has_changed(
+    made_up, fault: str, sentence: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (resources.KERNELS / "a.cu").write_text(fault)
+    for arguments in (["--write"], ["--check"], ["--check"]):
+        assert resources.main(arguments) == 1
+        assert sentence in capsys.readouterr().err
+    resources.write_table(
+        resources.TABLE, *resources.read_table(resources.TABLE), sorted(resources.KERNELS.glob("*.cu"))
+    )
+    if "spills" in fault:
+        made_up.clear()
+        assert resources.main(["--check"]) == 1
+        assert "a.cu: k_a spills 8 bytes by resources.tsv" in capsys.readouterr().err
+        assert made_up == []
+
+
 def test_every_difference_is_named() -> None:
     assert resources.difference_sentences([row("same")], [row("same")]) == []
     sentences = resources.difference_sentences([row("gone"), row("k")], [row("k", "13"), row("new")])

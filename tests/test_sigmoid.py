@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from fastgan import TrainStep
 from fastgan.nn import MLP, fuse
 
-LATENT, DATA, BATCH, STEPS = 3, 4, 8, 100
+LATENT, DATA, BATCH = 3, 4, 8
 
 
 @pytest.fixture(params=("auto", "cpu", "reference", "simt"))
@@ -76,7 +76,7 @@ class Tutorial:
         return d_loss.detach(), g_loss.detach(), of_real.mean().detach(), of_fake.mean().detach()
 
 
-def train(kind: Callable[..., Any], g: nn.Module, d: nn.Module, steps: int = STEPS, **options: Any) -> list[Tensor]:
+def train(kind: Callable[..., Any], g: nn.Module, d: nn.Module, steps: int, **options: Any) -> list[Tensor]:
     """Every statistic of every step, then all parameters and buffers."""
     g, d = copy.deepcopy(g), copy.deepcopy(d)
     if kind is TrainStep:
@@ -113,18 +113,21 @@ ENDS = {
 
 
 @functools.cache
-def tutorials(end: str, loss: str) -> list[Tensor]:
+def tutorials(end: str, loss: str, steps: int) -> list[Tensor]:
     torch.manual_seed(0)
-    return train(Tutorial, generator(), ENDS[end](), loss=loss)
+    return train(Tutorial, generator(), ENDS[end](), steps, loss=loss)
 
 
 @pytest.mark.deep_on("cpu", "simt")
 @pytest.mark.parametrize("engine", [True, False], ids=["engine", "composed"])
 @pytest.mark.parametrize("loss", ["non_saturating", "minimax"])
 @pytest.mark.parametrize("end", ENDS)
-def test_100_steps_against_bce_loss(place: str, end: str, loss: str, engine: bool) -> None:
+def test_steps_against_bce_loss(place: str, end: str, loss: str, engine: bool) -> None:
+    """Of the kernels, on `cpu` and `simt`, a hundred; `auto` and the reference show in twenty what is folded."""
+    steps = 100 if place in ("cpu", "simt") else 20
     torch.manual_seed(0)
-    assert_same(train(TrainStep, generator(), ENDS[end](), loss=loss, engine=engine), tutorials(end, loss))
+    ours = train(TrainStep, generator(), ENDS[end](), steps, loss=loss, engine=engine)
+    assert_same(ours, tutorials(end, loss, steps))
 
 
 @pytest.mark.parametrize("engine", [True, False], ids=["engine", "composed"])
@@ -134,7 +137,8 @@ def test_100_steps_against_bce_loss(place: str, end: str, loss: str, engine: boo
 def test_options(place: str, options: dict[str, float], engine: bool) -> None:
     """The penalty differentiates D's own output, Sigmoid included."""
     d = discriminator(nn.Sigmoid())
-    assert_same(train(TrainStep, generator(), d, engine=engine, **options), train(Tutorial, generator(), d, **options))
+    ours = train(TrainStep, generator(), d, 20, engine=engine, **options)
+    assert_same(ours, train(Tutorial, generator(), d, 20, **options))
 
 
 def hooked() -> nn.Module:
@@ -202,8 +206,8 @@ def test_a_sigmoid_that_cannot_be_folded_is_trained_with_bce_loss(
     place: str, case: str, loss: str, engine: bool
 ) -> None:
     d = UNFOLDED[case]()
-    ours = train(TrainStep, generator(), d, 20, loss=loss, engine=engine)
-    assert_same(ours, train(Tutorial, generator(), d, 20, loss=loss))
+    ours = train(TrainStep, generator(), d, 5, loss=loss, engine=engine)
+    assert_same(ours, train(Tutorial, generator(), d, 5, loss=loss))
 
 
 @pytest.mark.parametrize("engine", [True, False], ids=["engine", "composed"])
@@ -266,9 +270,9 @@ def materialized(module: nn.Module, width: int) -> nn.Module:
 def test_any_layer_may_be_the_generators_last(place: str, last: str) -> None:
     g = materialized(generator(LAST[last]()), LATENT)
     d = discriminator(nn.Sigmoid())
-    expected = train(Tutorial, g, d, 10)
+    expected = train(Tutorial, g, d, 5)
     for engine in (True, False):
-        assert_same(train(TrainStep, g, d, 10, engine=engine), expected)
+        assert_same(train(TrainStep, g, d, 5, engine=engine), expected)
 
 
 @pytest.mark.parametrize("last", LAST)
@@ -280,9 +284,9 @@ def test_any_other_layer_at_the_end_of_d_makes_a_logit_or_is_refused(place: str,
         with pytest.raises(ValueError, match="discriminator must end in a layer that makes a logit"):
             train(TrainStep, generator(), d, 1)
         return
-    expected = train(Tutorial, generator(), nn.Sequential(d, nn.Sigmoid()), 10)
+    expected = train(Tutorial, generator(), nn.Sequential(d, nn.Sigmoid()), 5)
     for engine in (True, False):
-        assert_same(train(TrainStep, generator(), d, 10, engine=engine), expected)
+        assert_same(train(TrainStep, generator(), d, 5, engine=engine), expected)
 
 
 class Halving(nn.Identity):
@@ -335,4 +339,4 @@ def test_a_class_patched_behind_a_sigmoid(
 @pytest.mark.parametrize("engine", [True, False], ids=["engine", "composed"])
 def test_several_outputs(place: str, engine: bool) -> None:
     d = nn.Sequential(nn.Linear(DATA, 8), nn.ReLU(), nn.Linear(8, 5), nn.Sigmoid()).double()
-    assert_same(train(TrainStep, generator(), d, 20, engine=engine), train(Tutorial, generator(), d, 20))
+    assert_same(train(TrainStep, generator(), d, 5, engine=engine), train(Tutorial, generator(), d, 5))

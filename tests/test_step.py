@@ -19,7 +19,7 @@ from torch.optim.lr_scheduler import ExponentialLR
 from fastgan import TrainStep
 from fastgan.nn import fuse
 
-STEPS = 10
+STEPS = 7
 
 
 # Tensors this small gain nothing from a second thread, and on a busy machine wait for it: 8 s became 85 s.

@@ -97,3 +97,13 @@ def test_a_selection_of_nothing_is_an_error() -> None:
     done = collect(FASTGAN_TEST_BACKENDS="cpu,tpu")
     assert done.returncode == pytest.ExitCode.USAGE_ERROR
     assert "FASTGAN_TEST_BACKENDS must name backends of reference, cpu, simt, auto" in done.stderr
+
+
+@pytest.mark.deep
+def test_what_is_above_the_kernels_is_not_run_again_on_other_instructions() -> None:
+    for isa, is_there in (("", True), ("avx2", False)):
+        done = collect("test_compile.py", FASTGAN_ISA=isa)
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert ("test_compile.py::" in done.stdout) == is_there
+        assert f"{SAMPLE.name}::" in done.stdout
+        assert ("FASTGAN_ISA=avx2: test_compile.py " in done.stdout) != is_there

@@ -216,6 +216,7 @@ def test_doctor(is_wrong: bool, place: torch.device, new_process: Path, monkeypa
     assert (line in result.output) == is_wrong
 
 
+@pytest.mark.deep
 @pytest.mark.parametrize("isa", ["baseline", "avx2", "avx512_bf16"])
 def test_every_instruction_set_passes(isa: str, compiled: None, tmp_path: Path) -> None:
     code = """

@@ -2,17 +2,21 @@
 
 Needs nvcc but no GPU, and neither torch nor fastgan. The table csrc/cuda/resources.tsv is what was last accepted: where
 a kernel suddenly needs more registers, and so has fewer warps on a multiprocessor, the change that caused it shows so.
+It also holds a digest of what each file's rows were measured of. nvcc makes the same code of the same sources, so that
+only files are compiled whose sources, flags or rows have changed since, or all of them under another nvcc.
 """
 
 from __future__ import annotations
 
 import argparse
+import hashlib
 import re
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+from . import ptxas
 from .ptxas import ARCHITECTURES, KERNELS, ROOT, Compiled, NvccError, Usage, measure, nvcc_version, readable
 
 TABLE = KERNELS / "resources.tsv"
@@ -21,6 +25,7 @@ HEADER = ("file", "kernel", "shared", "stack", "spills", *ARCHITECTURES)
 # Longest that one file may take for one architecture: a user who builds for three waits that long three times.
 SECONDS_LIMIT = 30.0
 
+_INCLUDE = re.compile(r'^\s*#\s*include\s*"([^"]+)"', re.MULTILINE)
 _TORCH_INCLUDE = re.compile(r"^\s*#\s*include\s*[<\"]((?:torch|ATen|c10)/[^>\"]*)", re.MULTILINE)
 
 
@@ -55,6 +60,15 @@ def spill_sentences(file: str, usages: Mapping[str, Mapping[str, Usage]]) -> lis
     ]
 
 
+def kept_spills(rows: Iterable[tuple[str, ...]], files: Collection[str]) -> list[str]:
+    """A sentence for each kernel of some files that spills by the table."""
+    return [
+        f"{row[0]}: {row[1]} spills {row[HEADER.index('spills')]} bytes by {TABLE.name}"
+        for row in rows
+        if row[0] in files and row[HEADER.index("spills")] != "0"
+    ]
+
+
 def difference_sentences(committed: Iterable[tuple[str, ...]], measured: Iterable[tuple[str, ...]]) -> list[str]:
     """A sentence for each row that one table has and the other has not, or has otherwise."""
     old, new = ({row[:2]: row for row in rows} for rows in (committed, measured))
@@ -75,9 +89,33 @@ def difference_sentences(committed: Iterable[tuple[str, ...]], measured: Iterabl
     return sentences
 
 
-def write_table(path: Path, version: str, rows: Iterable[tuple[str, ...]]) -> None:
-    """Write the table: a comment with nvcc's version, the header, the rows."""
-    lines = ["\t".join(row) for row in (HEADER, *sorted(rows))]
+def sources_of(source: Path) -> list[Path]:
+    """A file and all that it includes by relative paths, whatever the conditions around its includes; sorted."""
+    found, left = {source}, [source]
+    while left:
+        file = left.pop()
+        named = ((file.parent / name).resolve() for name in _INCLUDE.findall(file.read_text()))
+        new = {path for path in named if path.is_file()} - found
+        found |= new
+        left += new
+    return sorted(found)
+
+
+def digest(source: Path, rows: Iterable[tuple[str, ...]]) -> str:
+    """Of all that decides a file's rows but nvcc's version: sources, flags, how it is measured; and of the rows."""
+    state = hashlib.sha256(Path(ptxas.__file__).read_bytes())
+    state.update((KERNELS / "nvcc-flags.txt").read_bytes())
+    for file in sources_of(source):
+        state.update(f"\0{file.name}\0".encode() + file.read_bytes())
+    for row in sorted(rows):
+        state.update(("\0" + "\t".join(row)).encode())
+    return state.hexdigest()[:16]
+
+
+def write_table(path: Path, version: str, rows: Sequence[tuple[str, ...]], sources: Iterable[Path] = ()) -> None:
+    """Write the table: a comment with nvcc's version and one with the digest of each file, the header, the rows."""
+    digests = (f"# {s.name} {digest(s, [row for row in rows if row[0] == s.name])}" for s in sorted(sources))
+    lines = [*digests, *("\t".join(row) for row in (HEADER, *sorted(rows)))]
     path.write_text(f"# nvcc {version}; python -m tools.resources --write\n" + "\n".join(lines) + "\n")
 
 
@@ -87,10 +125,19 @@ def read_table(path: Path) -> tuple[str, list[tuple[str, ...]]]:
         return "", []
     comment, *lines = path.read_text().splitlines() or [""]
     version = re.match(r"# nvcc ([\d.]+)", comment)
-    header, *rows = [tuple(line.split("\t")) for line in lines] or [()]
+    header, *rows = [tuple(line.split("\t")) for line in lines if not line.startswith("#")] or [()]
     if version is None or header != HEADER or any(len(row) != len(HEADER) for row in rows):
         return "", []
     return version[1], rows
+
+
+def unchanged(path: Path, version: str, sources: Iterable[Path]) -> list[Path]:
+    """The files whose rows of the table are what this nvcc would give again: the digests are still the same."""
+    known, rows = read_table(path)
+    if known != version:
+        return []
+    digests = dict(re.findall(r"^# (\S+\.cu) (\w+)$", path.read_text(), re.MULTILINE))
+    return [s for s in sources if digests.get(s.name) == digest(s, [row for row in rows if row[0] == s.name])]
 
 
 def torch_includes() -> list[str]:
@@ -139,6 +186,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     action = parser.add_mutually_exclusive_group()
     action.add_argument("--check", action="store_true", help="fail on spills, differences, slow files (the default)")
     action.add_argument("--write", action="store_true", help="write what is measured to csrc/cuda/resources.tsv")
+    parser.add_argument("--all", action="store_true", help="compile also the files that have not changed since")
     parser.add_argument("--jobs", type=int, default=2, help="nvcc calls at a time, at least 1 (default: 2)")
     options = parser.parse_args(arguments)
     if options.jobs < 1:
@@ -147,16 +195,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         version = nvcc_version()
         sources = sorted(KERNELS.glob("*.cu"))
-        rows, sentences = compile_all(sources, options.jobs)
+        committed_version, committed = read_table(TABLE)
+        kept = [] if options.all else unchanged(TABLE, version, sources)
+        rows, sentences = compile_all([source for source in sources if source not in kept], options.jobs)
     except NvccError as error:
         print(f"tools.resources: {error}", file=sys.stderr)
         return 2
-    sentences = torch_includes() + sentences
+    names = {source.name for source in kept}
+    rows += [row for row in committed if row[0] in names]
+    sentences = torch_includes() + kept_spills(committed, names) + sentences
+    if kept:
+        print(f"{len(kept)} files have not changed since they were measured; --all compiles them too")
     if options.write:
-        write_table(TABLE, version, rows)
+        write_table(TABLE, version, rows, sources if not sentences else ())  # what is wrong is found again next time
         print(f"{len(rows)} kernels in {TABLE.relative_to(ROOT)}")
     else:
-        committed_version, committed = read_table(TABLE)
         if not committed_version:
             sentences.append(
                 f"{TABLE.relative_to(ROOT)} is missing or has other columns: python -m tools.resources --write"

@@ -122,5 +122,6 @@ void check_networks();
 void check_adam();
 void check_penalties();
 void check_step();
+void check_step_options();
 
 }  // namespace checks

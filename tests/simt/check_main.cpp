@@ -1,5 +1,5 @@
-// kernel_checks [--few] [core | losses | layers | networks | adam | penalties | step ...]: holds the kernels against
-// plain loops; all of them by default.
+// kernel_checks [--few] [core | losses | layers | networks | adam | penalties | step | step_options ...]: holds the
+// kernels against plain loops; all of them by default.
 #include "check.h"
 
 namespace checks {
@@ -14,7 +14,7 @@ int main(int count, char** names) {
   } all[] = {{"core", checks::check_core},     {"losses", checks::check_losses},
              {"layers", checks::check_layers}, {"networks", checks::check_networks},
              {"adam", checks::check_adam},     {"penalties", checks::check_penalties},
-             {"step", checks::check_step}};
+             {"step", checks::check_step},     {"step_options", checks::check_step_options}};
   checks::few = count > 1 && std::string(names[1]) == "--few";
   for (const auto& one : all) {
     bool wanted = count == 1 + checks::few;

@@ -142,7 +142,6 @@ void check_loss(int64_t batch) {
 
 void check_step() {
   check_step_exact();
-  check_step_options();
   check_paths<float>(2, Optimizer::all_options);
   check_batch_norm<float>();
   check_odd_labels<float>();

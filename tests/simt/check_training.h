@@ -211,8 +211,7 @@ struct Training {
   std::vector<fastgan::StepLayer<T>> generator, discriminator;
 };
 
-// Hold whole steps against plain loops, and check_step calls them: check_step_exact.cpp and check_step_options.cpp.
+// Holds whole steps against plain loops, and check_step calls it: check_step_exact.cpp.
 void check_step_exact();
-void check_step_options();
 
 }  // namespace checks
