@@ -20,6 +20,7 @@ _REDUCTION = {"none": 0, "mean": 1, "sum": 2}  # torch's own numbers (at::Reduct
 # The numbers that the compiled ops take for them.
 ACTIVATION = {name: number for number, name in enumerate(backend.module.activations())} if backend.module else {}
 LOSS_TERM = {name: number for number, name in enumerate(reference.LOSS_TERMS)}
+SEGMENT_KIND = {name: number for number, name in enumerate(reference.SEGMENT_KINDS)}
 
 __all__ = [
     "binary_cross_entropy_with_logits",
@@ -340,10 +341,17 @@ def segmented_activation(
     gumbel = sum(width for width, kind in zip(widths, kinds, strict=True) if kind == "gumbel_softmax")
     if noise is not None:
         checks.gumbel_draws(noise, input, gumbel)
-    if input.dtype.itemsize == 2 and torch.is_autocast_enabled(input.device.type):
+    if input.dtype.itemsize == 2 and input.device.type != "meta" and torch.is_autocast_enabled(input.device.type):
         input = input.float()
     if noise is None and gumbel > 0:
         noise = reference.gumbel_noise(input, gumbel)
+    if gate.serves(input, "segments"):
+        if noise is not None:
+            noise = noise.to(reference.arithmetic_dtype(input.dtype))
+        output: Tensor = backend.ops.segmented_activation(
+            input, noise, widths, [SEGMENT_KIND[kind] for kind in kinds], tau
+        )
+        return output
     return reference.segmented_activation(input, widths, kinds, tau, noise)
 
 

@@ -310,3 +310,74 @@ def _layers(
             parts = double_backward([1, *none[1:]], others[:1]), double_backward([0, *all_of[1:]], others[1:])
             results.append([*results[1][: -len(second)], *(a + b for a, b in zip(*parts, strict=True))])
     return results
+
+
+# -------------------------------------------------------------------------------------------------------- the segments
+
+_TAU = 0.5
+# Widths and kinds, and rows. Wide runs may be another way than narrow ones; neighbours of one kind are one run.
+_TABLES: list[tuple[list[tuple[int, str]], int]] = [
+    (
+        [
+            (1, "tanh"),
+            (7, "gumbel_softmax"),
+            (65, "softmax"),
+            (3, "identity"),
+            (33, "softmax"),
+            (1, "tanh"),
+            (2, "tanh"),
+        ],
+        33,
+    ),
+    ([(129, "gumbel_softmax"), (1, "softmax"), (17, "gumbel_softmax"), (1, "gumbel_softmax"), (5, "identity")], 7),
+]
+_MORE_TABLES: list[tuple[list[tuple[int, str]], int]] = [
+    ([(9, "tanh")], 65),
+    ([(1, "identity")], 1),
+    ([(2049, "softmax"), (2, "gumbel_softmax")], 3),
+    ([(3, "gumbel_softmax"), (1, "tanh")] * 130, 17),
+    ([(2, "softmax"), (1, "tanh")], 0),
+]
+
+
+def segments(device: torch.device, dtype: torch.dtype, is_quick: bool) -> Iterator[Case]:
+    """The segmented activation, by its input."""
+    draw = generator()
+    for table, rows in _TABLES if is_quick else _TABLES + _MORE_TABLES:
+        widths, kinds = [width for width, _ in table], [kind for _, kind in table]
+        gumbel = sum(width for width, kind in table if kind == "gumbel_softmax")
+        x, noise = 2 * grid(draw, (rows, sum(widths)), 32), 2 * grid(draw, (rows, gumbel), 32)
+        cotangents = [1 + grid(draw, x.shape, 8) / 2, grid(draw, x.shape, 8)]
+
+        def run(
+            function: Callable[..., Tensor],
+            device: torch.device,
+            dtype: torch.dtype,
+            x: Tensor = x,
+            noise: Tensor = noise,
+            cotangents: Sequence[Tensor] = cotangents,
+        ) -> list[Tensor]:
+            draws = noise.to(device, reference.arithmetic_dtype(dtype))
+            given = x.to(device, dtype)
+            given = given.t().contiguous().t()  # in memory column by column
+            return derivatives(lambda x: function(x, draws), [given], [c.to(device, dtype) for c in cotangents])
+
+        theirs = functools.partial(_segments_reference, widths, kinds)
+        ours = functools.partial(_segments, widths, [functional.SEGMENT_KIND[kind] for kind in kinds])
+        yield Case(
+            f"segmented activation of {', '.join(dict.fromkeys(kinds))}",
+            "x".join(map(str, x.shape)),
+            max(widths),
+            functools.partial(run, theirs, torch.device("cpu"), torch.float64),
+            functools.partial(run, theirs, device, dtype),
+            lambda run=run, ours=ours: [run(ours, device, dtype)],  # type: ignore[misc]
+        )
+
+
+def _segments_reference(widths: list[int], kinds: list[str], x: Tensor, noise: Tensor) -> Tensor:
+    return reference.segmented_activation(x, widths, kinds, _TAU, noise)
+
+
+def _segments(widths: list[int], kinds: list[int], x: Tensor, noise: Tensor) -> Tensor:
+    output: Tensor = backend.ops.segmented_activation(x, noise, widths, kinds, _TAU)
+    return output
