@@ -350,34 +350,49 @@ def segments(device: torch.device, dtype: torch.dtype, is_quick: bool) -> Iterat
         cotangents = [1 + grid(draw, x.shape, 8) / 2, grid(draw, x.shape, 8)]
 
         def run(
-            function: Callable[..., Tensor],
             device: torch.device,
             dtype: torch.dtype,
             x: Tensor = x,
             noise: Tensor = noise,
             cotangents: Sequence[Tensor] = cotangents,
+            widths: Sequence[int] = widths,
+            kinds: Sequence[str] = kinds,
         ) -> list[Tensor]:
             draws = noise.to(device, reference.arithmetic_dtype(dtype))
-            given = x.to(device, dtype)
-            given = given.t().contiguous().t()  # in memory column by column
-            return derivatives(lambda x: function(x, draws), [given], [c.to(device, dtype) for c in cotangents])
+            return derivatives(
+                lambda x: reference.segmented_activation(x, widths, kinds, _TAU, draws),
+                [x.to(device, dtype)],
+                [c.to(device, dtype) for c in cotangents],
+            )
 
-        theirs = functools.partial(_segments_reference, widths, kinds)
-        ours = functools.partial(_segments, widths, [functional.SEGMENT_KIND[kind] for kind in kinds])
         yield Case(
             f"segmented activation of {', '.join(dict.fromkeys(kinds))}",
             "x".join(map(str, x.shape)),
             max(widths),
-            functools.partial(run, theirs, torch.device("cpu"), torch.float64),
-            functools.partial(run, theirs, device, dtype),
-            lambda run=run, ours=ours: [run(ours, device, dtype)],  # type: ignore[misc]
+            functools.partial(run, torch.device("cpu"), torch.float64),
+            functools.partial(run, device, dtype),
+            functools.partial(_segments, x, noise, cotangents, widths, kinds, device, dtype),
         )
 
 
-def _segments_reference(widths: list[int], kinds: list[str], x: Tensor, noise: Tensor) -> Tensor:
-    return reference.segmented_activation(x, widths, kinds, _TAU, noise)
-
-
-def _segments(widths: list[int], kinds: list[int], x: Tensor, noise: Tensor) -> Tensor:
-    output: Tensor = backend.ops.segmented_activation(x, noise, widths, kinds, _TAU)
-    return output
+def _segments(
+    x: Tensor,
+    noise: Tensor,
+    cotangents: Sequence[Tensor],
+    widths: Sequence[int],
+    kinds: Sequence[str],
+    device: torch.device,
+    dtype: torch.dtype,
+) -> list[list[Tensor]]:
+    """As `derivatives`, by the ops themselves."""
+    x = x.to(device, dtype).t().contiguous().t()  # in memory column by column
+    noise = noise.to(device, reference.arithmetic_dtype(dtype))
+    at, other = (c.to(device, dtype) for c in cotangents)
+    call = widths, [functional.SEGMENT_KIND[kind] for kind in kinds], _TAU
+    ops = backend.ops
+    with torch.no_grad():
+        value = ops.segmented_activation(x, noise, *call)
+        first = ops.segmented_activation_backward(at, value, *call)
+        by_cotangent, by_output = ops.segmented_activation_double_backward(other, at, value, *call)
+        second = ops.segmented_activation_backward(by_output, value, *call)
+    return [as_exact([value, first, by_cotangent, second])]
