@@ -151,6 +151,43 @@ def layer_input(input: Any) -> None:
         raise RuntimeError("input must have shape (..., in), not (), a tensor of no dimensions")
 
 
+def segments(widths: Any, kinds: Any) -> None:
+    """The widths and kinds of a segmented activation: as many of each, at least one, widths at least 1, known kinds."""
+    for name, value in (("widths", widths), ("kinds", kinds)):
+        if isinstance(value, str) or not isinstance(value, Sequence):
+            raise TypeError(f"{name} must be a list with one entry a segment, not {type(value).__name__} {value!r}")
+    if not widths:
+        raise ValueError("widths must name at least one segment, not none")
+    if len(kinds) != len(widths):
+        raise ValueError(f"kinds must have one entry for each of the {len(widths)} widths, not {len(kinds)}")
+    for i, (width, kind) in enumerate(zip(widths, kinds, strict=True)):
+        if type(width) is not int or width < 1:
+            integer(f"widths[{i}]", width, 1)
+        if kind not in reference.SEGMENT_KINDS:
+            choice(f"kinds[{i}]", kind, reference.SEGMENT_KINDS)
+
+
+def segmented_input(input: Any, columns: int) -> None:
+    """The input of a segmented activation: a floating tensor whose last dimension has the columns of all segments."""
+    floating("input", input)
+    if input.dim() == 0 or input.shape[-1] != columns:
+        raise RuntimeError(
+            f"input of shape {tuple(input.shape)} must have {columns} columns, the sum of widths, as its last dimension"
+        )
+
+
+def gumbel_draws(noise: Any, input: Tensor, width: int) -> None:
+    """The noise of a segmented activation: input's shape with the columns of its gumbel_softmax segments alone."""
+    floating("noise", noise)
+    same_device("noise", noise, "input", input)
+    wanted = (*input.shape[:-1], width)
+    if tuple(noise.shape) != wanted:
+        raise RuntimeError(
+            f"noise of shape {tuple(noise.shape)} must have shape {wanted}: the rows of input, and one column for each "
+            f"of its {width} gumbel_softmax columns"
+        )
+
+
 def same_length(name: str, value: Sequence[Any], count: int) -> None:
     """ValueError unless a per-layer list has one entry a layer."""
     if len(value) != count:

@@ -20,6 +20,7 @@ _REDUCTION = {"none": 0, "mean": 1, "sum": 2}  # torch's own numbers (at::Reduct
 # The numbers that the compiled ops take for them.
 ACTIVATION = {name: number for number, name in enumerate(backend.module.activations())} if backend.module else {}
 LOSS_TERM = {name: number for number, name in enumerate(reference.LOSS_TERMS)}
+SEGMENT_KIND = {name: number for number, name in enumerate(reference.SEGMENT_KINDS)}
 
 __all__ = [
     "binary_cross_entropy_with_logits",
@@ -29,6 +30,7 @@ __all__ = [
     "linear_act",
     "mlp",
     "r1_penalty",
+    "segmented_activation",
 ]
 
 
@@ -315,6 +317,52 @@ def mlp(
             checks.number(f"negative_slopes[{i}]", slopes[i])
         width = checks.linear(input, weights[i], biases[i], width, i)
     return _mlp(input, list(weights), biases, list(activations), slopes)
+
+
+def segmented_activation(
+    input: Tensor, widths: Sequence[int], kinds: Sequence[str], *, tau: float = 0.2, noise: Tensor | None = None
+) -> Tensor:
+    """Each run of columns through an activation of its own: what ends the generator of a table, in one pass each way.
+
+    A column of reals takes `tanh` or `identity`. A discrete column of k levels takes k columns: `softmax`, or
+    `gumbel_softmax`, which samples: softmax((x + g) / tau) with g = -log(-log u), one uniform u an element (Jang et
+    al. 2016, arXiv:1611.01144, eq. 1). The smaller tau, the nearer a sample is to one-hot.
+
+    Args:
+        input: (..., columns), floating.
+        widths: of each segment, in columns, at least 1; their sum is the number of columns.
+        kinds: of each segment: `tanh`, `identity`, `softmax` or `gumbel_softmax`.
+        tau: the temperature of the gumbel_softmax segments, greater than 0.
+        noise: the draws g, (..., the columns of the gumbel_softmax segments alone, in their order), floating, on
+            input's device; differentiable too. None draws them from PyTorch's generator of that device, so that
+            `torch.manual_seed` reproduces them; nothing is drawn where no segment is gumbel_softmax.
+
+    Returns:
+        A tensor of input's shape and dtype. 16-bit input is computed in float32 and rounded once; under autocast it is
+        taken as float32, as PyTorch's softmax is.
+
+    Raises:
+        TypeError, ValueError: widths, kinds or tau are not such.
+        RuntimeError: input or noise has another number of columns, a dtype that is not floating, or another device.
+    """
+    checks.segments(widths, kinds)
+    checks.number("tau", tau, 0.0, low_open=True)
+    checks.segmented_input(input, sum(widths))
+    gumbel = sum(width for width, kind in zip(widths, kinds, strict=True) if kind == "gumbel_softmax")
+    if noise is not None:
+        checks.gumbel_draws(noise, input, gumbel)
+    if input.dtype.itemsize == 2 and input.device.type != "meta" and torch.is_autocast_enabled(input.device.type):
+        input = input.float()
+    if noise is None and gumbel > 0:
+        noise = reference.gumbel_noise(input, gumbel)
+    if gate.serves(input, "segments"):
+        if noise is not None:
+            noise = noise.to(reference.arithmetic_dtype(input.dtype))
+        output: Tensor = backend.ops.segmented_activation(
+            input, noise, widths, [SEGMENT_KIND[kind] for kind in kinds], tau
+        )
+        return output
+    return reference.segmented_activation(input, widths, kinds, tau, noise)
 
 
 def gradient_penalty(critic: Callable[[Tensor], Tensor], real: Tensor, fake: Tensor, *, center: float = 1.0) -> Tensor:

@@ -29,6 +29,7 @@ FAMILIES = {
     "cross_entropy": ("the cross-entropy with logits", "plain PyTorch"),
     "gan_losses": ("the losses of D and G", "plain PyTorch"),
     "layers": ("layers", "plain PyTorch"),
+    "segments": ("segmented activations", "plain PyTorch"),
     "step": ("whole steps", "the step composed of single functions"),
     "step_dropout": ("whole steps with dropout", "the step composed of single functions"),
 }

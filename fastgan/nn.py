@@ -25,6 +25,7 @@ __all__ = [
     "DiscriminatorLoss",
     "FusedSequential",
     "GeneratorLoss",
+    "SegmentedActivation",
     "fuse",
     "unfuse",
 ]
@@ -161,6 +162,47 @@ class GeneratorLoss(nn.Module):
 
     def extra_repr(self) -> str:
         return f"kind={self.kind!r}, target={self.target}, reduction={self.reduction!r}"
+
+
+class SegmentedActivation(nn.Module):
+    """`fastgan.functional.segmented_activation` as a module, the last one of a generator of tables.
+
+    It has no parameters. Its gumbel_softmax segments are samples: they are drawn afresh at each call, in `eval()` too,
+    as CTGAN does, since a generator that is evaluated is one that is sampled.
+
+    Args:
+        widths: of each segment, in columns, at least 1.
+        kinds: of each segment: `tanh`, `identity`, `softmax` or `gumbel_softmax`.
+        tau: the temperature of the gumbel_softmax segments, greater than 0.
+
+    Raises:
+        TypeError, ValueError: widths, kinds or tau are not such.
+    """
+
+    def __init__(self, widths: Sequence[int], kinds: Sequence[str], tau: float = 0.2) -> None:
+        super().__init__()
+        checks.segments(widths, kinds)
+        checks.number("tau", tau, 0.0, low_open=True)
+        self.widths, self.kinds, self.tau = tuple(map(int, widths)), tuple(kinds), float(tau)
+
+    def forward(self, input: Tensor, noise: Tensor | None = None) -> Tensor:
+        """Each segment of input through its activation.
+
+        Args:
+            input: (..., the sum of widths), floating.
+            noise: the Gumbel draws, (..., the columns of the gumbel_softmax segments alone), or None to draw them from
+                PyTorch's generator.
+
+        Returns:
+            A tensor of input's shape and dtype.
+
+        Raises:
+            RuntimeError: input or noise has another number of columns, a dtype that is not floating, or another device.
+        """
+        return functional.segmented_activation(input, self.widths, self.kinds, tau=self.tau, noise=noise)
+
+    def extra_repr(self) -> str:
+        return f"widths={self.widths}, kinds={self.kinds}, tau={self.tau:g}"
 
 
 # Reads plain layers and runs them in C++, which takes a third of the time that the Python below takes (9 us of 28).

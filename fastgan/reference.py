@@ -159,3 +159,44 @@ def mlp(
     for layer in zip(weights, biases, activations, negative_slopes, strict=True):
         input = linear_act(input, *layer)
     return input
+
+
+# The kinds of segments; their numbers in the compiled op are their places here (csrc/core/segmented.h).
+SEGMENT_KINDS = ("tanh", "identity", "softmax", "gumbel_softmax")
+
+
+def arithmetic_dtype(dtype: torch.dtype) -> torch.dtype:
+    """The dtype that segments are computed in: float32 for the 16-bit ones, else their own."""
+    return torch.promote_types(dtype, torch.float32)
+
+
+def gumbel_noise(input: Tensor, width: int) -> Tensor:
+    """Draws g = -log(-log u), input's shape with `width` columns.
+
+    Of uniform numbers, a quarter of the time that torch takes for its exponential ones (0.36 ms of 1.47 for 500 x 135).
+    A u of zero, of probability 2^-24, would be a draw of minus infinity, and one column of it a NaN of the softmax.
+    """
+    dtype = arithmetic_dtype(input.dtype)
+    uniform = torch.rand((*input.shape[:-1], width), dtype=dtype, device=input.device)
+    return uniform.clamp_min_(torch.finfo(dtype).tiny).log_().neg_().log_().neg_()
+
+
+def segmented_activation(
+    input: Tensor, widths: Sequence[int], kinds: Sequence[str], tau: float, noise: Tensor | None
+) -> Tensor:
+    """Each run of columns through its own activation; `noise` has the columns of the gumbel_softmax runs alone."""
+    outputs = []
+    used = 0
+    for part, width, kind in zip(input.split(list(widths), -1), widths, kinds, strict=True):
+        if kind == "gumbel_softmax":
+            assert noise is not None
+            wide = arithmetic_dtype(input.dtype)
+            draws = noise.narrow(-1, used, width).to(wide)
+            used += width
+            part = torch.softmax((part.to(wide) + draws) / tau, -1).to(input.dtype)
+        elif kind == "softmax":
+            part = torch.softmax(part, -1)
+        elif kind == "tanh":
+            part = torch.tanh(part)
+        outputs.append(part)
+    return torch.cat(outputs, -1)

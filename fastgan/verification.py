@@ -14,7 +14,7 @@ import torch
 
 from fastgan import backend, gate
 from fastgan.verification_bounds import allowance, largest_error
-from fastgan.verification_cases import Case, cross_entropy, gan_losses, layers
+from fastgan.verification_cases import Case, cross_entropy, gan_losses, layers, segments
 from fastgan.verification_steps import dropout_steps, steps
 
 __all__ = ["Row", "Verification", "verify"]
@@ -23,6 +23,7 @@ _CASES: dict[str, Callable[[torch.device, torch.dtype, bool], Iterator[Case]]] =
     "cross_entropy": cross_entropy,
     "gan_losses": gan_losses,
     "layers": layers,
+    "segments": segments,
     "step": steps,
     "step_dropout": dropout_steps,
 }
@@ -35,7 +36,7 @@ class Row:
     """One comparison of a kernel with its reference.
 
     Attributes:
-        family: `cross_entropy`, `gan_losses`, `layers`, `step` or `step_dropout`.
+        family: `cross_entropy`, `gan_losses`, `layers`, `segments`, `step` or `step_dropout`.
         kernel: what was compared, in words.
         dtype: such as `float32`; of a step in precision bf16, `bfloat16`.
         shape: of the input, in words.

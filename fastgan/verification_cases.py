@@ -310,3 +310,89 @@ def _layers(
             parts = double_backward([1, *none[1:]], others[:1]), double_backward([0, *all_of[1:]], others[1:])
             results.append([*results[1][: -len(second)], *(a + b for a, b in zip(*parts, strict=True))])
     return results
+
+
+# -------------------------------------------------------------------------------------------------------- the segments
+
+_TAU = 0.5
+# Widths and kinds, and rows. Wide runs may be another way than narrow ones; neighbours of one kind are one run.
+_TABLES: list[tuple[list[tuple[int, str]], int]] = [
+    (
+        [
+            (1, "tanh"),
+            (7, "gumbel_softmax"),
+            (65, "softmax"),
+            (3, "identity"),
+            (33, "softmax"),
+            (1, "tanh"),
+            (2, "tanh"),
+        ],
+        33,
+    ),
+    ([(129, "gumbel_softmax"), (1, "softmax"), (17, "gumbel_softmax"), (1, "gumbel_softmax"), (5, "identity")], 7),
+]
+_MORE_TABLES: list[tuple[list[tuple[int, str]], int]] = [
+    ([(9, "tanh")], 65),
+    ([(1, "identity")], 1),
+    ([(2049, "softmax"), (2, "gumbel_softmax")], 3),
+    ([(3, "gumbel_softmax"), (1, "tanh")] * 130, 17),
+    ([(2, "softmax"), (1, "tanh")], 0),
+]
+
+
+def segments(device: torch.device, dtype: torch.dtype, is_quick: bool) -> Iterator[Case]:
+    """The segmented activation, by its input."""
+    draw = generator()
+    for table, rows in _TABLES if is_quick else _TABLES + _MORE_TABLES:
+        widths, kinds = [width for width, _ in table], [kind for _, kind in table]
+        gumbel = sum(width for width, kind in table if kind == "gumbel_softmax")
+        x, noise = 2 * grid(draw, (rows, sum(widths)), 32), 2 * grid(draw, (rows, gumbel), 32)
+        cotangents = [1 + grid(draw, x.shape, 8) / 2, grid(draw, x.shape, 8)]
+
+        def run(
+            device: torch.device,
+            dtype: torch.dtype,
+            x: Tensor = x,
+            noise: Tensor = noise,
+            cotangents: Sequence[Tensor] = cotangents,
+            widths: Sequence[int] = widths,
+            kinds: Sequence[str] = kinds,
+        ) -> list[Tensor]:
+            draws = noise.to(device, reference.arithmetic_dtype(dtype))
+            return derivatives(
+                lambda x: reference.segmented_activation(x, widths, kinds, _TAU, draws),
+                [x.to(device, dtype)],
+                [c.to(device, dtype) for c in cotangents],
+            )
+
+        yield Case(
+            f"segmented activation of {', '.join(dict.fromkeys(kinds))}",
+            "x".join(map(str, x.shape)),
+            max(widths),
+            functools.partial(run, torch.device("cpu"), torch.float64),
+            functools.partial(run, device, dtype),
+            functools.partial(_segments, x, noise, cotangents, widths, kinds, device, dtype),
+        )
+
+
+def _segments(
+    x: Tensor,
+    noise: Tensor,
+    cotangents: Sequence[Tensor],
+    widths: Sequence[int],
+    kinds: Sequence[str],
+    device: torch.device,
+    dtype: torch.dtype,
+) -> list[list[Tensor]]:
+    """As `derivatives`, by the ops themselves."""
+    x = x.to(device, dtype).t().contiguous().t()  # in memory column by column
+    noise = noise.to(device, reference.arithmetic_dtype(dtype))
+    at, other = (c.to(device, dtype) for c in cotangents)
+    call = widths, [functional.SEGMENT_KIND[kind] for kind in kinds], _TAU
+    ops = backend.ops
+    with torch.no_grad():
+        value = ops.segmented_activation(x, noise, *call)
+        first = ops.segmented_activation_backward(at, value, *call)
+        by_cotangent, by_output = ops.segmented_activation_double_backward(other, at, value, *call)
+        second = ops.segmented_activation_backward(by_output, value, *call)
+    return [as_exact([value, first, by_cotangent, second])]

@@ -93,5 +93,15 @@ OPS = {
         ((6, 4), (3, 4), (3,)),
         1,
     ),
+    "segmented_activation": Op(
+        lambda x, g: functional.segmented_activation(
+            x, [2, 3, 1, 2], ["tanh", "gumbel_softmax", "identity", "softmax"], tau=0.5, noise=g
+        ),
+        lambda x, g: torch.cat(
+            [x[..., :2].tanh(), ((x[..., 2:5] + g) / 0.5).softmax(-1), x[..., 5:6], x[..., 6:].softmax(-1)], -1
+        ),
+        ((6, 8), (6, 3)),
+        2,
+    ),
     "mlp": Op(_mlp, _torch_mlp, ((6, 4), (5, 4), (2, 5), (5,), (2,)), 1),
 }

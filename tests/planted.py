@@ -60,6 +60,13 @@ KERNELS: dict[str, tuple[str, str, Callable[[Callable[..., Any]], Callable[..., 
     "a row of a weight's gradient": ("layers", "mlp_backward", spoilt(3, last_row)),
     "a bias's gradient": ("layers", "mlp_backward", spoilt(6, lambda x: x.mul_(1.25))),
     "a row of a second gradient": ("layers", "mlp_double_backward", spoilt(1, last_row)),
+    "the last column of a segment": ("segments", "segmented_activation", spoilt(0, last_column)),
+    "a row of a segment's gradient": ("segments", "segmented_activation_backward", spoilt(0, last_row)),
+    "a segment's second gradient": (
+        "segments",
+        "segmented_activation_double_backward",
+        spoilt(1, lambda x: x.mul_(1.25)),
+    ),
     "the cross-entropy's last row": ("cross_entropy", "bce_with_logits", spoilt(0, lambda x: x.mul_(1.25))),
     "the generator's loss": ("gan_losses", "logits_loss", lambda op: lambda x, k, t, s, r: op(x, k, 1 - t, s, r)),
     "the discriminator's last sample": (

@@ -19,6 +19,7 @@ from fastgan.functional import (
     linear_act,
     mlp,
     r1_penalty,
+    segmented_activation,
 )
 from fastgan.nn import MLP, fuse
 
@@ -61,6 +62,11 @@ FUNCTIONS: dict[str, tuple[Callable[..., Tensor], Callable[..., Tensor], tuple[t
         lambda x, w, b: linear_act(x, w, b, "tanh"),
         lambda x, w, b: torch.tanh(F.linear(x, w, b)),
         ((5, 4), (6, 4), (6,)),
+    ),
+    "segmented_activation": (
+        lambda x: segmented_activation(x, [3, 1], ["softmax", "tanh"]),
+        lambda x: torch.cat([x[..., :3].softmax(-1), x[..., 3:].tanh()], -1),
+        ((5, 4),),
     ),
     "mlp": (
         lambda x, w, b, v: mlp(x, [w, v], [b, None], ["silu", "leaky_relu"], [0.0, 0.2]),

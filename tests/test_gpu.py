@@ -23,7 +23,13 @@ from torch import Tensor, nn
 import fastgan
 from fastgan import TrainStep
 from fastgan import backend as fastgan_backend
-from fastgan.functional import binary_cross_entropy_with_logits, discriminator_loss, generator_loss, mlp
+from fastgan.functional import (
+    binary_cross_entropy_with_logits,
+    discriminator_loss,
+    generator_loss,
+    mlp,
+    segmented_activation,
+)
 from fastgan.nn import MLP
 
 REASON = None if torch.cuda.is_available() else "this test needs a CUDA GPU, and there is none"
@@ -94,6 +100,16 @@ def test_sanitize_layers(dtype: torch.dtype, path: str, precision: str) -> None:
         torch.cuda.synchronize()
     finally:
         torch.set_float32_matmul_precision("highest")
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_sanitize_segments(dtype: torch.dtype) -> None:
+    widths, kinds = [1, 7, 65, 300], ["tanh", "gumbel_softmax", "softmax", "gumbel_softmax"]
+    x = torch.randn(33, sum(widths), dtype=dtype, requires_grad=True)
+    y = segmented_activation(x, widths, kinds)
+    (gradient,) = torch.autograd.grad(y.square().sum(), x, create_graph=True)
+    gradient.square().sum().backward()  # the second derivative
+    torch.cuda.synchronize()
 
 
 @pytest.mark.parametrize("name", CALLS)

@@ -75,7 +75,7 @@ ORDERED = {
     "launches_between": {"no_launch_between": "global memory at"},
 }
 UNORDERED = {name: sentence for pairs in ORDERED.values() for name, sentence in pairs.items()}
-CHECKS = ("core", "losses", "layers", "networks", "adam", "penalties", "step", "step_options")
+CHECKS = ("core", "losses", "layers", "networks", "adam", "penalties", "segmented", "step", "step_options")
 
 
 def program(kind: str, name: str) -> Path:

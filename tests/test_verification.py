@@ -72,7 +72,7 @@ def test_a_wrong_kernel_is_found(
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert not gate._first_use(family, place, dtype)
-        for other in {"layers", "gan_losses", "cross_entropy"} - {family}:
+        for other in {"layers", "segments", "gan_losses", "cross_entropy"} - {family}:
             assert gate._first_use(other, place, dtype)
 
 

@@ -9,6 +9,7 @@
 
 #include "../core/activation.h"
 #include "../core/gan_losses.h"
+#include "../core/segmented.h"
 #include "../cpu/simd.h"
 #include "direct_calls.h"
 #include "layer_path.h"
@@ -73,6 +74,11 @@ PYBIND11_MODULE(_C, m) {
       "loss_terms",
       [] { return std::vector<std::string>(fastgan::loss_term_names, std::end(fastgan::loss_term_names)); },
       "The names of the terms of losses; the ops are given their places in this list.");
+
+  m.def(
+      "segment_kinds",
+      [] { return std::vector<std::string>(fastgan::segment_kind_names, std::end(fastgan::segment_kind_names)); },
+      "The kinds of segments; the op is given their places in this list.");
 
   m.def(
       "gan_losses",

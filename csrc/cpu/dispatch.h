@@ -4,6 +4,7 @@
 
 #include "mlp.h"
 #include "mlp_buffers.h"
+#include "segmented.h"
 #include "simd.h"
 #include "step.h"
 #include "step_buffers.h"
@@ -18,6 +19,9 @@ namespace fastgan::cpu {
     static void mlp_forward(const Mlp<T>&, const MlpForwardBuffers<T>&, Team& full, Team& rest, int thread);          \
     static void mlp_backward(const Mlp<T>&, const MlpBackwardBuffers<T>&, Team&, int thread);                         \
     static void mlp_double_backward(const MlpSecondPass<T>&, const MlpDoubleBackwardBuffers<T>&, Team&, int thread);  \
+    template <class S>                                                                                                \
+    static void segmented(const Segments&, const SegmentedPass<S>&, const SegmentedBuffers<T>&, int64_t begin,        \
+                          int64_t end);                                                                               \
     static void discriminator_step(const StepProblem<T>&, const StepBuffers<T>&, Team&, int thread, double* seconds); \
     static void generator_step(const StepProblem<T>&, const StepBuffers<T>&, bool fresh, Team&, int thread,           \
                                double* seconds);                                                                      \

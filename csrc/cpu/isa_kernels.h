@@ -24,6 +24,7 @@
 #include "mlp_forward.h"
 #include "mlp_backward.h"
 #include "mlp_double_backward.h"
+#include "segmented_panels.h"
 #include "step_weight_gradient.h"
 #endif
 #include "step_inputs.h"
@@ -39,4 +40,9 @@
 template struct Kernels<float>;
 #if !defined(FASTGAN_ISA_BF16)
 template struct Kernels<double>;
+#define FASTGAN_INSTANTIATE(S)                                                                \
+  template void Kernels<compute_t<S>>::segmented<S>(const Segments&, const SegmentedPass<S>&, \
+                                                    const SegmentedBuffers<compute_t<S>>&, int64_t, int64_t);
+FASTGAN_EACH_FLOATING(FASTGAN_INSTANTIATE)
+#undef FASTGAN_INSTANTIATE
 #endif

@@ -121,6 +121,7 @@ void check_layers();
 void check_networks();
 void check_adam();
 void check_penalties();
+void check_segmented();
 void check_step();
 void check_step_options();
 

@@ -1,4 +1,4 @@
-// kernel_checks [--few] [core | losses | layers | networks | adam | penalties | step | step_options ...]: holds the
+// kernel_checks [--few] [core | losses | layers | networks | adam | penalties | segmented | step | ...]: holds the
 // kernels against plain loops; all of them by default.
 #include "check.h"
 
@@ -11,10 +11,15 @@ int main(int count, char** names) {
   const struct {
     const char* name;
     void (*check)();
-  } all[] = {{"core", checks::check_core},     {"losses", checks::check_losses},
-             {"layers", checks::check_layers}, {"networks", checks::check_networks},
-             {"adam", checks::check_adam},     {"penalties", checks::check_penalties},
-             {"step", checks::check_step},     {"step_options", checks::check_step_options}};
+  } all[] = {{"core", checks::check_core},
+             {"losses", checks::check_losses},
+             {"layers", checks::check_layers},
+             {"networks", checks::check_networks},
+             {"adam", checks::check_adam},
+             {"penalties", checks::check_penalties},
+             {"segmented", checks::check_segmented},
+             {"step", checks::check_step},
+             {"step_options", checks::check_step_options}};
   checks::few = count > 1 && std::string(names[1]) == "--few";
   for (const auto& one : all) {
     bool wanted = count == 1 + checks::few;
