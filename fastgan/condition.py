@@ -34,17 +34,30 @@ def check(generator: nn.Module, options: StepOptions) -> None:
             f"condition_weight must be 0, not {options.condition_weight:g}, for a generator that is no nn.Sequential "
             "ending in fastgan.nn.SegmentedActivation"
         )
-    levels = sum(width for width, kind in zip(last.widths, last.kinds, strict=True) if kind == "gumbel_softmax")
-    if levels == 0:
+    if "gumbel_softmax" not in last.kinds:
         raise ValueError(
             f"condition_weight must be 0, not {options.condition_weight:g}, for a generator without gumbel_softmax "
             "segments, of which the conditions would be levels"
         )
-    if options.num_classes != levels:
+    if asked_segments(last.widths, last.kinds, options.num_classes) is None:
+        levels = sum(width for width, kind in zip(last.widths, last.kinds, strict=True) if kind == "gumbel_softmax")
         raise ValueError(
-            f"num_classes must be {levels}, the columns of the generator's gumbel_softmax segments, where "
-            f"condition_weight is over 0, not {options.num_classes}"
+            f"num_classes must be {levels}, the columns of the generator's gumbel_softmax segments, or of the last of "
+            f"them, where condition_weight is over 0, not {options.num_classes}"
         )
+
+
+def asked_segments(widths: tuple[int, ...], kinds: tuple[str, ...], classes: int) -> tuple[int, ...] | None:
+    """The segments whose columns are the classes: the last gumbel_softmax ones that have as many; None where none do.
+
+    Those before them are drawn without being asked for, as the modes of the reals of a table are.
+    """
+    found: list[int] = []
+    for i in reversed(range(len(widths))):
+        if classes > 0 and kinds[i] == "gumbel_softmax":
+            found.insert(0, i)
+            classes -= widths[i]
+    return tuple(found) if classes == 0 and found else None
 
 
 def run(generator: nn.Module, input: Tensor) -> tuple[Tensor, Tensor]:
@@ -67,14 +80,14 @@ def cross_entropy(generator: nn.Module, before: Tensor, condition: Tensor) -> Te
     Args:
         generator: ends in a SegmentedActivation.
         before: (batch, data), what that was given.
-        condition: (batch, classes), one-hot; the classes are the columns of all gumbel_softmax segments.
+        condition: (batch, classes), one-hot; the classes are the columns of the last gumbel_softmax segments.
 
     Returns:
         A 0-d tensor, in float32 at least.
     """
     last = last_activation(generator)
     assert last is not None
-    columns, segments = _levels(last.widths, last.kinds, before.device)
+    columns, segments = _levels(last.widths, last.kinds, condition.shape[1], before.device)
     logits = before.to(torch.promote_types(before.dtype, torch.float32)).index_select(1, columns)
     condition = condition.to(logits.dtype)
     asked = condition @ segments.to(logits.dtype)
@@ -84,13 +97,16 @@ def cross_entropy(generator: nn.Module, before: Tensor, condition: Tensor) -> Te
 
 
 @functools.lru_cache(maxsize=16)
-def _levels(widths: tuple[int, ...], kinds: tuple[str, ...], device: torch.device) -> tuple[Tensor, Tensor]:
-    """The columns (classes,) of all gumbel_softmax segments, and the number of the segment of each."""
+def _levels(
+    widths: tuple[int, ...], kinds: tuple[str, ...], classes: int, device: torch.device
+) -> tuple[Tensor, Tensor]:
+    """The columns (classes,) of the segments that are asked for, and the number of the segment of each."""
+    asked = asked_segments(widths, kinds, classes) or ()
     columns: list[int] = []
     segments: list[int] = []
     start = 0
-    for i, (width, kind) in enumerate(zip(widths, kinds, strict=True)):
-        if kind == "gumbel_softmax":
+    for i, width in enumerate(widths):
+        if i in asked:
             columns += range(start, start + width)
             segments += [i] * width
         start += width

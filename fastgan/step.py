@@ -120,8 +120,8 @@ class TrainStep(Planned[StepOptions]):
             instance_noise_steps: steps over which it falls linearly to 0; 0 keeps it constant.
             condition_weight: weight of the condition's cross-entropy in G's loss (CTGAN: Xu et al. 2019, section 4.3);
                 0 is off. G must be an nn.Sequential that ends in `fastgan.nn.SegmentedActivation`, whose
-                gumbel_softmax columns, in their order, are the num_classes classes: a label asks for one level of one
-                of these segments. `StepStats.g_loss` is without it.
+                gumbel_softmax columns, in their order, are the num_classes classes, all of them or those of the last
+                segments: a label asks for one level of one of these. `StepStats.g_loss` is without it.
 
         Raises:
             TypeError, ValueError: an argument is of the wrong kind or out of range; the message names it.

@@ -119,6 +119,16 @@ def test_cross_entropy_is_that_of_the_segment_asked_for() -> None:
     )
 
 
+def test_the_last_segments_may_be_all_that_are_asked_for() -> None:
+    logits, labels = torch.randn(30, 10, dtype=torch.float64), torch.randint(0, 2, (30,))
+    found = condition.cross_entropy(generator(), logits, F.one_hot(labels, 2))
+    assert abs(found.item() - F.cross_entropy(logits[:, 8:], labels).item()) < 1e-14
+    assert condition.asked_segments((2, 3, 2), ("gumbel_softmax", "gumbel_softmax", "tanh"), 3) == (1,)
+    assert condition.asked_segments((2, 3, 2), ("gumbel_softmax", "gumbel_softmax", "tanh"), 5) == (0, 1)
+    for classes in (0, 2, 4, 6):
+        assert condition.asked_segments((2, 3, 2), ("gumbel_softmax", "gumbel_softmax", "tanh"), classes) is None
+
+
 @pytest.mark.parametrize("reuse_fake", [True, False])
 def test_a_step_with_the_cross_entropy_is_the_plain_loop(backend: str, reuse_fake: bool) -> None:
     """One step of WGAN-GP with packs, of plain modules, beside the step; in float64."""
@@ -200,6 +210,7 @@ def test_the_cross_entropy_teaches_the_generator_the_level() -> None:
         ),
         (generator(), {"num_classes": 5}, "num_classes must be 6, the columns of .*, not 5"),
         (generator(), {}, "num_classes must be 6, the columns of .*, not 0"),
+        (generator(), {"num_classes": 4}, "num_classes must be 6, the columns of .* or of the last of them, .*, not 4"),
     ],
 )
 def test_where_the_cross_entropy_has_no_sense(made: nn.Module, options: dict[str, int], sentence: str) -> None:

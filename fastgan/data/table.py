@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import functools
 import hashlib
 import io
 import itertools
@@ -30,8 +31,9 @@ Values = list[np.ndarray | None]
 class Table:
     """How the columns of a table become the columns of samples, and back.
 
-    A discrete column is a one-hot segment. A real, a whole number or a date is a value of a `tanh` segment and its
-    mode, a `softmax` segment; see `fastgan.data.modes`.
+    A real, a whole number or a date is a value of a `tanh` segment and its mode, a `gumbel_softmax` segment (see
+    `fastgan.data.modes`); a discrete column is one `gumbel_softmax` segment. Those of the discrete columns are the
+    last, so that they are what a condition asks for (`fastgan.TrainStep`, `condition_weight`).
 
     Attributes:
         columns: those of the file, in its order.
@@ -48,18 +50,30 @@ class Table:
     fingerprint: str
     _exact: dict[int, list[tuple[np.ndarray, np.ndarray]]] = field(default_factory=dict, repr=False)
 
+    @functools.cached_property
+    def order(self) -> tuple[int, ...]:
+        """The columns that have segments, as these follow each other: first the reals, then the discrete ones."""
+        has = [i for i, column in enumerate(self.columns) if column.widths]
+        return tuple(sorted(has, key=lambda i: self.columns[i].kind == "discrete"))
+
+    @functools.cached_property
+    def starts(self) -> dict[int, int]:
+        """Of each column that has segments, the first column of samples."""
+        widths = [sum(self.columns[i].widths) for i in self.order]
+        return dict(zip(self.order, itertools.accumulate([0, *widths]), strict=False))
+
     @property
     def widths(self) -> tuple[int, ...]:
         """Widths of the segments of a sample."""
-        return tuple(width for column in self.columns for width in column.widths)
+        return tuple(width for i in self.order for width in self.columns[i].widths)
 
     @property
     def segments(self) -> tuple[str, ...]:
         """The generator's activation of each segment."""
         return tuple(
             kind
-            for column in self.columns
-            for kind in (("tanh", "softmax") if column.modes is not None else ("gumbel_softmax",) * len(column.widths))
+            for i in self.order
+            for kind in (("tanh", "gumbel_softmax") if self.columns[i].modes is not None else ("gumbel_softmax",))
         )
 
     @property
@@ -74,14 +88,9 @@ class Table:
 
     @property
     def level_columns(self) -> tuple[int, ...]:
-        """Of each class, the column of samples that is 1 where it is."""
-        found: list[int] = []
-        start = 0
-        for column in self.columns:
-            if column.kind == "discrete":
-                found += range(start, start + len(column.levels))
-            start += sum(column.widths)
-        return tuple(found)
+        """Of each class, the column of samples that is 1 where it is: the last ones."""
+        width = sum(self.widths)
+        return tuple(range(width - self.num_classes, width))
 
     def class_of(self, name: str, level: str) -> int:
         """The class that stands for a level of a discrete column.
@@ -124,9 +133,8 @@ class Table:
         """Samples (N, data) in float32 of values, every level of which is known; modes are drawn, by the seed."""
         rng = np.random.default_rng(seed)
         parts = []
-        for column, of_column in zip(self.columns, values, strict=True):
-            if of_column is None:
-                continue
+        for column, of_column in ((self.columns[i], values[i]) for i in self.order):
+            assert of_column is not None
             codes = of_column
             if column.modes is not None:
                 codes, places = column.modes.encode(of_column, rng)
@@ -141,12 +149,12 @@ class Table:
         and within their range. The table's own samples give their own values."""
         array = samples.detach().cpu().numpy()
         values: Values = []
-        at = 0
         for i, column in enumerate(self.columns):
-            if not column.widths:
+            if i not in self.starts:
                 values.append(None)
                 continue
-            start, at = at, at + sum(column.widths)
+            start = self.starts[i]
+            at = start + sum(column.widths)
             if column.modes is None:
                 values.append(array[:, start:at].argmax(axis=1))
                 continue
@@ -161,11 +169,12 @@ class Table:
 
     def keep_exact(self, samples: Tensor, values: Values) -> None:
         """Keep the values of samples that float32 does not lead back to, to look them up."""
-        array, at = samples.numpy(), 0
+        array = samples.numpy()
         for i, (column, own, found) in enumerate(zip(self.columns, values, self.decode(samples), strict=True)):
-            start, at = at, at + sum(column.widths)
             if column.modes is None or own is None or found is None or np.array_equal(own, found, equal_nan=True):
                 continue
+            start = self.starts[i]
+            at = start + sum(column.widths)
             places, modes = array[:, start].astype(np.float64), array[:, start + 1 : at].argmax(axis=1)
             kept = []
             for mode in range(column.modes.count):

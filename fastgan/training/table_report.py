@@ -284,6 +284,8 @@ def _of_models(
     def score(features: np.ndarray, answers: np.ndarray) -> float:
         if len(features) < 2 or len(x_test) < 2 or len(np.unique(answers)) < 2:
             return float("nan")
+        # A column that is always missing has no values to be cut into bins.
+        features = np.where(np.isnan(features).all(axis=0), 0.0, features)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             model = kind(max_iter=50, random_state=0).fit(features, answers)
