@@ -35,7 +35,7 @@ test: $(VENV)/test-tools
 # between a call and its kernel is no matter of instructions: on older ones `auto` alone runs, whose kernels are those
 # of `cpu` (the tests marked twin), and not the tests marked above_kernels. pytest ends with an error where nothing is
 # selected.
-check: $(VENV)/test-tools
+check: $(VENV)/deep-tools
 	$(BIN)/python tests/simt/build.py device address thread
 	FASTGAN_FUZZ_EXAMPLES=200 $(PYTEST) -m deep
 	FASTGAN_ISA=baseline OMP_NUM_THREADS=1 FASTGAN_TEST_THREADS=1 FASTGAN_TEST_FLUSH_DENORMAL=1 \
@@ -99,7 +99,12 @@ $(VENV)/installed: $(VENV)/torch $(SOURCES)
 
 $(VENV)/test-tools: $(VENV)/installed Makefile
 	$(BIN)/python -m pip install --quiet -c constraints.txt pytest pytest-xdist hypothesis expecttest \
-		tree-sitter tree-sitter-cpp
+		tree-sitter tree-sitter-cpp pandas
+	touch $@
+
+# What a deep test compares the scores of tables with.
+$(VENV)/deep-tools: $(VENV)/test-tools
+	$(BIN)/python -m pip install --quiet -c constraints.txt sdmetrics
 	touch $@
 
 $(VENV)/dev-tools: $(VENV)/torch Makefile

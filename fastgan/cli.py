@@ -1,4 +1,4 @@
-"""The command line: `fastgan train|resume|sample|bench|doctor`.
+"""The command line: `fastgan train|resume|sample|eval|bench|doctor`.
 
 Exit codes: 0 done; 1 a kernel failed its verification; 2 refused, or training diverged; 130 and 143 stopped by Ctrl-C
 and SIGTERM, after saving a checkpoint.
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import inspect
+import json
 import os
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import fields
@@ -122,9 +123,11 @@ def sample(
     ] = None,
     count: Annotated[int, typer.Option("--number", "--count", "-n", help="Number of samples, at least 1.")] = 100,
     label: Annotated[int | None, _option("Class of all samples, of a conditional run.", "the classes in turn")] = None,
+    where: Annotated[str | None, _option("Of a table, column=level that all rows have.", "rows as the data's")] = None,
     seed: Annotated[int, typer.Option(help="Of the noise, at least 0.")] = 0,
     out: Annotated[
-        Path, typer.Option("--out", "-o", help="A .png picture, or a .npy array in the data's own units.")
+        Path,
+        typer.Option("--out", "-o", help="A .png picture, a .npy array in the data's own units, or a .csv table."),
     ] = Path("samples.png"),
     runs: Annotated[str, typer.Option(help="Folder of the run folders.")] = "runs",
 ) -> None:
@@ -133,9 +136,44 @@ def sample(
         from fastgan.training.sampling import check_out, sample_run, write_samples
 
         check_out(out)
-        samples, facts = sample_run(run, count, label=label, seed=seed, runs=runs)
+        samples, facts = sample_run(run, count, label=label, seed=seed, runs=runs, where=where)
         write_samples(samples, facts, out)
         say(f"{count} samples in {out}")
+
+
+@app.command("eval")
+def evaluate(
+    run: Annotated[
+        str | None,
+        typer.Argument(help="A run folder or its number; without it, the newest run.", show_default=False),
+    ] = None,
+    count: Annotated[
+        int | None, _option("Synthetic rows, at least 2.", "as many as the data has", "--number", "-n")
+    ] = None,
+    holdout: Annotated[
+        Path | None, typer.Option(help="A .csv file of rows that the run has not seen.", show_default=False)
+    ] = None,
+    target: Annotated[str | None, _option("Column that models learn to tell.", "the last one")] = None,
+    seed: Annotated[int, typer.Option(help="Of the synthetic rows, at least 0.")] = 0,
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="A .json file for all scores.", show_default=False)
+    ] = None,
+    runs: Annotated[str, typer.Option(help="Folder of the run folders.")] = "runs",
+) -> None:
+    """Compare what RUN, on a table, draws with its data: quality of columns, of pairs, of models, and privacy."""
+    with _one_line_errors(TypeError, ValueError):
+        from fastgan import checks
+        from fastgan.training.table_report import report_of_run
+
+        if count is not None:
+            checks.integer("number", count, 2)
+        found = report_of_run(run, count=count, holdout=holdout, target=target, seed=seed, runs=runs)
+        for name, score in found.shapes.items():
+            say(f"  {score:.3f}  {name}")
+        for line in found.summary():
+            say(line)
+        if out is not None:
+            out.write_text(json.dumps(found.as_json(), indent=1) + "\n", encoding="utf-8")
 
 
 @app.command(

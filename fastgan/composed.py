@@ -11,6 +11,8 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from fastgan import layers
+from fastgan.condition import cross_entropy
+from fastgan.condition import run as run_condition
 from fastgan.discriminator_output import DiscriminatorOutput
 from fastgan.nn import is_fully_fused
 from fastgan.statistics import DiscriminatorStats, StepStats
@@ -204,6 +206,17 @@ def train_step(
         The statistics of the last D step and the G step.
     """
     generator = parts.generator
+    before: Tensor | None = None  # what G's last activation was given, where the condition's cross-entropy needs it
+
+    def generate(noise: Tensor, condition: Tensor | None, is_for_generator: bool) -> Tensor:
+        nonlocal before
+        input = conditioned(noise, condition)
+        if not (is_for_generator and options.condition_weight > 0):
+            output: Tensor = generator(input)
+            return output
+        output, before = run_condition(generator, input)
+        return output
+
     with Progress((generator, parts.discriminator)) as progress:
         due = options.penalties_are_due(steps_done)
         part = DiscriminatorPart(parts.discriminator, options, progress, due, options.noise_scale(steps_done))
@@ -212,13 +225,16 @@ def train_step(
             # The reused fake keeps its graph for G's backward; any other needs none.
             keeps = bool(options.reuse_fake and i == options.d_steps - 1)
             with torch.set_grad_enabled(keeps), autocast(options.precision, real):
-                fake = generator(conditioned(noise[i], condition))
+                fake = generate(noise[i], condition, keeps)
             updated = part.update(parts.d_optimizer, real[i], fake, (condition, condition))
         if not options.reuse_fake:
             with autocast(options.precision, real):
-                fake = generator(conditioned(noise[-1], condition))
+                fake = generate(noise[-1], condition, True)
         g_loss = part.generator_loss(real[-1], fake, condition)
-        update(parts.g_optimizer, g_loss, generator, options.clip_grad_norm)
+        total = g_loss
+        if before is not None and condition is not None:
+            total = g_loss + options.condition_weight * cross_entropy(generator, before, condition)
+        update(parts.g_optimizer, total, generator, options.clip_grad_norm)
         if parts.ema is not None:
             _update_average(parts.ema, generator, options.ema_decay)
         with torch.no_grad():

@@ -342,6 +342,8 @@ def _check_process(options: DiscriminatorOptions) -> None:
     patched = layers.patched_function()
     if patched is not None:
         raise CannotPlan(f"{patched} is not torch's own")
+    if getattr(options, "condition_weight", 0) > 0:
+        raise CannotPlan("G's loss has the condition's cross-entropy (condition_weight is over 0)")
     if options.precision not in _IS_BF16:
         raise CannotPlan(f"precision is {options.precision}")
 

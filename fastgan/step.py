@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from fastgan import checks, composed, discriminator_output, tuning
+from fastgan import checks, composed, condition, discriminator_output, tuning
 from fastgan.engine import CannotPlan, Plan, Undecided
 from fastgan.labels import LabelCheck
 from fastgan.layers import first_weight
@@ -84,6 +84,7 @@ class TrainStep(Planned[StepOptions]):
         clip_grad_norm: float | None = None,
         instance_noise: float = 0.0,
         instance_noise_steps: int = 0,
+        condition_weight: float = 0.0,
     ) -> None:
         """Bind the step to two modules and their optimizers.
 
@@ -117,6 +118,10 @@ class TrainStep(Planned[StepOptions]):
             instance_noise: standard deviation of Gaussian noise on whatever D is given, drawn anew for each pass
                 (Sønderby et al. 2017); 0 is off. Penalties are taken at the noised points.
             instance_noise_steps: steps over which it falls linearly to 0; 0 keeps it constant.
+            condition_weight: weight of the condition's cross-entropy in G's loss (CTGAN: Xu et al. 2019, section 4.3);
+                0 is off. G must be an nn.Sequential that ends in `fastgan.nn.SegmentedActivation`, whose
+                gumbel_softmax columns, in their order, are the num_classes classes, all of them or those of the last
+                segments: a label asks for one level of one of these. `StepStats.g_loss` is without it.
 
         Raises:
             TypeError, ValueError: an argument is of the wrong kind or out of range; the message names it.
@@ -133,13 +138,14 @@ class TrainStep(Planned[StepOptions]):
         self.r2_gamma, self.gp_weight, self.gp_center, self.pac = r2_gamma, gp_weight, gp_center, pac
         self.clip_grad_norm = clip_grad_norm
         self.instance_noise, self.instance_noise_steps = instance_noise, instance_noise_steps
+        self.condition_weight = condition_weight
         self._options()
         discriminator_output.warn_of_hidden_sigmoid(discriminator, loss)
         self.real_target, self.fake_target, self.ema_decay = float(real_target), float(fake_target), float(ema_decay)
         self.r1_gamma, self.r2_gamma = float(r1_gamma), float(r2_gamma)
         self.gp_weight, self.gp_center = float(gp_weight), float(gp_center)
         self.clip_grad_norm = None if clip_grad_norm is None else float(clip_grad_norm)
-        self.instance_noise = float(instance_noise)
+        self.instance_noise, self.condition_weight = float(instance_noise), float(condition_weight)
         self._labels = LabelCheck()
         self._begin_without_plan(StepOptions())
         self._choices: tuning.Choices | None = tuning.Choices()
@@ -159,6 +165,7 @@ class TrainStep(Planned[StepOptions]):
         ones."""
         options = read(StepOptions, self)
         discriminator_output.check(self.discriminator, options.loss)
+        condition.check(self.generator, options)
         return options
 
     @property

@@ -81,6 +81,7 @@ class StepOptions(DiscriminatorOptions):
     ema_decay: float = 0.999
     instance_noise: float = 0.0
     instance_noise_steps: int = 0
+    condition_weight: float = 0.0
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -88,6 +89,7 @@ class StepOptions(DiscriminatorOptions):
         checks.decay("ema_decay", self.ema_decay)
         checks.number("instance_noise", self.instance_noise, 0.0)
         checks.integer("instance_noise_steps", self.instance_noise_steps, 0)
+        checks.number("condition_weight", self.condition_weight, 0.0)
 
     def noise_scale(self, steps_done: int) -> float:
         """The standard deviation of the instance noise of the next step."""

@@ -51,20 +51,22 @@ ROOMS = {
     "engine": Room("fastgan/engine.py fastgan/plan_*.py fastgan/step_options.py fastgan/statistics.py", "nn", "torch"),
     "step": Room(
         "fastgan/step.py fastgan/discriminator_step.py fastgan/planned.py fastgan/composed.py fastgan/step_inputs.py "
-        "fastgan/labels.py "
+        "fastgan/labels.py fastgan/condition.py "
         "fastgan/tuning*.py fastgan/discriminator_output.py",
         "engine",
         "torch",
     ),
     "metrics": Room("fastgan/metrics.py fastgan/distances.py", "base", "torch"),
-    "data": Room("fastgan/data/*.py fastgan/dataset.py fastgan/units.py", "base", "torch numpy PIL sklearn"),
+    "data": Room(
+        "fastgan/data/*.py fastgan/dataset.py fastgan/units.py", "base", "torch numpy PIL sklearn threadpoolctl"
+    ),
     "verification": Room("fastgan/verification*.py", "step", "torch"),
     "library": Room("fastgan/__init__.py", "step verification metrics data"),
     "output": Room("fastgan/output.py"),
     "training": Room(
         "fastgan/training/*.py fastgan/trainer.py fastgan/config.py fastgan/sampling.py",
         "step data output",
-        "torch numpy PIL matplotlib rich safetensors tomlkit typing_extensions",
+        "torch numpy PIL matplotlib rich safetensors sklearn tomlkit typing_extensions",
     ),
     "bench": Room("bench/*.py", "library", "torch numpy matplotlib rich jax apex tinycudann trainkernel"),
     "cli": Room("fastgan/cli.py fastgan/__main__.py", "training bench", "torch typer"),

@@ -37,6 +37,7 @@ from documents import (
     shown,
     unknown_blocks,
 )
+from mixed_table import mixed_table, write_csv
 from PIL import Image
 from torch import nn
 from typer.testing import CliRunner
@@ -142,14 +143,17 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for i, image in enumerate(pixels):
         Image.fromarray(image).save(folder / f"faces/{i}.png")
     run = fastgan.Trainer("digits", steps=2, g_hidden=(8,), d_hidden=(8,), runs=str(folder / "made")).train(quiet=True)
+    people = write_csv(folder / "people.csv", mixed_table(300))
+    few = {"steps": 2, "g_hidden": (8,), "d_hidden": (8,), "batch_size": 100}
+    of_people = fastgan.Trainer(people, runs=str(folder / "made"), **few).train(quiet=True)
     for command in FASTGAN:
         words = arguments(command.text)
-        if words[1] in ("resume", "sample") and len(words) > 2 and not words[2].startswith("-"):
+        if words[1] in ("resume", "sample", "eval") and len(words) > 2 and not words[2].startswith("-"):
             named = Path(words[2])
             named = Path("runs") / f"{int(words[2]):05d}-digits" if words[2].isdecimal() else named
             if not (folder / named).exists():
                 (folder / named).parent.mkdir(exist_ok=True, parents=True)
-                os.symlink(run, folder / named)
+                os.symlink(of_people if named.name.endswith("-people") else run, folder / named)
     return folder
 
 

@@ -11,11 +11,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fastgan.data.errors import DataError
+from fastgan.data.table import Table
 from fastgan.data.units import Levels, scale_array, unscale
 
-
-class DataError(ValueError):
-    """A data set cannot be used: one sentence that names the file, the place in it and the fault."""
+__all__ = ["DataError", "Dataset", "check_labels", "fits_float64", "from_array"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,6 +33,8 @@ class Dataset:
         levels: where that is not exact, the values of the data and their samples: of each column, or one for all.
         modes: (M, data) centres of a Gaussian mixture in scaled units, else None.
         mode_std: standard deviation of each of its modes in scaled units.
+        table: of a table of words, dates and numbers, how its columns became segments of the samples; else None.
+        layout: of a .csv of numbers that were scaled column by column, how it is written; else None.
     """
 
     name: str
@@ -45,6 +47,8 @@ class Dataset:
     levels: tuple[Levels | None, ...] = field(default=(), kw_only=True)
     modes: Tensor | None = None
     mode_std: float = 0.0
+    table: Table | None = field(default=None, kw_only=True)
+    layout: Table | None = field(default=None, kw_only=True)
 
     def __post_init__(self) -> None:
         """TypeError or ValueError where the fields do not fit each other, for data sets built by hand."""
@@ -89,6 +93,11 @@ class Dataset:
         return self.samples.shape[1]
 
     @property
+    def conditions(self) -> int:
+        """Classes that a conditional run may ask for: those of the labels, or all levels of a table's columns."""
+        return self.num_classes if self.table is None else self.table.num_classes
+
+    @property
     def classes(self) -> tuple[int, ...]:
         """The labels that samples have, ascending: not all of [0, num_classes), where labels begin at 1."""
         return () if self.labels is None else tuple(self.labels.unique().tolist())
@@ -130,6 +139,8 @@ class Dataset:
     @property
     def fingerprint(self) -> str:
         """SHA-256 of samples and labels: tells whether a resumed run sees the data that it began with."""
+        if self.table is not None:  # whose samples hang on the mixtures that were fitted
+            return self.table.fingerprint
         digest = hashlib.sha256(np.ascontiguousarray(self.samples.cpu().numpy()).tobytes())
         if self.labels is not None:
             digest.update(self.labels.cpu().numpy().tobytes())
@@ -137,6 +148,7 @@ class Dataset:
 
     def describe(self) -> dict[str, Any]:
         """All but the samples and labels, as JSON has it: what drawing new samples needs."""
+        tables = {"table": self.table, "layout": self.layout}
         return {
             "name": self.name,
             "count": len(self),
@@ -147,6 +159,7 @@ class Dataset:
             "scale": self.scale.tolist(),
             "offset": self.offset.tolist(),
             "fingerprint": self.fingerprint,
+            **{name: table.as_json() for name, table in tables.items() if table is not None},
         }
 
 

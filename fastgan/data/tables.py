@@ -10,13 +10,18 @@ import tokenize
 import warnings
 import zipfile
 import zlib
-from collections.abc import Iterator
+from dataclasses import replace
 from decimal import Decimal
 from pathlib import Path
 
 import numpy as np
 
+from fastgan.data import numbers
+from fastgan.data.columns import FEW_LEVELS, ROWS_A_LEVEL, Column
+from fastgan.data.csv_text import read_rows, read_text, rows_of, separator_of
 from fastgan.data.dataset import DataError, Dataset, from_array
+from fastgan.data.numbers import NumberForm
+from fastgan.data.table import Table, Values, fingerprint_of, make_table
 
 _SAMPLES = ("samples", "images", "data", "x_train", "X", "x")
 _LABELS = ("labels", "y_train", "y")
@@ -85,44 +90,74 @@ def _read_array(file: io.BufferedIOBase, source: str) -> np.ndarray:
         ) from error
 
 
-_SEPARATORS = (",", ";", "\t")
 # Numbers of so many digits may be integers that float64 rounds.
 _LONG_INTEGER = re.compile(r"\s*[+-]?\d{16,}(\.0*)?\s*")
+# What `columns` says to have a table of numbers scaled column by column, whatever its columns hold.
+PLAIN = "plain"
 
 
-def load_csv(path: Path, name: str) -> Dataset:
-    """A Dataset of a table of numbers, one sample a row; a first row of words names the columns.
+def load_csv(path: Path, name: str, columns: str = "", seed: int = 0, known: Table | None = None) -> Dataset:
+    """A Dataset of a table, one sample a row; a first row of words names the columns.
 
-    Cells are separated by commas, or by semicolons or tabs where the first line has no comma.
+    Cells are separated by the first of comma, semicolon, tab and | that the first line has. A table of numbers alone is
+    scaled column by column and its column `label` holds labels, unless a column is plainly discrete: of at most 20
+    numbers, with ten rows or more for each. Such a table without a column `label`, and any with words, dates or missing
+    values, becomes segments (see `fastgan.data.table`).
+
+    Args:
+        path: of the file.
+        name: of the Dataset.
+        columns: `name=kind,...`; `plain` for numbers that are scaled whatever they are.
+        seed: of the mixtures that are fitted to reals.
+        known: the Table of a run, for data that has its columns.
 
     Raises:
-        DataError: a cell is no finite number, or an integer that float64 would round; a row has another length;
-            there are no rows; or the first row is of both words and numbers.
+        DataError: a cell cannot be used, a row has another length, there are no rows, or nothing can be learned.
     """
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path} is no UTF-8 text: byte {error.start} is {error.object[error.start]:#04x}") from error
-    try:
-        return _load_text(path, name, re.sub(r"(?m)^ +$", "", text))  # lines of blanks are blank lines
-    except csv.Error as error:
-        raise DataError(f"{path} is no table of numbers: {error}") from error
+    text, encoding = read_text(path)
+    if known is None and columns in ("", PLAIN):
+        try:
+            plain = _load_numbers(path, name, text, encoding, must=columns == PLAIN)
+        except csv.Error as error:
+            raise DataError(f"{path} is no table of numbers: {error}") from error
+        if plain is not None:
+            return plain
+    rows = read_rows(path, text, encoding, numbers.VALUE)
+    if known is None:
+        table, values = make_table(path, rows, columns, seed)
+    else:
+        table = replace(known, fingerprint=fingerprint_of(rows), _exact={})
+        values = table.values(rows, str(path))
+        _check_levels(path, table, values)
+    samples = table.encode(values, seed)
+    table.keep_exact(samples, values)
+    return Dataset(name, samples, table=table)
 
 
-def _load_text(path: Path, name: str, text: str) -> Dataset:
-    first = next((line for line in text.splitlines() if line.strip()), "")
-    bare = re.sub(r'"[^"]*"', "", first)
-    separator = next((mark for mark in _SEPARATORS if mark in bare), ",")
-    line, head = next(_rows(text, separator), (0, None))
+def _check_levels(path: Path, table: Table, values: Values) -> None:
+    for column, found in zip(table.columns, values, strict=True):
+        if found is not None and column.kind == "discrete" and (found < 0).any():
+            raise DataError(
+                f"{path}, row {int((found < 0).argmax())}, has a level of {column.name} that the run does not know"
+            )
+
+
+def _load_numbers(path: Path, name: str, text: str, encoding: str, must: bool) -> Dataset | None:
+    """The Dataset of a table of finite numbers; None where it has others, unless it must be one, or where a column is
+    plainly discrete."""
+    separator = separator_of(text)
+    line, head = next(rows_of(text, separator), (0, None))
     if head is None:
         raise DataError(f"{path} is empty, but at least one row of numbers is needed")
     words = [not _is_number(cell) for cell in head]
     columns = [cell.strip() for cell in head] if all(words) else None
     if columns is None and any(words):
-        at = words.index(True)
+        if not must:
+            return None
+        word = words.index(True)
         raise DataError(
-            f"{path}, line {line}, column {at + 1}, holds {head[at]!r}, which is no number, beside numbers: it must "
-            "be a row of numbers or of column names"
+            f"{path}, line {line}, column {word + 1}, holds {head[word]!r}, which is no number, beside numbers: it "
+            "must be a row of numbers or of column names"
         )
     try:
         with warnings.catch_warnings():
@@ -137,13 +172,18 @@ def _load_text(path: Path, name: str, text: str) -> Dataset:
                 skiprows=line if columns else 0,
             )
     except (ValueError, OverflowError) as error:
+        if not must:
+            return None
         fault = _csv_fault(path, text, separator, columns)
         raise DataError(fault or f"{path} is no table of numbers: {error}") from error
     if table.size == 0:
         raise DataError(f"{path} has column names but no rows, and at least one row of numbers is needed")
+    if np.isnan(table).any() and not must:
+        return None
     if np.abs(table).max() >= 2**53:
         _check_integers(path, text, separator, columns)
-    labels = None
+    labels: np.ndarray | None = None
+    at: int | None = None
     if columns is not None:
         if table.shape[1] != len(columns):
             raise DataError(f"{path} names {len(columns)} columns, but its rows have {table.shape[1]}")
@@ -152,13 +192,31 @@ def _load_text(path: Path, name: str, text: str) -> Dataset:
         if "label" in columns:
             at = columns.index("label")
             labels, table = table[:, at], np.delete(table, at, axis=1)
-    return from_array(table, labels, name, str(path), f"{path}: column 'label'")
+    if labels is None and not must and any(map(_is_discrete, table.T)):
+        return None
+    dataset = from_array(table, labels, name, str(path), f"{path}: column 'label'")
+    names = columns if columns is not None else [f"column {i + 1}" for i in range(table.shape[1])]
+    layout = [_written(each, of) for each, of in zip([n for i, n in enumerate(names) if i != at], table.T, strict=True)]
+    return replace(dataset, layout=Table(tuple(layout), columns is not None, encoding, separator, ""))
 
 
-def _rows(text: str, separator: str) -> Iterator[tuple[int, list[str]]]:
-    """The rows that are not blank, each with the number of its last line."""
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator)
-    return ((reader.line_num, row) for row in reader if any(cell.strip() for cell in row) or len(row) > 1)
+def _is_discrete(column: np.ndarray) -> bool:
+    """Whether a column of numbers is plainly one of levels."""
+    few = np.unique(column[: ROWS_A_LEVEL * FEW_LEVELS * 10])
+    if len(few) > FEW_LEVELS:
+        return False
+    count = len(np.unique(column))
+    return 1 < count <= FEW_LEVELS and len(column) >= ROWS_A_LEVEL * count
+
+
+def _written(name: str, column: np.ndarray) -> Column:
+    """How a column of numbers is written, as far as some of its numbers tell."""
+    some = np.unique(column[:1000])
+    whole = bool((column == np.floor(column)).all())
+    form = NumberForm.of([f"{value:.0f}" if whole else repr(float(value)) for value in some], comma=False)
+    form = replace(form, fixed=whole)
+    kind = "integer" if whole else "continuous"
+    return Column(name, kind, form=form, low=float(column.min()), high=float(column.max()))
 
 
 def _is_number(cell: str) -> bool:
@@ -171,7 +229,7 @@ def _is_number(cell: str) -> bool:
 
 def _csv_fault(path: Path, text: str, separator: str, columns: list[str] | None) -> str | None:
     """The sentence about the first cell or row that is wrong."""
-    rows = _rows(text, separator)
+    rows = rows_of(text, separator)
     width = len(columns or ())
     if columns is not None:
         next(rows)
@@ -187,7 +245,7 @@ def _csv_fault(path: Path, text: str, separator: str, columns: list[str] | None)
 
 def _check_integers(path: Path, text: str, separator: str, columns: list[str] | None) -> None:
     """DataError at the first whole number that float64 would round."""
-    for line, row in list(_rows(text, separator))[columns is not None :]:
+    for line, row in list(rows_of(text, separator))[columns is not None :]:
         for i, cell in enumerate(row):
             if _LONG_INTEGER.fullmatch(cell) and Decimal(float(cell)) != Decimal(cell.strip()):
                 raise DataError(

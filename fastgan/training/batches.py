@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
+
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -63,4 +66,77 @@ class Batches:
         self._epoch_state = self._generator.get_state()
         order = torch.randperm(len(self._samples), generator=self._generator, device="cpu")
         self._order = order.to(self._samples.device)
+        self._position = 0
+
+
+class LevelBatches:
+    """An endless run of batches of a table by its levels ("training by sampling": CTGAN, Xu et al. 2019,
+    arXiv:1907.00503, section 4.3).
+
+    Each sample is drawn anew: one of the discrete columns, each as probable; one of its levels, with a probability that
+    grows with the logarithm of its rows; one of the rows that have it. So rare levels are seen. The label is the
+    level's number among those of all columns. Draws are the CPU generator's whatever the device; what they mean is
+    looked up on the device, in one call for all samples.
+    """
+
+    # Batches that are drawn at once.
+    _BLOCK = 64
+
+    def __init__(
+        self,
+        dataset: Dataset,
+        batch_size: int,
+        d_steps: int,
+        device: torch.device,
+        seed: int,
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
+        """Move the samples to the device and dtype, and find the rows of each level."""
+        assert dataset.table is not None
+        self._samples = dataset.samples.to(device, dtype)
+        self._batch_size, self._d_steps = batch_size, d_steps
+        counts = dataset.table.counts
+        # Of each level in turn, the rows that have it, one after another.
+        at = dataset.table.level_columns
+        self._rows = torch.cat([dataset.samples[:, start].nonzero()[:, 0] for start in at]).to(device)
+        sizes = np.array(list(itertools.chain(*counts)))
+        self._sizes = torch.from_numpy(sizes).double().to(device)
+        self._starts = torch.from_numpy(np.concatenate([[0], sizes.cumsum()[:-1]])).to(device)
+        # CTGAN's log(1 + rows): a level of a single row is drawn too.
+        shares = [np.log1p(of_column) / np.log1p(of_column).sum() / len(counts) for of_column in counts]
+        self._bounds = torch.from_numpy(np.concatenate(shares).cumsum()).to(device)
+        self._bounds[-1] = 1.0
+        self._generator = torch.Generator("cpu").manual_seed(seed)
+        self._draw()
+
+    def next(self) -> tuple[Tensor, Tensor]:
+        """Samples (batch, data) and labels (batch,); with d_steps > 1, (d_steps, batch, ...)."""
+        if self._position == self._BLOCK:
+            self._draw()
+        draws = self._draws[self._position]
+        self._position += 1
+        labels = torch.searchsorted(self._bounds, draws[0], right=True).clamp_(max=len(self._bounds) - 1)
+        places = (draws[1] * self._sizes[labels]).long()  # below the size: the largest draw is 1 - 2^-53
+        rows = self._rows[self._starts[labels] + places]
+        return (self._samples[rows], labels) if self._d_steps > 1 else (self._samples[rows[0]], labels[0])
+
+    def state(self) -> tuple[Tensor, int]:
+        """The generator's state when the block began, and the position in the block."""
+        return self._block_state, self._position
+
+    def load_state(self, block_state: Tensor, position: int) -> None:
+        """Go on where `state` was taken.
+
+        Raises:
+            RuntimeError, TypeError: the state is not one of a CPU generator.
+        """
+        self._generator.set_state(block_state)
+        self._draw()
+        self._position = position
+
+    def _draw(self) -> None:
+        self._block_state = self._generator.get_state()
+        shape = self._BLOCK, 2, self._d_steps, self._batch_size
+        draws = torch.rand(shape, generator=self._generator, dtype=torch.float64, device="cpu")
+        self._draws = draws.to(self._samples.device)
         self._position = 0

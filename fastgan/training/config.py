@@ -24,6 +24,7 @@ from fastgan.training.options import (
     path,
     switch,
     widths,
+    words,
 )
 
 LOSSES = tuple(reference.GAN_LOSSES)
@@ -31,6 +32,7 @@ LOSSES = tuple(reference.GAN_LOSSES)
 LATER = (
     *("r2_gamma", "gp_weight", "gp_center", "pac", "clip_grad_norm"),
     *("instance_noise", "instance_noise_steps"),
+    *("condition_weight", "columns"),
 )
 
 
@@ -70,7 +72,9 @@ class TrainConfig:
         clip_grad_norm: the largest norm of a network's gradient; None is off.
         instance_noise: standard deviation of noise on what the discriminator is given; 0 is off.
         instance_noise_steps: steps over which it falls to 0; 0 keeps it constant.
-        conditional: feed both networks the labels.
+        conditional: feed both networks the labels, or, of a table, the level of a discrete column that is asked for.
+        condition_weight: of a table, weight of the cross-entropy of that column in G's loss; 0 is off.
+        columns: of a .csv table, what its columns are where their cells do not tell; see `fastgan.data.load`.
         seed: of the parameters, the order of the data, the noise and the pictures.
         precision: `fp32` or `bf16`.
         device: `auto` (CUDA where there is one), `cpu`, `cuda` or `cuda:N`.
@@ -118,7 +122,11 @@ class TrainConfig:
     instance_noise_steps: int = option(
         0, "Steps over which it falls to 0, at least 0; 0 keeps it.", of_step(MOST_INTEGER, least=0)
     )
-    conditional: bool = option(False, "Feed both networks the labels.", switch)
+    conditional: bool = option(False, "Feed both networks the labels, or of a table one of its levels.", switch)
+    condition_weight: float = option(0.0, "Of a table, G's loss for another level than it was asked for.", of_step())
+    columns: str = option(
+        "", "Of a .csv table: name=kind,... (discrete, continuous, integer, date, date:FORMAT, drop), or plain.", words
+    )
     seed: int = option(0, "At least 0.", integer(MOST_INTEGER, least=0))
     precision: str = option("fp32", "fp32 or bf16.", of_step())
     device: str = option("auto", "auto (CUDA where there is one), cpu, cuda or cuda:N.", device_name)
@@ -142,8 +150,14 @@ class TrainConfig:
                 f"batch_size must be at most {len(dataset)}, the number of samples in {dataset.name}, not "
                 f"{self.batch_size}"
             )
-        if self.conditional and dataset.labels is None:
-            raise ValueError(f"conditional must be False for {dataset.name}, which has no labels")
+        if self.conditional and dataset.conditions == 0:
+            lacks = "labels" if dataset.table is None else "discrete columns"
+            raise ValueError(f"conditional must be False for {dataset.name}, which has no {lacks}")
+        if self.condition_weight > 0 and (not self.conditional or dataset.table is None):
+            raise ValueError(
+                f"condition_weight must be 0 but for a conditional run on a table with discrete columns, not "
+                f"{self.condition_weight:g}"
+            )
 
     @classmethod
     def for_dataset(cls, dataset: Dataset, data: str, **options: Any) -> TrainConfig:
@@ -157,9 +171,9 @@ class TrainConfig:
             if name not in known:
                 raise TypeError(f"{name} is no option of training; the options are {', '.join(sorted(known))}")
         given = {name: value for name, value in options.items() if value is not None}
-        defaults = default_options(dataset)
+        defaults = default_options(dataset, given)
         # Where nobody chose a batch size, small data gets one that it can fill.
-        size, pac = min(defaults.get("batch_size", cls.batch_size), len(dataset)), given.get("pac")
+        size, pac = min(defaults.get("batch_size", cls.batch_size), len(dataset)), given.get("pac", defaults.get("pac"))
         if type(pac) is int and 0 < pac <= size:
             size -= size % pac
         defaults["batch_size"] = size
@@ -231,6 +245,8 @@ class TrainOptions(TypedDict, total=False):
     instance_noise: float | None
     instance_noise_steps: int | None
     conditional: bool | None
+    condition_weight: float | None
+    columns: str | None
     seed: int | None
     precision: str | None
     device: str | None
@@ -249,6 +265,22 @@ WIDE: dict[str, Any] = {
     "g_activation": "leaky_relu",
 }
 TABLE: dict[str, Any] = {"latent_size": 16, "output_activation": "identity"}
+# Those of CTGAN (Xu et al. 2019, arXiv:1907.00503, section 4.4), but for a generator that has no residual layers.
+SEGMENTED: dict[str, Any] = {
+    "steps": 10_000,
+    "batch_size": 500,
+    "latent_size": 128,
+    "g_hidden": (256, 256),
+    "d_hidden": (256, 256),
+    "loss": "wasserstein",
+    "gp_weight": 10.0,
+    "pac": 10,
+    "r1_gamma": 0.0,
+    "g_lr": 2e-4,
+    "d_lr": 2e-4,
+    "beta2": 0.9,
+    "condition_weight": 1.0,
+}
 MIXTURE: dict[str, Any] = {
     "steps": 10_000,
     "batch_size": 256,
@@ -262,13 +294,30 @@ MIXTURE: dict[str, Any] = {
 }
 
 
-def default_options(dataset: Dataset) -> dict[str, Any]:
-    """Where the defaults for a data set differ from TrainConfig's own."""
+def default_options(dataset: Dataset, given: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """Where the defaults for a data set differ from TrainConfig's own, beside the options that are given."""
+    if dataset.table is not None:
+        return _table_options(dataset, given or {})
     if dataset.modes is not None:
         return dict(MIXTURE)
     options = {**(WIDE if dataset.width > 256 else {}), **(TABLE if dataset.image_shape is None else {})}
     # Told which class to draw, the same networks draw fewer images that lie between two classes.
     options["conditional"] = dataset.image_shape is not None and dataset.labels is not None
+    return options
+
+
+def _table_options(dataset: Dataset, given: Mapping[str, Any]) -> dict[str, Any]:
+    """Those for a table. What belongs to the loss stays out where another is given, and packs where they do not fit."""
+    options = dict(SEGMENTED)
+    if given.get("loss", options["loss"]) != options["loss"]:
+        for name in ("gp_weight", "r1_gamma"):
+            del options[name]
+    size = given.get("batch_size", min(options["batch_size"], len(dataset)))
+    if ("batch_size" in given and type(size) is int and size % options["pac"]) or size < options["pac"]:
+        options["pac"] = 1
+    options["conditional"] = bool(given.get("conditional", dataset.conditions > 0))
+    if not options["conditional"]:
+        options["condition_weight"] = 0.0
     return options
 
 
@@ -279,7 +328,7 @@ def configure(
     if isinstance(data, TrainConfig):
         if options:
             raise TypeError(f"options must be inside the TrainConfig, not beside it: {', '.join(options)}")
-        dataset = dataset or data_module.load(data.data, data.seed)
+        dataset = dataset or data_module.load(data.data, data.seed, columns=data.columns)
         data.check_dataset(dataset)
         return data, dataset
     if dataset is not None:
@@ -287,7 +336,7 @@ def configure(
     if isinstance(data, Dataset):
         return TrainConfig.for_dataset(data, data.name, **options), data
     seed = options.get("seed")
-    dataset = data_module.load(data, TrainConfig.seed if seed is None else seed)
+    dataset = data_module.load(data, TrainConfig.seed if seed is None else seed, columns=options.get("columns"))
     name = os.fsdecode(data)
     if name not in data_module.BUILT_IN:
         name = os.path.abspath(name)  # so that the run can be resumed from another folder
@@ -297,9 +346,17 @@ def configure(
 def default_in_words(name: str) -> str:
     """The default of an option, and those for the kinds of data that have another: "64; tables: 16"."""
     if name == "conditional":
-        return "on for labelled images"
+        return "on for labelled images and for tables with discrete columns"
+    if name == "columns":
+        return "told by the cells"
     kinds: dict[str, list[str]] = {}
-    for kind, defaults in (("over 256 values a sample", WIDE), ("tables", TABLE), ("ring8, grid25", MIXTURE)):
+    named = {
+        "over 256 values a sample": WIDE,
+        "numbers": TABLE,
+        "tables with words": SEGMENTED,
+        "ring8, grid25": MIXTURE,
+    }
+    for kind, defaults in named.items():
         if name in defaults:
             kinds.setdefault(_in_words(defaults[name]), []).append(kind)
     others = [f"{', '.join(of)}: {value}" for value, of in kinds.items()]

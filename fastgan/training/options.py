@@ -100,6 +100,13 @@ def path(name: str, value: Any) -> str:
     return value
 
 
+def words(name: str, value: Any) -> Any:
+    """A string, which may be empty."""
+    if not isinstance(value, str):
+        raise TypeError(f"{name} must be a string, not {type(value).__name__} {value!r}")
+    return value
+
+
 def widths(name: str, value: Any) -> tuple[int, ...]:
     """The widths of hidden layers."""
     if not isinstance(value, (tuple, list)):

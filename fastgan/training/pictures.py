@@ -12,6 +12,8 @@ from PIL import Image
 from torch import Tensor
 
 from fastgan import reference
+from fastgan.data.table import Table, Values
+from fastgan.output import printable
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -85,6 +87,41 @@ def save_points(samples: Tensor, path: Path | IO[bytes], behind: Tensor | None =
             axes.set_ylabel("column 1")
     if behind is not None:
         axes.legend(loc="upper right", markerscale=3)
+    figure.savefig(path, dpi=100, format="png")
+
+
+def save_columns(
+    table: Table, values: Values, path: Path | IO[bytes], behind: Values | None = None, most: int = 12
+) -> None:
+    """A plot of each of a table's first columns: histograms of numbers and dates, bars of levels.
+
+    Args:
+        table: the Table.
+        values: its values, (N,) of each column.
+        path: the PNG file to write, or a binary stream.
+        behind: values of the real data, drawn in grey beside the others.
+        most: so many columns at most.
+    """
+    shown = [i for i, found in enumerate(values) if found is not None][:most]
+    rows = math.ceil(len(shown) / 4)
+    figure = _figure(10, 2.2 * rows)
+    for place, i in enumerate(shown):
+        column = table.columns[i]
+        axes = figure.add_subplot(rows, min(4, len(shown)), place + 1)
+        axes.set_title(printable(column.name, "ascii")[:24].replace("$", r"\$"), fontsize=8)
+        axes.tick_params(labelsize=6)
+        axes.set_yticks([])
+        for at, (found, colour) in enumerate(((None if behind is None else behind[i], "0.6"), (values[i], "tab:blue"))):
+            if found is None:
+                continue
+            if column.kind == "discrete":
+                counts = np.bincount(found[found >= 0], minlength=len(column.levels)) / len(found)
+                axes.bar(np.arange(len(counts)) + 0.4 * (at - 0.5), counts, width=0.4, color=colour)
+                continue
+            present = found[~np.isnan(found)]
+            if len(present):
+                bins = np.linspace(column.low, max(column.high, column.low + 1e-9), 40).tolist()
+                axes.hist(present, bins=bins, density=True, color=colour, alpha=0.6)
     figure.savefig(path, dpi=100, format="png")
 
 

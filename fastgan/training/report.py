@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import io
 import signal
 import threading
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from types import FrameType, TracebackType
 from typing import Any
 
 from rich.console import Console, Group
 from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
 from rich.text import Text
 
 from fastgan.output import is_terminal, printable, say
@@ -56,6 +58,16 @@ class Reporter:
             console.print(printable(text, console.encoding), markup=False, soft_wrap=True)
         elif not self._quiet:
             say(text)
+
+    def table(self, names: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+        """A small table for the user and for log.txt."""
+        table = Table(*names, box=None, header_style="bold")
+        for row in rows:
+            table.add_row(*(Text(cell) for cell in row))
+        text = io.StringIO()
+        Console(file=text, width=100, highlight=False).print(table)
+        for line in text.getvalue().splitlines():
+            self.line(line.rstrip())
 
     def row(self, row: Mapping[str, Any]) -> None:
         """The statistics of a log interval, a row of metrics.jsonl."""

@@ -147,7 +147,7 @@ class RunFolder:
             raise CheckpointError(f"{file} cannot be read: {error.strerror}") from error
         except ValueError as error:
             raise CheckpointError(f"{file} is damaged: {error}") from error
-        if not isinstance(facts, dict) or set(facts) - {"labels"} != keys:
+        if not isinstance(facts, dict) or set(facts) - {"labels", "table", "layout"} != keys:
             raise CheckpointError(f"{file} is damaged: it must hold {', '.join(sorted(keys))}")
         return {"labels": list(range(facts["num_classes"])), **facts}  # older runs did not say which labels there are
 

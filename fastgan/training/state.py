@@ -12,7 +12,7 @@ from torch.optim import Adam, Optimizer
 
 from fastgan.data.dataset import Dataset
 from fastgan.step import TrainStep, average_of
-from fastgan.training.batches import Batches
+from fastgan.training.batches import Batches, LevelBatches
 from fastgan.training.checkpoint import (
     MANIFEST,
     CheckpointError,
@@ -50,7 +50,7 @@ class TrainState:
     g_optimizer: Optimizer
     d_optimizer: Optimizer
     train_step: TrainStep
-    batches: Batches
+    batches: Batches | LevelBatches
     random_states: RandomStates
     step: int = 0
     seconds: float = 0.0
@@ -69,18 +69,19 @@ class TrainState:
         """The state that a run begins with. Networks and optimizers that are given replace those of the options."""
         random_states = RandomStates(device, config.seed)
         with random_states.in_force():
-            networks = build_networks(config, dataset.width, dataset.num_classes)
+            networks = build_networks(config, dataset.width, dataset.conditions, dataset.table)
         generator = (generator if generator is not None else networks[0]).to(device)
         discriminator = (discriminator if discriminator is not None else networks[1]).to(device)
         ema = average_of(generator) if config.ema else None
         betas = (config.beta1, config.beta2)
         g_optimizer = g_optimizer or Adam(generator.parameters(), lr=config.g_lr, betas=betas, fused=True)
         d_optimizer = d_optimizer or Adam(discriminator.parameters(), lr=config.d_lr, betas=betas, fused=True)
-        step_options = config.step_options(dataset.num_classes)
+        step_options = config.step_options(dataset.conditions)
         train_step = TrainStep(generator, discriminator, g_optimizer, d_optimizer, ema=ema, **step_options)
         # The MLPs of the options are float32 whatever torch's default dtype is; a network that is given keeps its own.
         dtype = next((p.dtype for p in discriminator.parameters() if p.is_floating_point()), torch.float32)
-        batches = Batches(dataset, config.batch_size, config.d_steps, device, config.seed, dtype)
+        kind = LevelBatches if dataset.table is not None and config.conditional else Batches
+        batches = kind(dataset, config.batch_size, config.d_steps, device, config.seed, dtype)
         return cls(generator, discriminator, ema, g_optimizer, d_optimizer, train_step, batches, random_states)
 
     @property

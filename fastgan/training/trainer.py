@@ -12,7 +12,6 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from typing_extensions import Unpack
 
-from fastgan import data as data_module
 from fastgan.data.dataset import DataError, Dataset
 from fastgan.step import StepStats, TrainStep
 from fastgan.training import pictures, sampling
@@ -23,6 +22,7 @@ from fastgan.training.finite import NonFiniteError, find_non_finite
 from fastgan.training.report import Reporter, StopSignals
 from fastgan.training.run_folder import RunFolder, is_same_data
 from fastgan.training.state import TrainState
+from fastgan.training.table_report import load_again
 
 
 class Trainer:
@@ -147,7 +147,7 @@ class Trainer:
         config, facts = folder.read_config(), folder.read_dataset()
         if steps is not None:
             config = config.with_(steps=steps)
-        loaded = dataset if dataset is not None else data_module.load(config.data, config.seed)
+        loaded = dataset if dataset is not None else load_again(config, facts)
         if not is_same_data(loaded.describe(), facts):
             raise DataError(f"{config.data} must hold the data that {folder.path} began with, but it has changed")
         trainer = cls(
@@ -218,14 +218,21 @@ class Trainer:
             TypeError, ValueError: count, seed or label is out of range.
         """
         network = self.generator if self.ema is None else self.ema
-        classes, labels = self.dataset.num_classes, self.dataset.classes
-        return sampling.draw(network, self.config, count, num_classes=classes, labels=labels, label=label, seed=seed)
+        classes, labels = self.dataset.conditions, self.dataset.classes
+        table = self.dataset.table
+        return sampling.draw(
+            network, self.config, count, num_classes=classes, labels=labels, label=label, seed=seed, table=table
+        )
 
     def _begin(self, run: RunFolder, report: Reporter, created: bool) -> None:
         if not created:
             report.line(f"Resuming {run.path} at step {self.step} of {self.config.steps}.")
             return
         report.line(f"{run.path}: {len(self.dataset):,} samples of {self.dataset.name}, on {self.device}")
+        table = self.dataset.table
+        if table is not None:
+            rows = [(column.name, column.kind, column.in_words()) for column in table.columns]
+            report.table(("column", "kind", "holds"), rows)
         report.line(f"plan: {self.train_step.plan}")
         real = self.dataset.examples(self._picture_size(), self.config.seed, self.config.conditional)
         self._save_picture(run, real, "real.png")
@@ -282,6 +289,11 @@ class Trainer:
         return sampling.PICTURE_POINTS if self.dataset.image_shape is None else sampling.PICTURE_IMAGES
 
     def _save_picture(self, run: RunFolder, samples: Tensor, name: str) -> None:
+        table = self.dataset.table
+        if table is not None:
+            real = table.decode(self.dataset.samples[: sampling.PICTURE_POINTS]) if name != "real.png" else None
+            pictures.save_columns(table, table.decode(samples), run.samples / name, real)
+            return
         behind = self.dataset.samples[: sampling.PICTURE_POINTS] if name != "real.png" else None
         classes = len(self.dataset.classes) if self.config.conditional else 0
         pictures.save_samples(samples, self.dataset.image_shape, run.samples / name, behind, classes)
