@@ -72,6 +72,14 @@ def _cpu_ticks() -> tuple[int, int]:
 SHAPES = [(n, n, n) for n in (128, 256, 512, 1024, 2048)] + [(256, 128, 128), (128, 1024, 784), (1024, 2048, 2048)]
 
 
+def copy_bandwidth(rounds: int = 9, seconds: float = 0.06) -> float:
+    """GB/s of the fastest copy of 256 MiB, bytes read plus written."""
+    source = torch.rand(1 << 26)
+    target = torch.empty_like(source)
+    copy = measure(single("copy", lambda: target.copy_(source)), rounds=rounds, seconds=seconds)
+    return 2 * 4 * source.numel() / min(copy.timings["run"].rounds) / 1e9
+
+
 def ceilings(rounds: int, seconds: float) -> tuple[dict[str, float], dict[str, float]]:
     """What the machine reaches now, measured in the same way as what is held against it.
 
@@ -79,10 +87,7 @@ def ceilings(rounds: int, seconds: float) -> tuple[dict[str, float], dict[str, f
         GB/s of a large copy (bytes read plus written) and GFLOP/s of the best of all products, by dtype; and GFLOP/s of
         each product, by dtype, library and shape. at::mm is MKL's in float32; mkldnn is oneDNN.
     """
-    source = torch.rand(1 << 26)
-    target = torch.empty_like(source)
-    copy = measure(single("copy", lambda: target.copy_(source)), rounds=rounds, seconds=seconds)
-    limits = {"GB/s": 2 * 4 * source.numel() / min(copy.timings["run"].rounds) / 1e9}
+    limits = {"GB/s": copy_bandwidth(rounds, seconds)}
     products = {}
     for dtype in (torch.float32, torch.bfloat16):
         kind = str(dtype).removeprefix("torch.")
