@@ -60,6 +60,7 @@ ROOMS = {
     "data": Room(
         "fastgan/data/*.py fastgan/dataset.py fastgan/units.py", "base", "torch numpy PIL sklearn threadpoolctl"
     ),
+    "integrations": Room("fastgan/integrations/*.py", "step", "torch numpy joblib pandas"),
     "verification": Room("fastgan/verification*.py", "step", "torch"),
     "library": Room("fastgan/__init__.py", "step verification metrics data"),
     "output": Room("fastgan/output.py"),
