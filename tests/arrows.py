@@ -69,7 +69,11 @@ ROOMS = {
         "step data output",
         "torch numpy PIL matplotlib rich safetensors sklearn tomlkit typing_extensions",
     ),
-    "bench": Room("bench/*.py", "library", "torch numpy matplotlib rich jax apex tinycudann trainkernel"),
+    "bench": Room(
+        "bench/*.py",
+        "library integrations training",
+        "torch numpy matplotlib rich jax apex tinycudann trainkernel ctgan pandas",
+    ),
     "cli": Room("fastgan/cli.py fastgan/__main__.py", "training bench", "torch typer"),
 }
 # What the library imports when it is first asked for, by name.
