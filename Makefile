@@ -104,7 +104,7 @@ $(VENV)/test-tools: $(VENV)/installed Makefile
 
 # What a deep test compares the scores of tables with.
 $(VENV)/deep-tools: $(VENV)/test-tools
-	$(BIN)/python -m pip install --quiet -c constraints.txt sdmetrics
+	$(BIN)/python -m pip install --quiet -c constraints.txt sdmetrics 'ctgan>=0.12,<0.13'
 	touch $@
 
 $(VENV)/dev-tools: $(VENV)/torch Makefile

@@ -60,6 +60,7 @@ ROOMS = {
     "data": Room(
         "fastgan/data/*.py fastgan/dataset.py fastgan/units.py", "base", "torch numpy PIL sklearn threadpoolctl"
     ),
+    "integrations": Room("fastgan/integrations/*.py", "step", "torch numpy joblib pandas"),
     "verification": Room("fastgan/verification*.py", "step", "torch"),
     "library": Room("fastgan/__init__.py", "step verification metrics data"),
     "output": Room("fastgan/output.py"),
@@ -68,7 +69,11 @@ ROOMS = {
         "step data output",
         "torch numpy PIL matplotlib rich safetensors sklearn tomlkit typing_extensions",
     ),
-    "bench": Room("bench/*.py", "library", "torch numpy matplotlib rich jax apex tinycudann trainkernel"),
+    "bench": Room(
+        "bench/*.py",
+        "library integrations training",
+        "torch numpy matplotlib rich jax apex tinycudann trainkernel ctgan pandas",
+    ),
     "cli": Room("fastgan/cli.py fastgan/__main__.py", "training bench", "torch typer"),
 }
 # What the library imports when it is first asked for, by name.

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from mixed_table import mixed_table, write_csv
 
+from bench.mixed_table import mixed_table, write_csv
 from fastgan.data import DataError, Dataset, load
 from fastgan.data.modes import SUBSAMPLE, fit_modes
 from fastgan.data.numbers import NumberForm, parse_dates, parse_numbers

@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
-from mixed_table import mixed_table, write_csv
 from torch import nn
 from typer.testing import CliRunner
 
 import fastgan
+from bench.mixed_table import mixed_table, write_csv
 from fastgan import condition
 from fastgan.cli import app
 from fastgan.data import DataError, load

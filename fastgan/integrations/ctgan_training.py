@@ -1,0 +1,296 @@
+"""The training of ctgan 0.12's CTGAN: what its fit does, with the draws, the activations and the updates fused."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from types import ModuleType
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from fastgan.discriminator_step import DiscriminatorStep
+from fastgan.functional import segmented_activation
+from fastgan.integrations.ctgan_networks import CriticInput, ResidualGenerator
+
+TAU = 0.2  # of ctgan's _apply_activate
+GP_WEIGHT = 10.0  # lambda_ of its calc_gradient_penalty
+BETAS = (0.5, 0.9)
+WORTH_PROCESSES = 5000  # rows from which the fits of mixtures outweigh starting processes for them
+
+Segments = tuple[Sequence[int], Sequence[str]]
+
+
+def segments_of(transformer: Any) -> Segments | None:
+    """Widths and kinds of the columns of the generator's output; None where one is of a kind that ctgan has not."""
+    spans = [span for column in transformer.output_info_list for span in column]
+    if not spans or any(span.activation_fn not in ("tanh", "softmax") for span in spans):
+        return None
+    kinds = ["gumbel_softmax" if span.activation_fn == "softmax" else "tanh" for span in spans]
+    return [span.dim for span in spans], kinds
+
+
+class Condition(NamedTuple):
+    """What a batch of fakes is asked for: levels of discrete columns, numbered over all columns."""
+
+    level: Tensor  # (batch,)
+    one_hot: Tensor  # (batch, levels)
+
+
+class Conditions:
+    """Training by sampling (Xu et al. 2019, section 4.3): a discrete column, one of its levels, rows that have it.
+
+    The tables that ctgan's DataSampler makes, laid out flat, so that a batch is drawn in a few operations.
+    """
+
+    def __init__(self, sampler: Any, starts: Sequence[int], device: torch.device) -> None:
+        """Lay out the tables.
+
+        Args:
+            sampler: ctgan's DataSampler.
+            starts: of each discrete column, its first column in the generator's output.
+            device: of the training.
+        """
+        widths = [int(width) for width in sampler._discrete_column_n_category]
+        probabilities = np.concatenate(
+            [sampler._discrete_column_category_prob[column, :width] for column, width in enumerate(widths)]
+        )
+        rows = [np.asarray(rows) for levels in sampler._rid_by_cat_cols for rows in levels]
+        counts = np.array([len(rows_of_level) for rows_of_level in rows])
+        self.levels = len(probabilities)
+        self.probabilities = torch.from_numpy(probabilities).to(device)  # of all columns, each equally likely
+        self.rows = torch.from_numpy(np.concatenate(rows)).to(device)
+        self.count = torch.from_numpy(counts).to(device)
+        self.first = torch.from_numpy(np.cumsum(counts) - counts).to(device)
+        # Of each level: the columns of the output that its column has, padded to the widest, and which of them it is.
+        columns = np.repeat(np.arange(len(widths)), widths)
+        within = np.concatenate([np.arange(width) for width in widths])
+        places = np.array(starts)[columns, None] + np.arange(max(widths))[None, :]
+        self.is_padding = torch.from_numpy(np.arange(max(widths))[None, :] >= np.array(widths)[columns, None]).to(
+            device
+        )
+        self.places = torch.from_numpy(np.where(self.is_padding.cpu().numpy(), 0, places)).to(device)
+        self.within = torch.from_numpy(within).to(device)
+
+    def draw(self, batch: int) -> Condition:
+        """A column, each as likely, and a level of it by ctgan's probabilities, for each of `batch` samples."""
+        level = torch.multinomial(self.probabilities, batch, replacement=True)
+        one_hot = torch.zeros(batch, self.levels, device=level.device)
+        return Condition(level, one_hot.scatter_(1, level[:, None], 1.0))
+
+    def rows_with(self, level: Tensor) -> Tensor:
+        """For each level one of the rows that have it, (batch,)."""
+        count = self.count[level]
+        place = (torch.rand(len(level), device=level.device, dtype=torch.float64) * count).long()
+        return self.rows[self.first[level] + torch.minimum(place, count - 1)]
+
+    def cross_entropy(self, output: Tensor, level: Tensor) -> Tensor:
+        """ctgan's _cond_loss: the batch mean of the cross-entropy of each sample's column against its level.
+
+        Args:
+            output: of the generator, before its activation; (batch, columns).
+            level: (batch,).
+        """
+        logits = output.gather(1, self.places[level]).masked_fill(self.is_padding[level], -torch.inf)
+        return functional.cross_entropy(logits, self.within[level])
+
+
+def fit(module: ModuleType, model: Any, train_data: Any, discrete_columns: Any = (), epochs: int | None = None) -> None:
+    """ctgan 0.12's CTGAN.fit.
+
+    Args:
+        module: ctgan.synthesizers.ctgan.
+        model: the CTGAN.
+        train_data: a DataFrame or an array.
+        discrete_columns: names or indices.
+        epochs: as ctgan has it, deprecated there.
+    """
+    model._validate_discrete_columns(train_data, discrete_columns)
+    model._validate_null_data(train_data, discrete_columns)
+    if epochs is None:
+        epochs = model._epochs
+    else:
+        warnings.warn(
+            "`epochs` argument in `fit` method has been deprecated and will be removed "
+            "in a future version. Please pass `epochs` to the constructor instead",
+            DeprecationWarning,
+            stacklevel=3,
+        )
+    model._transformer = module.DataTransformer()
+    model._transformer.fit(train_data, discrete_columns)
+    data = model._transformer.transform(train_data)
+    model._data_sampler = module.DataSampler(data, model._transformer.output_info_list, model._log_frequency)
+    training = Training(module, model, data)
+    model.loss_values = module.pd.DataFrame(columns=["Epoch", "Generator Loss", "Distriminator Loss"])
+    progress = module.tqdm(range(epochs), disable=not model._verbose)
+    describe = "Gen. ({gen}) | Discrim. ({dis})".format
+    score = module._format_score
+    if model._verbose:
+        progress.set_description(describe(gen=score(0), dis=score(0)))
+    for epoch in progress:
+        for _ in range(max(len(data) // model._batch_size, 1)):
+            d_loss, g_loss = training.step()
+        losses = {"Epoch": [epoch], "Generator Loss": [g_loss.item()], "Discriminator Loss": [d_loss.item()]}
+        if np.isnan(losses["Generator Loss"][0]) or np.isnan(losses["Discriminator Loss"][0]):
+            raise ValueError("gumbel_softmax returning NaN.")  # as ctgan says it
+        row = module.pd.DataFrame(losses)
+        known = model.loss_values
+        model.loss_values = row if known.empty else module.pd.concat([known, row]).reset_index(drop=True)
+        if model._verbose:
+            gen, dis = losses["Generator Loss"][0], losses["Discriminator Loss"][0]
+            progress.set_description(describe(gen=score(gen), dis=score(dis)))
+
+
+class Training:
+    """The networks and optimizers of a fit, and its step."""
+
+    def __init__(self, module: ModuleType, model: Any, data: np.ndarray) -> None:
+        """Make them, as ctgan does.
+
+        Args:
+            module: ctgan.synthesizers.ctgan.
+            model: the CTGAN, with its transformer and sampler.
+            data: the table, transformed; (rows, columns).
+        """
+        device = model._device
+        sampler, transformer = model._data_sampler, model._transformer
+        columns = transformer.output_dimensions
+        self.conditions = _conditions(transformer, sampler, device)
+        levels = sampler.dim_cond_vec()
+        model._generator = module.Generator(model._embedding_dim + levels, model._generator_dim, columns).to(device)
+        critic = module.Discriminator(columns + levels, model._discriminator_dim, pac=model.pac).to(device)
+        assert model._batch_size % model.pac == 0  # as ctgan's Discriminator has it
+        self.g_optimizer = module.optim.Adam(
+            model._generator.parameters(),
+            lr=model._generator_lr,
+            betas=BETAS,
+            weight_decay=model._generator_decay,
+            fused=True,
+        )
+        d_optimizer = module.optim.Adam(
+            critic.parameters(),
+            lr=model._discriminator_lr,
+            betas=BETAS,
+            weight_decay=model._discriminator_decay,
+            fused=True,
+        )
+        self.critic_steps = model._discriminator_steps
+        self.critic = DiscriminatorStep(critic.seq, d_optimizer, loss="wasserstein", gp_weight=GP_WEIGHT, pac=model.pac)
+        self.generator = ResidualGenerator(model._generator)
+        self.judge = CriticInput(critic.seq, model.pac)
+        segments = segments_of(transformer)
+        assert segments is not None
+        self.segments = segments
+        self.gumbel_columns = sum(width for width, kind in zip(*segments, strict=True) if kind == "gumbel_softmax")
+        self.data = torch.from_numpy(data.astype("float32")).to(device)
+        self.batch, self.embedding, self.columns = model._batch_size, model._embedding_dim, columns
+        # What the critic looks at, data and condition side by side.
+        self.real = torch.empty(self.batch, columns + levels, device=device)
+        self.fake = torch.empty_like(self.real)
+        self.noise = torch.empty(self.batch, self.embedding + levels, device=device)
+
+    def step(self) -> tuple[Tensor, Tensor]:
+        """The critic's updates and one of the generator; the last losses of both, 0-d, without the penalty."""
+        for _ in range(self.critic_steps):
+            condition = self._draw_inputs()
+            if self.conditions is None or condition is None:
+                rows = torch.randint(len(self.data), (self.batch,), device=self.data.device)
+            else:
+                order = torch.randperm(self.batch, device=self.data.device)
+                self.fake[:, self.columns :] = condition.one_hot
+                self.real[:, self.columns :] = condition.one_hot[order]
+                rows = self.conditions.rows_with(condition.level[order])
+            self.real[:, : self.columns] = self.data[rows]
+            with torch.no_grad():
+                self.fake[:, : self.columns] = self._activated(self.generator.forward(self.noise))
+            d_loss = self.critic.step(self.real, self.fake).d_loss
+        return d_loss, self._generator_step()
+
+    def _draw_inputs(self) -> Condition | None:
+        """New noise, and in it the condition, if there are discrete columns."""
+        # normal_ itself is some times as slow on columns of a larger tensor
+        self.noise[:, : self.embedding] = torch.randn(self.batch, self.embedding, device=self.noise.device)
+        if self.conditions is None:
+            return None
+        condition = self.conditions.draw(self.batch)
+        self.noise[:, self.embedding :] = condition.one_hot
+        return condition
+
+    def _activated(self, output: Tensor) -> Tensor:
+        return segmented_activation(output, *self.segments, tau=TAU, noise=self._gumbel())
+
+    def _gumbel(self) -> Tensor:
+        """-log(-log u); the logarithms are vectorised, which torch's exponential_ is not everywhere."""
+        uniform = torch.rand(self.batch, self.gumbel_columns, device=self.data.device).clamp_(min=1e-10)
+        return uniform.log_().neg_().log_().neg_()
+
+    def _generator_step(self) -> Tensor:
+        condition = self._draw_inputs()
+        output = self.generator.forward(self.noise).requires_grad_()
+        fake = self._activated(output)
+        loss: Tensor
+        if self.conditions is None or condition is None:
+            score, to_fake = self.judge.score_and_gradient(fake.detach())
+            loss = -score
+            (gradient,) = torch.autograd.grad(fake, output, -to_fake)
+        else:
+            whole = torch.cat([fake.detach(), condition.one_hot], dim=1)
+            score, to_whole = self.judge.score_and_gradient(whole)
+            entropy = self.conditions.cross_entropy(output, condition.level)
+            loss = entropy.detach() - score
+            (gradient,) = torch.autograd.grad([fake, entropy], output, [-to_whole[:, : self.columns], None])
+        self.generator.backward(gradient)
+        self.g_optimizer.step()
+        return loss
+
+
+def _conditions(transformer: Any, sampler: Any, device: torch.device) -> Conditions | None:
+    """None where the table has no discrete column."""
+    starts, at = [], 0
+    for column in transformer.output_info_list:
+        if len(column) == 1 and column[0].activation_fn == "softmax":
+            starts.append(at)
+        at += sum(span.dim for span in column)
+    return Conditions(sampler, starts, device) if starts else None
+
+
+@contextmanager
+def columns_at_once(transformer: Any, raw_data: Any, discrete_columns: Any) -> Iterator[None]:
+    """Within it, `transformer.fit` finds the mixtures of all columns already fitted, on all cores.
+
+    Args:
+        transformer: ctgan's DataTransformer, without fits.
+        raw_data: a DataFrame or an array.
+        discrete_columns: names or indices.
+    """
+    import joblib
+    import pandas
+
+    frame, discrete = raw_data, discrete_columns
+    if not isinstance(raw_data, pandas.DataFrame):
+        frame = pandas.DataFrame(raw_data, columns=[str(i) for i in range(raw_data.shape[1])])
+        discrete = [str(column) for column in discrete_columns]
+    # A name that two columns have is ctgan's to refuse.
+    continuous = [name for name in frame.columns if name not in discrete] if frame.columns.is_unique else []
+    fit_one = type(transformer)._fit_continuous
+    fitted = dict(
+        zip(
+            continuous,
+            joblib.Parallel(n_jobs=-1)(joblib.delayed(fit_one)(transformer, frame[[name]]) for name in continuous),
+            strict=True,
+        )
+    )
+
+    def look_up(data: Any) -> Any:
+        known = fitted.get(data.columns[0])
+        return fit_one(transformer, data) if known is None else known
+
+    transformer._fit_continuous = look_up
+    try:
+        yield
+    finally:
+        del transformer._fit_continuous

@@ -1,0 +1,155 @@
+"""What the integration of ctgan computes by hand, against autograd on networks of the same form, in float64."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from fastgan.integrations.ctgan_networks import CriticInput, ResidualGenerator
+from fastgan.integrations.ctgan_training import Conditions, segments_of
+
+BATCH = 24
+
+
+class Residual(nn.Module):
+    """As ctgan has it."""
+
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__()
+        self.fc, self.bn = nn.Linear(inputs, outputs), nn.BatchNorm1d(outputs)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.cat([torch.relu(self.bn(self.fc(x))), x], dim=1)
+
+
+def generator(widths: tuple[int, ...], inputs: int = 7, outputs: int = 9) -> nn.Module:
+    layers: list[nn.Module] = []
+    for width in widths:
+        layers.append(Residual(inputs, width))
+        inputs += width
+    module = nn.Module()
+    module.seq = nn.Sequential(*layers, nn.Linear(inputs, outputs))
+    for parameter in module.parameters():
+        nn.init.normal_(parameter, std=0.5)
+    return module.double()
+
+
+def critic(widths: tuple[int, ...], inputs: int, dropout: float) -> nn.Sequential:
+    layers: list[nn.Module] = []
+    for width in widths:
+        layers += [nn.Linear(inputs, width), nn.LeakyReLU(0.2), nn.Dropout(dropout)]
+        inputs = width
+    return nn.Sequential(*layers, nn.Linear(inputs, 1)).double()
+
+
+@pytest.mark.parametrize("widths", [(), (6,), (6, 4), (3, 8, 5)])
+def test_the_generator_is_that_of_autograd(widths: tuple[int, ...]) -> None:
+    torch.manual_seed(0)
+    ours, plain = generator(widths), generator(widths)
+    plain.load_state_dict(ours.state_dict())
+    by_hand = ResidualGenerator(ours)
+    for batch in (BATCH, BATCH // 2):  # another size makes other buffers
+        noise, gradient = torch.randn(batch, 7).double(), torch.randn(batch, 9).double()
+        output, expected = by_hand.forward(noise), plain.seq(noise)
+        by_hand.backward(gradient)
+        plain.zero_grad()
+        expected.backward(gradient)
+        torch.testing.assert_close(output, expected, rtol=0, atol=1e-12)
+        for (name, parameter), twin in zip(ours.named_parameters(), plain.parameters(), strict=True):
+            torch.testing.assert_close(parameter.grad, twin.grad, rtol=0, atol=1e-10, msg=name)
+    for (name, buffer), twin in zip(ours.named_buffers(), plain.buffers(), strict=True):
+        torch.testing.assert_close(buffer, twin, rtol=0, atol=1e-12, msg=name)
+
+
+@pytest.mark.parametrize("widths", [(), (6,), (6, 4)])
+@pytest.mark.parametrize("pac", [1, 4])
+@pytest.mark.parametrize("dropout", [0.0, 0.5])
+def test_the_score_and_its_gradient_are_those_of_autograd(widths: tuple[int, ...], pac: int, dropout: float) -> None:
+    torch.manual_seed(0)
+    layers = critic(widths, 5 * pac, dropout)
+    batch = torch.randn(BATCH, 5).double().requires_grad_()
+    torch.manual_seed(1)
+    score, gradient = CriticInput(layers, pac).score_and_gradient(batch.detach())
+    torch.manual_seed(1)  # the masks are drawn in the same order
+    expected = layers(batch.view(-1, 5 * pac)).mean()
+    (expected_gradient,) = torch.autograd.grad(expected, batch)
+    torch.testing.assert_close(score, expected.detach(), rtol=0, atol=1e-12)
+    torch.testing.assert_close(gradient, expected_gradient, rtol=0, atol=1e-12)
+
+
+def conditions(rows: int = 400) -> tuple[Conditions, np.ndarray, list[int]]:
+    """Two discrete columns, of 3 and 2 levels, behind two columns that are not."""
+    rng = np.random.default_rng(0)
+    levels = np.stack([rng.choice(3, rows, p=[0.7, 0.2, 0.1]), rng.choice(2, rows, p=[0.9, 0.1])], axis=1)
+    counts = [np.bincount(levels[:, column]) for column in (0, 1)]
+    probabilities = np.zeros((2, 3))
+    for column, count in enumerate(counts):
+        probabilities[column, : len(count)] = np.log(count + 1) / np.log(count + 1).sum()
+    sampler = SimpleNamespace(
+        _discrete_column_n_category=np.array([3, 2], dtype="int32"),
+        _discrete_column_category_prob=probabilities,
+        _rid_by_cat_cols=[
+            [np.nonzero(levels[:, column] == level)[0] for level in range(width)] for column, width in enumerate((3, 2))
+        ],
+    )
+    return Conditions(sampler, [2, 5], torch.device("cpu")), levels, [3, 2]
+
+
+def test_a_condition_is_a_column_each_as_likely_and_a_level_by_its_probability() -> None:
+    torch.manual_seed(0)
+    drawn, levels, _ = conditions()
+    draws = 20_000
+    condition = drawn.draw(draws)
+    assert (condition.one_hot.sum(1) == 1).all()
+    assert torch.equal(condition.one_hot.argmax(1), condition.level)
+    shares = np.bincount(condition.level.numpy(), minlength=5) / draws
+    for column, first, width in ((0, 0, 3), (1, 3, 2)):
+        weights = np.log(np.bincount(levels[:, column]) + 1)
+        expected = weights / weights.sum() / 2
+        # Five standard deviations of a binomial share.
+        assert np.all(abs(shares[first : first + width] - expected) < 5 * np.sqrt(expected / draws))
+
+
+def test_rows_have_the_level_and_each_is_as_likely() -> None:
+    torch.manual_seed(0)
+    drawn, levels, _ = conditions()
+    level = torch.arange(5).repeat(4000)
+    rows = drawn.rows_with(level).numpy()
+    columns, within = np.array([0, 0, 0, 1, 1])[level], np.array([0, 1, 2, 0, 1])[level]
+    assert (levels[rows, columns] == within).all()
+    for one in range(5):
+        counts = np.bincount(rows[level.numpy() == one], minlength=len(levels))
+        of_level = levels[:, (0, 0, 0, 1, 1)[one]] == (0, 1, 2, 0, 1)[one]
+        expected = 4000 / of_level.sum()
+        assert abs(counts[of_level] - expected).max() < 6 * np.sqrt(expected)
+
+
+def test_the_cross_entropy_is_of_the_column_that_was_asked_for() -> None:
+    torch.manual_seed(0)
+    drawn, _, widths = conditions()
+    output = torch.randn(BATCH, 9).double().requires_grad_()  # two columns more at the end
+    level = torch.arange(5).repeat(5)[:BATCH]
+    result = drawn.cross_entropy(output, level)
+    expected = torch.zeros((), dtype=torch.float64)
+    for row, one in enumerate(level.tolist()):
+        first, width, within = (2, widths[0], one) if one < 3 else (5, widths[1], one - 3)
+        expected = expected - output[row, first : first + width].log_softmax(0)[within]
+    torch.testing.assert_close(result, expected / BATCH, rtol=0, atol=1e-12)
+    (gradient,) = torch.autograd.grad(result, output)
+    (expected_gradient,) = torch.autograd.grad(expected / BATCH, output)
+    torch.testing.assert_close(gradient, expected_gradient, rtol=0, atol=1e-12)
+    assert not gradient.isnan().any()
+
+
+def test_segments_are_read_from_the_transformer() -> None:
+    def span(dim: int, kind: str) -> SimpleNamespace:
+        return SimpleNamespace(dim=dim, activation_fn=kind)
+
+    transformer = SimpleNamespace(output_info_list=[[span(1, "tanh"), span(3, "softmax")], [span(2, "softmax")]])
+    assert segments_of(transformer) == ([1, 3, 2], ["tanh", "gumbel_softmax", "gumbel_softmax"])
+    transformer.output_info_list.append([span(1, "sigmoid")])
+    assert segments_of(transformer) is None
