@@ -161,7 +161,7 @@ def test_help_tells_the_true_defaults() -> None:
     options = {option.name: option.help for option in command.params}
     assert options.keys() - {"data"} == plain.keys() - {"data"}
     for name, text in options.items():
-        if name in ("data", "conditional"):
+        if name in ("data", "conditional", "columns"):
             continue
         defaults = text.partition("(default: ")[2].rstrip(")").split("; ")
         for_ring = [part.partition("ring8, grid25: ")[2] for part in defaults if "ring8" in part] or defaults[:1]
@@ -390,6 +390,6 @@ def test_bad_checkpoints_leave_the_run_as_it_is(here: Path) -> None:
     refused("resume", path, "--steps", 3, words=("steps must be at least 6",))
     refused("sample", "--label", 0, words=("not conditional",))
     refused("sample", "-n", 0, words=("count must be at least 1",))
-    refused("sample", "-o", "x.jpg", words=(".png or .npy",))
+    refused("sample", "-o", "x.jpg", words=(".png, .npy or .csv",))
     assert tree(path) == good
     assert sorted(found.name for found in here.iterdir()) == ["runs"]

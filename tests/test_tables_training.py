@@ -369,3 +369,35 @@ def test_the_command_line_shows_the_columns_and_takes_them(table: Path, tmp_path
     result = CliRunner().invoke(app, ["train", "digits", "--columns", "a=drop"])
     assert result.exit_code == 2
     assert "columns must be given with a .csv file alone" in result.stderr
+
+
+@pytest.mark.deep
+@pytest.mark.parametrize("name", ["breast_cancer", "wine", "diabetes", "mixed"])
+def test_synthetic_tables_have_the_kinds_of_the_real_ones(name: str, tmp_path: Path) -> None:
+    """As pandas reads them. After so few steps the columns are already nearer than noise is."""
+    pandas = pytest.importorskip("pandas")
+    path = tmp_path / "x.csv"
+    if name == "mixed":
+        write_csv(path, mixed_table(30_000))
+    else:
+        import sklearn.datasets
+
+        getattr(sklearn.datasets, f"load_{name}")(as_frame=True).frame.to_csv(path, index=False)
+    trainer = fastgan.Trainer(path, steps=300, runs=str(tmp_path), ema_decay=0.95)
+    begun = trainer.train(quiet=True)
+    run("sample", begun, "--out", tmp_path / "y.csv", "-n", 2000)
+    real, synthetic = (pandas.read_csv(file) for file in (path, tmp_path / "y.csv"))
+    assert list(real.columns) == list(synthetic.columns)
+    assert (real.dtypes == synthetic.dtypes).all()
+    for column in real.select_dtypes("number"):
+        assert synthetic[column].dropna().between(real[column].min(), real[column].max()).all()
+    for column in real.select_dtypes(exclude="number"):
+        assert set(synthetic[column].dropna()) <= set(real[column].dropna())
+    scores = json.loads(run_report(begun, tmp_path))
+    assert scores["shape"] > 0.7
+    assert scores["copies"] < 0.01
+
+
+def run_report(begun: Path, folder: Path) -> str:
+    run("eval", begun, "--out", folder / "report.json")
+    return (folder / "report.json").read_text()

@@ -352,7 +352,7 @@ def default_in_words(name: str) -> str:
     kinds: dict[str, list[str]] = {}
     named = {
         "over 256 values a sample": WIDE,
-        "numbers": TABLE,
+        "tables": TABLE,
         "tables with words": SEGMENTED,
         "ring8, grid25": MIXTURE,
     }
