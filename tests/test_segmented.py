@@ -16,6 +16,8 @@ from conformance import (
     check_against_torch,
     derivatives,
 )
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from fastgan import functional, reference
@@ -72,6 +74,24 @@ def as_ctgan_writes_it(x: Tensor, noise: Tensor | None, widths=WIDTHS, kinds=KIN
 @pytest.mark.parametrize("name", TABLES)
 def test_against_torch(name: str, dtype: torch.dtype) -> None:
     x, noise, widths, kinds = case(name, dtype)
+
+    def run(function, x: Tensor) -> Tensor:
+        return function(x, noise.to(x.dtype), widths, kinds)
+
+    check_against_torch(functools.partial(run, ours), functools.partial(run, as_ctgan_writes_it), [x], x.shape)
+
+
+@given(
+    st.lists(st.tuples(st.integers(1, 80), st.sampled_from(reference.SEGMENT_KINDS)), min_size=1, max_size=12),
+    st.integers(0, 40),
+    st.integers(0, 2**31),
+)
+@settings(max_examples=15)
+def test_any_table(segments: list[tuple[int, str]], rows: int, seed: int) -> None:
+    widths, kinds = [width for width, _ in segments], [kind for _, kind in segments]
+    torch.manual_seed(seed)
+    x = 3 * torch.randn(rows, sum(widths))
+    noise = torch.randn(rows, sum(width for width, kind in segments if kind == "gumbel_softmax"))
 
     def run(function, x: Tensor) -> Tensor:
         return function(x, noise.to(x.dtype), widths, kinds)
