@@ -1,8 +1,8 @@
 """Adversarial imitation: a policy learns to move as an expert does, and a discriminator's score is all its reward.
 
 GAIL (arXiv:1606.03476) tells the expert's states and actions from the policy's, by cross-entropy. AMP
-(arXiv:2104.02180) tells their transitions, from one state to the next, by least squares with a penalty on the slope;
-its score is a reward of style, to which a reward of a task may be added.
+(arXiv:2104.02180) tells their transitions, from one state to the next, by least squares; its score is a reward of
+style, to which a reward of a task may be added. Both have R1, a penalty on the slope at the expert's moves.
 
     python examples/imitation.py --kind amp --out imitation.png
 """
@@ -49,13 +49,17 @@ class Imitation:
         self.kind = kind
         self.policy, self.log_std = MLP([4, 64, 64, 2], "tanh"), torch.full((2,), -0.5, requires_grad=True)
         self.optimizer = torch.optim.Adam([*self.policy.parameters(), self.log_std], lr=1e-3)
-        self.judge = MLP([6 if kind == "gail" else 8, 100, 100, 1], "tanh" if kind == "gail" else "relu")
-        options = {"loss": "least_squares", "fake_target": -1.0, "r1_gamma": 0.2} if kind == "amp" else {}
+        self.judge = MLP([6 if kind == "gail" else 8, 100, 100, 1], "relu")
+        # Without the penalty GAIL's discriminator soon knows each action of a policy that tries new ones.
+        options = (
+            {"r1_gamma": 1.0} if kind == "gail" else {"loss": "least_squares", "fake_target": -1.0, "r1_gamma": 0.2}
+        )
         optimizer = torch.optim.Adam(self.judge.parameters(), lr=1e-3 if kind == "gail" else 3e-4)
         self.step = fastgan.DiscriminatorStep(self.judge, optimizer, **options)
 
     def seen(self, states: Tensor, actions: Tensor) -> Tensor:
         """What the discriminator is given, a row for each move."""
+        # The next state differs from the last by a tenth of the velocities: added again on a scale that is seen.
         second = actions / 4 if self.kind == "gail" else states[1:] + (states[1:] - states[:-1]) / TIME
         return torch.cat([states[:-1], second], dim=2).flatten(end_dim=1)
 
