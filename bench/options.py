@@ -10,7 +10,7 @@ from . import cuda, peers
 from .step import SWEEPS
 
 # Of the default run, in their order.
-OPS = ("bce", "logits_loss", "segmented", "linear", "mlp", "host", "penalties", "step")
+OPS = ("bce", "logits_loss", "segmented", "linear", "mlp", "host", "penalties", "step", "tutorial")
 ON_CUDA = ("tiny_cuda_nn", "trainkernel")
 EPILOG = """\
 `%(prog)s plots RECORD --out DIR` draws the plots of a JSON record. All of it, as the record of a machine:

@@ -103,6 +103,13 @@ AMP = Problem(
     Configuration("discriminator", (), "relu", None, (128, 1024, 512, 1), 4096),
     d_activation="relu",
 )
+# The discriminator of generative adversarial imitation (Ho & Ermon 2016, arXiv:1606.03476, appendix B): cross-entropy
+# alone, two hidden layers of 100 units with tanh, here of the 17 observations and 6 actions of HalfCheetah.
+GAIL = Problem(
+    Objective("GAIL", "non_saturating"),
+    Configuration("discriminator", (), "tanh", None, (23, 100, 100, 1), 1024),
+    d_activation="tanh",
+)
 # Five updates of D, or sixteen steps in a turn, take long with `wide`, which has the other two alone.
 PROBLEMS = (
     *(
@@ -111,4 +118,5 @@ PROBLEMS = (
         for objective in (OBJECTIVES if configuration.name != "wide" else (R1, RELATIVISTIC))
     ),
     AMP,
+    GAIL,
 )

@@ -18,13 +18,14 @@ from bench import penalty_compiled, penalty_steps, penalty_training, phases, rec
 from bench.__main__ import main
 from bench.agreement import assert_agree
 from bench.configurations import CONFIGURATIONS, Configuration
-from bench.penalty_problems import AMP, OBJECTIVES, PROBLEMS, R1, RELATIVISTIC, Objective, Problem
+from bench.penalty_problems import AMP, GAIL, OBJECTIVES, PROBLEMS, R1, RELATIVISTIC, Objective, Problem
 from bench.timing import Case, measure
 from fastgan import TrainStep
 
 NETWORKS = Configuration("tiny", (3, 8, 4), "relu", "tanh", (4, 8, 6, 1), 6)
 ALONE = Problem(AMP.objective, dataclasses.replace(NETWORKS, name="alone", generator=()), AMP.d_activation)
-TINY = [*(Problem(objective, NETWORKS) for objective in OBJECTIVES), ALONE]
+IMITATION = Problem(GAIL.objective, ALONE.configuration, GAIL.d_activation)
+TINY = [*(Problem(objective, NETWORKS) for objective in OBJECTIVES), ALONE, IMITATION]
 LAZY = next(problem for problem in TINY if problem.objective.r1_every == 16)
 
 every_problem = pytest.mark.parametrize("problem", TINY, ids=[problem.name for problem in TINY])
@@ -84,7 +85,7 @@ def test_a_refusal_is_what_pytorch_says(monkeypatch: pytest.MonkeyPatch) -> None
     assert penalty_compiled.refusal.__wrapped__() == "not this"
 
 
-@every_problem
+@pytest.mark.parametrize("problem", [p for p in TINY if p != IMITATION], ids=lambda problem: problem.name)
 def test_a_penalty_of_a_tenth_is_noticed(problem: Problem) -> None:
     o = problem.objective
     others = dataclasses.replace(o, r1_gamma=o.r1_gamma / 10, r2_gamma=o.r2_gamma / 10, gp_weight=o.gp_weight / 10)
@@ -126,6 +127,7 @@ def test_the_problems_are_those_of_the_issue() -> None:
         "R1 wide",
         "relativistic R1+R2 wide",
     }
+    assert (GAIL.configuration.discriminator, GAIL.configuration.batch) == ((23, 100, 100, 1), 1024)
     assert (AMP.configuration.discriminator, AMP.configuration.batch) == ((128, 1024, 512, 1), 4096)
 
 
@@ -193,7 +195,8 @@ def autograd(d: nn.Module, objective: Objective, real: Tensor, fake: Tensor, u: 
 def gradients(d: nn.Module, objective: Objective, real: Tensor, fake: Tensor, u: Tensor | None) -> list[Tensor]:
     """The same, as Problem.step_flops says it."""
     linears = [layer for layer in d if isinstance(layer, nn.Linear)]
-    slope = next((layer.negative_slope for layer in d if isinstance(layer, nn.LeakyReLU)), 0.0)
+    negative_slope = next((layer.negative_slope for layer in d if isinstance(layer, nn.LeakyReLU)), 0.0)
+    is_tanh = isinstance(d[1], nn.Tanh)
     found = [torch.zeros_like(layer.weight) for layer in linears]
 
     def forward(x: Tensor, to_the_end: bool = True) -> tuple[list[Tensor], list[Tensor]]:
@@ -201,8 +204,8 @@ def gradients(d: nn.Module, objective: Objective, real: Tensor, fake: Tensor, u:
         values, slopes = [x], []
         for layer in linears[:-1]:
             z = layer(values[-1])
-            slopes.append(torch.where(z > 0, torch.ones_like(z), slope))
-            values.append(z * slopes[-1])
+            slopes.append(1 - z.tanh().square() if is_tanh else torch.where(z > 0, torch.ones_like(z), negative_slope))
+            values.append(z.tanh() if is_tanh else z * slopes[-1])
         return [*values, linears[-1](values[-1])] if to_the_end else values, slopes
 
     def chain(slopes: list[Tensor]) -> list[Tensor]:

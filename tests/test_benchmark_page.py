@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from made_up_record import made_up_record
 
+from bench import tutorial
 from tools import benchmark_page, step_tables
 
 ROOT = Path(__file__).parent.parent
@@ -93,6 +94,22 @@ def test_tables_of_steps_with_penalties(made_up: dict[str, Any]) -> None:
     assert not any(line.startswith("| WGAN-GP, times") for line in lines)
     assert lines.count("`torch.compile halves` was tried with penalties and refused: no double backward.") == 1
     assert "| a training step, times as fast | ring | digits | mnist | wide |" in lines
+
+
+def test_the_table_of_the_tutorial_gan(made_up: dict[str, Any]) -> None:
+    assert "tutorial" not in benchmark_page.markdown(made_up, "cpu.json")  # not measured
+    whole = made_up["rows"][0]
+    times = {"fastgan": 2.5, "fastgan modules": 1.25, "torch fused Adam": 1.25, "torch": 1.0}
+    for contender, ratio in times.items():
+        against = {peer: ratio / other for peer, other in times.items() if peer != contender}
+        facts = {"case": tutorial.NAME, "contender": contender, "times_as_fast": ratio, "against": against}
+        made_up["rows"].append({**whole, **facts})
+    lines = benchmark_page.markdown(made_up, "cpu.json").splitlines()
+    start = next(i for i, line in enumerate(lines) if line.startswith("| the classic tutorial GAN, times as fast"))
+    assert lines[start + 2 : start + 4] == [
+        "| `TrainStep` | 2.50 | 2.00 |",
+        "| the tutorial's loop with `fuse` alone | 1.25 | 1.00 |",
+    ]
 
 
 def test_all_that_is_slower_is_told(made_up: dict[str, Any]) -> None:

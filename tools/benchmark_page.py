@@ -58,6 +58,7 @@ def markdown(record: dict[str, Any], file: str) -> str:
         *map(_filled, step_tables.notes_on_sweeps(rows)),
         *(text for table in step_tables.penalties(rows) for text in _table(table)),
         *map(_filled, step_tables.notes_on_refusals(record)),
+        *_table(step_tables.tutorial(rows)),
         *_table(_losses(rows)),
         *_table(_networks(rows)),
         *_table(_by_pass(rows, "linear_act ", "`linear_act`, batch x in x out")),

@@ -8,6 +8,7 @@ from typing import Any
 from bench.penalty_problems import PROBLEMS
 from bench.penalty_steps import case_name
 from bench.plots import PYTORCH, TORCH_COMPILE, over_fastest
+from bench.tutorial import NAME as TUTORIAL
 
 Row = dict[str, Any]
 Table = list[list[str]]
@@ -104,6 +105,20 @@ def penalties(rows: Sequence[Row]) -> Iterator[Table]:
                 for title, contenders in PENALTY_SHARES.items()
             ),
         ]
+
+
+def tutorial(rows: Iterable[Row]) -> Table:
+    """How many times as fast the classic tutorial GAN trains."""
+    cells = {row["contender"]: row for row in rows if row["case"] == TUTORIAL}
+    peers = {"as it is written": ("torch",), "the same with PyTorch's fused Adam": ("torch fused Adam",)}
+    ways = {"`TrainStep`": "fastgan", "the tutorial's loop with `fuse` alone": "fastgan modules"}
+    return [
+        ["the classic tutorial GAN, times as fast as its loop", *peers],
+        *(
+            [title, *(number(over_fastest(cells.get(way, {}), p)) for p in peers.values())]
+            for title, way in ways.items()
+        ),
+    ]
 
 
 def notes_on_refusals(record: Row) -> list[str]:
