@@ -229,7 +229,8 @@ def test_the_benchmark_runs_without_the_compiled_module() -> None:
     [
         (
             ["--only", "sgd"],
-            "--only must name ops of bce, logits_loss, segmented, linear, mlp, host, penalties, step, tutorial, not 'sgd'",
+            "--only must name ops of bce, logits_loss, segmented, linear, mlp, host, penalties, step, tutorial, "
+            "not 'sgd'",
         ),
         (["--rounds", "0"], "--rounds must be at least 1, not 0"),
         (["--seconds", "0"], "--seconds must be over 0"),
