@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from conformance import DTYPES
 
 from fastgan import backend as fastgan_backend
 from fastgan import functional, reference
@@ -66,3 +67,21 @@ def test_op_refuses_what_it_cannot_run(compiled: None) -> None:
     ):
         with pytest.raises(RuntimeError, match=says):
             op(*arguments)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_opcheck(compiled: None, dtype: torch.dtype) -> None:
+    """Schemas, autograd registration, and Meta kernels with static and with dynamic shapes."""
+    ops, call = torch.ops.fastgan, (WIDTHS, [reference.SEGMENT_KINDS.index(kind) for kind in KINDS], 0.3)
+    wide = reference.arithmetic_dtype(dtype)
+    x = torch.randn(7, 16).to(dtype)
+    for input in (x.clone().requires_grad_(), x.t().contiguous().t(), torch.randn(2, 3, 16).to(dtype)):
+        noise = torch.randn(*input.shape[:-1], 9).to(wide)
+        torch.library.opcheck(ops.segmented_activation.default, (input, noise, *call))
+    torch.library.opcheck(ops.segmented_activation.default, (x, None, [16], [2], 0.2))
+    output, (gradient, cotangent) = x.softmax(-1), torch.randn(2, 7, 16).to(dtype)
+    for op, given in (
+        (ops.segmented_activation_backward, (gradient, output)),
+        (ops.segmented_activation_double_backward, (cotangent, gradient, output)),
+    ):
+        torch.library.opcheck(op.default, (*given, *call), test_utils=("test_schema", "test_faketensor"))
