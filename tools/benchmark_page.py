@@ -182,7 +182,7 @@ def rewritten(text: str, figures: str, kind: str) -> str:
     Args:
         text: the page's.
         figures: what goes there.
-        kind: `cpu` or `gpu`.
+        kind: of the marks, such as `cpu` or `gpu`.
 
     Raises:
         ValueError: the marks are not there, once each and in order.
@@ -200,6 +200,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m tools.benchmark_page", description=__doc__.splitlines()[0])
     parser.add_argument("record", type=Path, metavar="RECORD", help="a JSON file of python -m bench or tools/gpu.sh")
     parser.add_argument("--write", type=Path, metavar="PAGE", help="put them into this file, between its marks")
+    parser.add_argument("--as", dest="kind", metavar="NAME", help="of the marks (default: cpu or gpu, as the record)")
     options = parser.parse_args(arguments)
     record = read(parser, options.record)
     root = Path(__file__).resolve().parent.parent
@@ -209,8 +210,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.write is None:
         print(figures, end="")
         return 0
+    kind = options.kind or ("gpu" if "gpu" in record["environment"] else "cpu")
     try:
-        text = rewritten(options.write.read_text(), figures, "gpu" if "gpu" in record["environment"] else "cpu")
+        text = rewritten(options.write.read_text(), figures, kind)
     except (OSError, ValueError) as error:
         parser.error(f"--write {options.write}: {error}")
     options.write.write_text(text)
