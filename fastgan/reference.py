@@ -167,7 +167,7 @@ SEGMENT_KINDS = ("tanh", "identity", "softmax", "gumbel_softmax")
 
 def arithmetic_dtype(dtype: torch.dtype) -> torch.dtype:
     """The dtype that segments are computed in: float32 for the 16-bit ones, else their own."""
-    return torch.promote_types(dtype, torch.float32)
+    return torch.float32 if dtype.itemsize < 4 else dtype  # torch.promote_types would be an op of an exported graph
 
 
 def gumbel_noise(input: Tensor, width: int) -> Tensor:
