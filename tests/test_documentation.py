@@ -37,12 +37,12 @@ from documents import (
     shown,
     unknown_blocks,
 )
-from mixed_table import mixed_table, write_csv
 from PIL import Image
 from torch import nn
 from typer.testing import CliRunner
 
 import fastgan
+from bench.mixed_table import mixed_table, write_csv
 from fastgan.cli import app
 
 # How many blocks of a document are marked as not run.

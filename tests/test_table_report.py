@@ -10,10 +10,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from mixed_table import mixed_table, write_csv
 from typer.testing import CliRunner
 
 import fastgan
+from bench.mixed_table import mixed_table, write_csv
 from fastgan.cli import app
 from fastgan.data import load
 from fastgan.data.columns import Column

@@ -202,7 +202,12 @@ WRONG = {
 
 
 @pytest.mark.parametrize(
-    ("call", "changes"), [(call, changes) for call, all_changes in WRONG.items() for changes in all_changes], ids=str
+    ("call", "changes"),
+    [
+        pytest.param(call, changes, id=f"{call.__name__}-{'-'.join(changes)}-{number}")
+        for call, all_changes in WRONG.items()
+        for number, changes in enumerate(all_changes)
+    ],
 )
 def test_errors_are_those_of_the_checks(compiled: None, call: Callable[..., Tensor], changes: dict[str, Any]) -> None:
     said = []
