@@ -12,11 +12,10 @@ import pytest
 import torch
 
 from fastgan.integrations import ctgan_training
+from fastgan.integrations.ctgan import accelerate
 
 ctgan = pytest.importorskip("ctgan")
 pandas = pytest.importorskip("pandas")
-
-from fastgan.integrations.ctgan import accelerate  # noqa: E402
 
 pytestmark = pytest.mark.deep  # make check installs the package
 

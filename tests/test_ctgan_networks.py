@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from conformance import assert_close_in_float64
 from torch import Tensor, nn
 
 from fastgan.integrations.ctgan_networks import CriticInput, ResidualGenerator
@@ -58,11 +59,11 @@ def test_the_generator_is_that_of_autograd(widths: tuple[int, ...]) -> None:
         by_hand.backward(gradient)
         plain.zero_grad()
         expected.backward(gradient)
-        torch.testing.assert_close(output, expected, rtol=0, atol=1e-12)
-        for (name, parameter), twin in zip(ours.named_parameters(), plain.parameters(), strict=True):
-            torch.testing.assert_close(parameter.grad, twin.grad, rtol=0, atol=1e-10, msg=name)
-    for (name, buffer), twin in zip(ours.named_buffers(), plain.buffers(), strict=True):
-        torch.testing.assert_close(buffer, twin, rtol=0, atol=1e-12, msg=name)
+        assert_close_in_float64(output, expected)
+        for parameter, twin in zip(ours.parameters(), plain.parameters(), strict=True):
+            assert_close_in_float64(parameter.grad, twin.grad)
+    for buffer, twin in zip(ours.buffers(), plain.buffers(), strict=True):
+        assert_close_in_float64(buffer, twin)
 
 
 @pytest.mark.parametrize("widths", [(), (6,), (6, 4)])
@@ -77,8 +78,8 @@ def test_the_score_and_its_gradient_are_those_of_autograd(widths: tuple[int, ...
     torch.manual_seed(1)  # the masks are drawn in the same order
     expected = layers(batch.view(-1, 5 * pac)).mean()
     (expected_gradient,) = torch.autograd.grad(expected, batch)
-    torch.testing.assert_close(score, expected.detach(), rtol=0, atol=1e-12)
-    torch.testing.assert_close(gradient, expected_gradient, rtol=0, atol=1e-12)
+    assert_close_in_float64(score, expected.detach())
+    assert_close_in_float64(gradient, expected_gradient)
 
 
 def conditions(rows: int = 400) -> tuple[Conditions, np.ndarray, list[int]]:
@@ -138,10 +139,10 @@ def test_the_cross_entropy_is_of_the_column_that_was_asked_for() -> None:
     for row, one in enumerate(level.tolist()):
         first, width, within = (2, widths[0], one) if one < 3 else (5, widths[1], one - 3)
         expected = expected - output[row, first : first + width].log_softmax(0)[within]
-    torch.testing.assert_close(result, expected / BATCH, rtol=0, atol=1e-12)
+    assert_close_in_float64(result, expected / BATCH)
     (gradient,) = torch.autograd.grad(result, output)
     (expected_gradient,) = torch.autograd.grad(expected / BATCH, output)
-    torch.testing.assert_close(gradient, expected_gradient, rtol=0, atol=1e-12)
+    assert_close_in_float64(gradient, expected_gradient)
     assert not gradient.isnan().any()
 
 

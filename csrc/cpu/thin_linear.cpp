@@ -321,16 +321,10 @@ using Int = std::integral_constant<int, value>;
 
 template <class F>
 FASTGAN_INLINE void with_few(int few, const F& f) {
-  switch (few) {
-    case 1:
-      return f(Int<1>());
-    case 2:
-      return f(Int<2>());
-    case 3:
-      return f(Int<3>());
-    default:
-      return f(Int<4>());
-  }
+  if (few == 1) return f(Int<1>());
+  if (few == 2) return f(Int<2>());
+  if (few == 3) return f(Int<3>());
+  f(Int<4>());
 }
 
 // Rows of finished sums, (rows, cols) from `begin` on: the bias, the activation, and where they go. `sums` may be z's
