@@ -192,6 +192,18 @@ def test_a_model_that_is_not_ctgans_own_is_trained_by_ctgan(monkeypatch: pytest.
         assert len(steps) == 3
 
 
+def test_on_another_device_ctgan_trains(monkeypatch: pytest.MonkeyPatch, steps: list[int]) -> None:
+    """Such as `mps`, which ctgan takes where there is one and which has no float64."""
+    devices: list[str] = []
+    monkeypatch.setattr(ctgan.CTGAN, "fit", lambda self, *arguments: devices.append(self._device.type))
+    synthesizer = model()
+    with accelerate():
+        synthesizer._device = torch.device("mps")
+        synthesizer.fit(table(), DISCRETE)
+    assert devices == ["mps"]
+    assert not steps
+
+
 def test_bad_tables_are_refused_as_by_ctgan() -> None:
     data = table()
     data.loc[0, "size"] = np.nan

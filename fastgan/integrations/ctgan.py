@@ -25,7 +25,8 @@ from fastgan.integrations import ctgan_training
 
 __all__ = ["Acceleration", "accelerate"]
 
-SUPPORTED = "0.12"  # whose fit is what _training.fit does
+SUPPORTED = "0.12"  # whose fit is what ctgan_training.fit does
+DEVICES = ("cpu", "cuda")  # on the others draws in float64 may be missing
 
 
 class Acceleration:
@@ -71,8 +72,8 @@ def accelerate() -> Acceleration:
     et al. 2019, arXiv:1907.00503).
 
     A model whose networks are not ctgan's own (its Generator, Discriminator, DataSampler or DataTransformer replaced,
-    or a method of CTGAN overridden) is trained by ctgan as ever. So is everything where the version of ctgan is not a
-    known one, with one warning.
+    or a method of CTGAN overridden), or that is on another device than a CPU or CUDA, is trained by ctgan as ever. So
+    is everything where the version of ctgan is not a known one, with one warning.
 
     Returns:
         An Acceleration, which undoes this: a context manager, or call its `undo`.
@@ -135,8 +136,10 @@ class _Own:
     def is_accelerated(self) -> bool:
         return hasattr(self.ctgan.fit, "_accelerated_by_fastgan")
 
-    def is_as_it_was(self, model: object) -> bool:
+    def is_as_it_was(self, model: Any) -> bool:
         """Whether a model is trained as ctgan does: nobody has put another class or method in the place of one."""
+        if model._device.type not in DEVICES:
+            return False
         module = self.module
         classes = (module.Generator, module.Discriminator, module.Residual, module.DataSampler, module.DataTransformer)
         if classes != (self.generator, self.discriminator, self.residual, self.sampler, self.transformer):

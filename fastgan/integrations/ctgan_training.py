@@ -20,7 +20,7 @@ from fastgan.integrations.ctgan_networks import CriticInput, ResidualGenerator
 TAU = 0.2  # of ctgan's _apply_activate
 GP_WEIGHT = 10.0  # lambda_ of its calc_gradient_penalty
 BETAS = (0.5, 0.9)
-WORTH_PROCESSES = 5000  # rows from which the fits of mixtures outweigh starting processes for them
+WORTH_PROCESSES = 5000  # rows from which processes are started to fit the mixtures
 
 Segments = tuple[Sequence[int], Sequence[str]]
 
@@ -70,10 +70,9 @@ class Conditions:
         columns = np.repeat(np.arange(len(widths)), widths)
         within = np.concatenate([np.arange(width) for width in widths])
         places = np.array(starts)[columns, None] + np.arange(max(widths))[None, :]
-        self.is_padding = torch.from_numpy(np.arange(max(widths))[None, :] >= np.array(widths)[columns, None]).to(
-            device
-        )
-        self.places = torch.from_numpy(np.where(self.is_padding.cpu().numpy(), 0, places)).to(device)
+        is_padding = np.arange(max(widths))[None, :] >= np.array(widths)[columns, None]
+        self.is_padding = torch.from_numpy(is_padding).to(device)
+        self.places = torch.from_numpy(np.where(is_padding, 0, places)).to(device)
         self.within = torch.from_numpy(within).to(device)
 
     def draw(self, batch: int) -> Condition:
@@ -185,7 +184,6 @@ class Training:
         segments = segments_of(transformer)
         assert segments is not None
         self.segments = segments
-        self.gumbel_columns = sum(width for width, kind in zip(*segments, strict=True) if kind == "gumbel_softmax")
         self.data = torch.from_numpy(data.astype("float32")).to(device)
         self.batch, self.embedding, self.columns = model._batch_size, model._embedding_dim, columns
         # What the critic looks at, data and condition side by side.
@@ -212,7 +210,7 @@ class Training:
 
     def _draw_inputs(self) -> Condition | None:
         """New noise, and in it the condition, if there are discrete columns."""
-        # normal_ itself is some times as slow on columns of a larger tensor
+        # normal_ on columns of a larger tensor took four times as long
         self.noise[:, : self.embedding] = torch.randn(self.batch, self.embedding, device=self.noise.device)
         if self.conditions is None:
             return None
@@ -221,12 +219,7 @@ class Training:
         return condition
 
     def _activated(self, output: Tensor) -> Tensor:
-        return segmented_activation(output, *self.segments, tau=TAU, noise=self._gumbel())
-
-    def _gumbel(self) -> Tensor:
-        """-log(-log u); the logarithms are vectorised, which torch's exponential_ is not everywhere."""
-        uniform = torch.rand(self.batch, self.gumbel_columns, device=self.data.device).clamp_(min=1e-10)
-        return uniform.log_().neg_().log_().neg_()
+        return segmented_activation(output, *self.segments, tau=TAU)
 
     def _generator_step(self) -> Tensor:
         condition = self._draw_inputs()

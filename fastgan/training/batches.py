@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from abc import ABC, abstractmethod
 
 import numpy as np
 import torch
@@ -11,7 +12,39 @@ from torch import Tensor
 from fastgan.data.dataset import Dataset
 
 
-class Batches:
+class Rounds(ABC):
+    """What is drawn a round at a time from a CPU generator of its own: an epoch's order, or a block of draws."""
+
+    def __init__(self, seed: int) -> None:
+        """Begin the first round; what `_draw` needs is there already."""
+        self._generator = torch.Generator("cpu").manual_seed(seed)
+        self._begin()
+
+    def state(self) -> tuple[Tensor, int]:
+        """The generator's state when the round began, and the position in the round."""
+        return self._began, self._position
+
+    def load_state(self, began: Tensor, position: int) -> None:
+        """Go on where `state` was taken.
+
+        Raises:
+            RuntimeError, TypeError: the state is not one of a CPU generator.
+        """
+        self._generator.set_state(began)
+        self._begin()
+        self._position = position
+
+    def _begin(self) -> None:
+        self._began = self._generator.get_state()
+        self._draw()
+        self._position = 0
+
+    @abstractmethod
+    def _draw(self) -> None:
+        """All of a round."""
+
+
+class Batches(Rounds):
     """An endless run of batches of a data set that lies on the device.
 
     Each epoch is a new permutation from this object's own generator; its last samples that fill no batch
@@ -32,8 +65,7 @@ class Batches:
         self._samples = dataset.samples.to(device, dtype)
         self._labels = None if dataset.labels is None else dataset.labels.to(device)
         self._batch_size, self._d_steps = batch_size, d_steps
-        self._generator = torch.Generator("cpu").manual_seed(seed)
-        self._shuffle()
+        super().__init__(seed)
 
     def next(self) -> tuple[Tensor, Tensor | None]:
         """Samples (batch, data) and labels (batch,) or None; with d_steps > 1, (d_steps, batch, ...)."""
@@ -41,35 +73,19 @@ class Batches:
         index = rows[0] if self._d_steps == 1 else torch.stack(rows)
         return self._samples[index], None if self._labels is None else self._labels[index]
 
-    def state(self) -> tuple[Tensor, int]:
-        """The generator's state when the epoch began, and the position in the epoch."""
-        return self._epoch_state, self._position
-
-    def load_state(self, epoch_state: Tensor, position: int) -> None:
-        """Go on where `state` was taken.
-
-        Raises:
-            RuntimeError, TypeError: the state is not one of a CPU generator.
-        """
-        self._generator.set_state(epoch_state)
-        self._shuffle()
-        self._position = position
-
     def _next_rows(self) -> Tensor:
         if self._position + self._batch_size > len(self._order):
-            self._shuffle()
+            self._begin()
         rows = self._order[self._position : self._position + self._batch_size]
         self._position += self._batch_size
         return rows
 
-    def _shuffle(self) -> None:
-        self._epoch_state = self._generator.get_state()
+    def _draw(self) -> None:
         order = torch.randperm(len(self._samples), generator=self._generator, device="cpu")
         self._order = order.to(self._samples.device)
-        self._position = 0
 
 
-class LevelBatches:
+class LevelBatches(Rounds):
     """An endless run of batches of a table by its levels ("training by sampling": CTGAN, Xu et al. 2019,
     arXiv:1907.00503, section 4.3).
 
@@ -106,13 +122,12 @@ class LevelBatches:
         shares = [np.log1p(of_column) / np.log1p(of_column).sum() / len(counts) for of_column in counts]
         self._bounds = torch.from_numpy(np.concatenate(shares).cumsum()).to(device)
         self._bounds[-1] = 1.0
-        self._generator = torch.Generator("cpu").manual_seed(seed)
-        self._draw()
+        super().__init__(seed)
 
     def next(self) -> tuple[Tensor, Tensor]:
         """Samples (batch, data) and labels (batch,); with d_steps > 1, (d_steps, batch, ...)."""
         if self._position == self._BLOCK:
-            self._draw()
+            self._begin()
         draws = self._draws[self._position]
         self._position += 1
         labels = torch.searchsorted(self._bounds, draws[0], right=True).clamp_(max=len(self._bounds) - 1)
@@ -120,23 +135,7 @@ class LevelBatches:
         rows = self._rows[self._starts[labels] + places]
         return (self._samples[rows], labels) if self._d_steps > 1 else (self._samples[rows[0]], labels[0])
 
-    def state(self) -> tuple[Tensor, int]:
-        """The generator's state when the block began, and the position in the block."""
-        return self._block_state, self._position
-
-    def load_state(self, block_state: Tensor, position: int) -> None:
-        """Go on where `state` was taken.
-
-        Raises:
-            RuntimeError, TypeError: the state is not one of a CPU generator.
-        """
-        self._generator.set_state(block_state)
-        self._draw()
-        self._position = position
-
     def _draw(self) -> None:
-        self._block_state = self._generator.get_state()
         shape = self._BLOCK, 2, self._d_steps, self._batch_size
         draws = torch.rand(shape, generator=self._generator, dtype=torch.float64, device="cpu")
         self._draws = draws.to(self._samples.device)
-        self._position = 0
