@@ -85,6 +85,22 @@ variable_list gradient_expressions(const Tensor& grad_output, TensorList logits,
   return gradients;
 }
 
+// The gradient of a linear term does not depend on its logits: none is kept for backward.
+bool is_linear(const LossCall& call) { return call.term == static_cast<int64_t>(LossTerm::linear); }
+
+// Its gradients by the logits, times grad_output: one number, written once into each batch.
+variable_list linear_gradients(const Tensor& grad_output, TensorList logits, const LossCall& call) {
+  variable_list gradients;
+  const Reduction reduction = reduction_of(call.reduction);
+  for (size_t i = 0; i < logits.size(); ++i) {
+    Tensor each = widened(grad_output) * (-call.targets[i] * call.sign);
+    if (reduction == Reduction::mean) each = each / c10::Scalar(logits[i].sym_numel());
+    each = each.to(logits[i].scalar_type());
+    gradients.push_back(reduction == Reduction::none ? each : at::empty_like(logits[i]).copy_(each));
+  }
+  return gradients;
+}
+
 // logits_loss_backward, recorded.
 class LogitsLossBackwardFunction : public torch::autograd::Function<LogitsLossBackwardFunction> {
  public:
@@ -100,6 +116,7 @@ class LogitsLossBackwardFunction : public torch::autograd::Function<LogitsLossBa
     ctx->save_for_backward(saved);
     save_call(ctx, call);
     ctx->set_materialize_grads(false);
+    if (is_linear(call)) return linear_gradients(grad_output, logits, call);
     return logits_loss_backward(grad_output, constants.gradients, call);
   }
 
@@ -144,7 +161,7 @@ class LogitsLossFunction : public torch::autograd::Function<LogitsLossFunction> 
  public:
   static Tensor forward(AutogradContext* ctx, TensorList logits, const LossCall& call) {
     at::AutoDispatchBelowADInplaceOrView below;
-    auto [loss, gradients] = logits_loss_forward(logits, call, true);
+    auto [loss, gradients] = logits_loss_forward(logits, call, !is_linear(call));
     variable_list saved(logits.begin(), logits.end());
     saved.insert(saved.end(), gradients.begin(), gradients.end());
     ctx->save_for_backward(saved);
@@ -162,14 +179,13 @@ class LogitsLossFunction : public torch::autograd::Function<LogitsLossFunction> 
       out = differentiate(logits, grad_outputs, [&](TensorList v) { return variable_list{loss_expression(v, call)}; });
     } else if (at::GradMode::is_enabled()) {
       variable_list of;
-      // The gradient of a linear term does not depend on its logits.
-      const bool is_linear = call.term == static_cast<int64_t>(LossTerm::linear);
-      for (const Tensor& x : logits) of.push_back(is_linear ? x.detach() : x);
+      for (const Tensor& x : logits) of.push_back(is_linear(call) ? x.detach() : x);
       out = LogitsLossBackwardFunction::apply(grad_outputs[0], TensorList(of), call,
                                               LogitsLossBackwardFunction::Constants{gradients.vec()});
     } else {
       const at::AutoDispatchBelowADInplaceOrView below;  // nothing to record
-      out = logits_loss_backward(grad_outputs[0], gradients, call);
+      out = is_linear(call) ? linear_gradients(grad_outputs[0], logits, call)
+                            : logits_loss_backward(grad_outputs[0], gradients, call);
     }
     out.resize(count + 1);  // none for call
     return out;
