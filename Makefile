@@ -37,7 +37,7 @@ test: $(VENV)/test-tools
 # selected.
 check: $(VENV)/deep-tools
 	$(BIN)/python tests/simt/build.py device address thread
-	FASTGAN_FUZZ_EXAMPLES=200 $(PYTEST) -m deep
+	FASTGAN_FUZZ_EXAMPLES=100 $(PYTEST) -m deep --durations=40
 	FASTGAN_ISA=baseline OMP_NUM_THREADS=1 FASTGAN_TEST_THREADS=1 FASTGAN_TEST_FLUSH_DENORMAL=1 \
 		$(AGAIN) "not deep and not twin"
 	FASTGAN_ISA=avx2 OMP_NUM_THREADS=$$(($$(nproc) + 2)) $(AGAIN) "not deep and not twin"

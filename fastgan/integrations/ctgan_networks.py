@@ -75,7 +75,7 @@ class ResidualGenerator:
             for layer, (start, end), saved in reversed(list(zip(self._residuals, spans, self._saved, strict=True))):
                 linear, mean, inverse = saved
                 norm = layer.bn
-                through = torch.where(buffer[:, end:start] > 0, into[:, end:start], 0.0)
+                through = torch.ops.aten.threshold_backward(into[:, end:start], buffer[:, end:start], 0)
                 to_linear, to_weight, to_bias = torch.ops.aten.native_batch_norm_backward(
                     through, linear, norm.weight, norm.running_mean, norm.running_var, mean, inverse, True, norm.eps,
                     [True, True, True],
@@ -110,18 +110,24 @@ class CriticInput:
         """
         with torch.no_grad():
             x = batch.reshape(len(batch) // self._pac, -1)
-            slopes = []
+            saved = []
             for linear, activation, dropout in self._hidden:
                 z = functional.linear(x, linear.weight, linear.bias)
-                slope = torch.where(z > 0, z.new_ones(()), z.new_full((), activation.negative_slope))
-                slope = functional.dropout(slope, dropout.p, dropout.training)
-                x = z * slope
-                slopes.append(slope)
+                kept = torch.rand_like(z) >= dropout.p  # bernoulli_ takes three times as long
+                x = _dropped(functional.leaky_relu(z, activation.negative_slope), kept, dropout.p)
+                saved.append((z, kept))
             score = functional.linear(x, self._last.weight, self._last.bias).mean()
             gradient: Tensor = (self._last.weight / len(x)).expand(len(x), -1)
-            for (linear, _, _), slope in zip(reversed(self._hidden), reversed(slopes), strict=True):
-                gradient = (gradient * slope).mm(linear.weight)
+            for (linear, activation, dropout), (z, kept) in zip(reversed(self._hidden), reversed(saved), strict=True):
+                to_activation = _dropped(gradient, kept, dropout.p)
+                slope = activation.negative_slope
+                gradient = torch.ops.aten.leaky_relu_backward(to_activation, z, slope, False).mm(linear.weight)
             return score, gradient.reshape(batch.shape)
+
+
+def _dropped(x: Tensor, kept: Tensor, p: float) -> Tensor:
+    dropped: Tensor = torch.ops.aten.native_dropout_backward(x, kept, 0.0 if p == 1 else 1 / (1 - p))
+    return dropped
 
 
 def _set_gradient(parameter: Tensor, gradient: Tensor) -> None:
