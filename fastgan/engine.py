@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._device import DeviceContext
 
-from fastgan import backend, gate, layers, plan_layers, plan_optimizers, plan_ways, reference
+from fastgan import backend, functional, gate, layers, plan_layers, plan_optimizers, plan_ways, reference
 from fastgan.plan_layers import LINEAR, CannotPlan, Layer
 from fastgan.plan_ways import Way
 from fastgan.statistics import DiscriminatorStats, StepStats
@@ -73,6 +73,7 @@ class Plan:
         # A Sigmoid at D's end is the loss's own: cross-entropy with logits is BCELoss of its output.
         folds = reference.GAN_LOSSES[options.loss].discriminator == "bce" and plan_layers.fold_sigmoid(self._layers[1])
         _check_precision(options.precision, dtype, self.device)
+        segmented = _check_segmented(self._layers[0], self.device)
         optimizers = parts.optimizers()
         self._optimizers = tuple(optimizers.values())
         self._groups = [
@@ -86,8 +87,8 @@ class Plan:
             plan_optimizers.state(group, parameter)
         self._check_memory()
         latent, data = _check_widths(options, self._layers)
-        drops = any(layer.kind == plan_layers.DROPOUT for network in self._layers for layer in network)
-        if reason := gate.step_refusal(self.device, torch.bfloat16 if _IS_BF16[options.precision] else dtype, drops):
+        draws = segmented or any(layer.kind == plan_layers.DROPOUT for network in self._layers for layer in network)
+        if reason := gate.step_refusal(self.device, torch.bfloat16 if _IS_BF16[options.precision] else dtype, draws):
             raise CannotPlan(reason)
         self._arguments = {
             "latent": latent,
@@ -109,6 +110,7 @@ class Plan:
             "has_noise": getattr(options, "instance_noise", 0.0) > 0,
             "bf16": _IS_BF16[options.precision],
             "least_batch": _least_batch(options.pac, self._layers),
+            "condition_weight": getattr(options, "condition_weight", 0.0),
         }
         self.asks = False
         self.ways: dict[tuple[int, bool], Way] = {}
@@ -301,6 +303,9 @@ class Plan:
                 elif layer.kind == plan_layers.DROPOUT:
                     if module.training:
                         engine.set_dropout(network, module.p)
+                elif layer.kind == plan_layers.SEGMENTED:
+                    kinds = [functional.SEGMENT_KIND[kind] for kind in module.kinds]
+                    engine.set_segments(network, module.widths, kinds, module.tau)
                 elif layer.kind not in (plan_layers.LINEAR, plan_layers.IDENTITY):
                     raise AssertionError(f"the engine is told nothing of what a {layer.kind} has")
                 for is_bias, parameter in layer.parameters():
@@ -342,8 +347,6 @@ def _check_process(options: DiscriminatorOptions) -> None:
     patched = layers.patched_function()
     if patched is not None:
         raise CannotPlan(f"{patched} is not torch's own")
-    if getattr(options, "condition_weight", 0) > 0:
-        raise CannotPlan("G's loss has the condition's cross-entropy (condition_weight is over 0)")
     if options.precision not in _IS_BF16:
         raise CannotPlan(f"precision is {options.precision}")
 
@@ -357,6 +360,23 @@ def _check_precision(precision: str, dtype: torch.dtype, device: torch.device) -
         raise CannotPlan("precision='bf16' on a CPU needs AVX-512 BF16 or AMX, and neither is available")
 
 
+def _has_cpu_kernels(device: torch.device) -> bool:
+    """Whether steps there run on csrc/cpu/; in the test build those of csrc/cuda/ run on the CPU."""
+    return device.type == "cpu" and hasattr(backend.module.StepEngine, "set_timed")
+
+
+def _check_segmented(generator: list[Layer], device: torch.device) -> bool:
+    """Whether the generator has segments.
+
+    Raises:
+        CannotPlan: it has, where the engine has none.
+    """
+    found = next((layer for layer in generator if layer.kind == plan_layers.SEGMENTED), None)
+    if found is not None and not _has_cpu_kernels(device):
+        raise CannotPlan(f"{found.path} is a SegmentedActivation, which the engine has on the CPU alone")
+    return found is not None
+
+
 def _lazy_penalties(options: DiscriminatorOptions) -> str:
     """Those that are lazy, in words."""
     names = [name for name, weight in (("R1", options.r1_gamma), ("R2", options.r2_gamma)) if weight > 0]
@@ -367,8 +387,7 @@ def _unpenalized(options: DiscriminatorOptions, discriminator: list[Layer], devi
     """Why the engine has no penalty on such a discriminator; empty where it has."""
     if any(layer.kind == plan_layers.BATCH_NORM for layer in discriminator):
         return "D has a BatchNorm1d"
-    on_cpu = device.type == "cpu" and hasattr(backend.module.StepEngine, "set_timed")
-    return "precision is bf16 on a CPU" if _IS_BF16[options.precision] and on_cpu else ""
+    return "precision is bf16 on a CPU" if _IS_BF16[options.precision] and _has_cpu_kernels(device) else ""
 
 
 def _check_penalties(options: DiscriminatorOptions, discriminator: list[Layer], device: torch.device) -> bool:
@@ -396,6 +415,7 @@ def _facts_of(options: DiscriminatorOptions, penalizes: bool) -> dict[str, Any]:
         "gp": options.gp_weight > 0,
         "clips": options.clip_grad_norm is not None,
         "noise": getattr(options, "instance_noise", 0.0) > 0,
+        "condition": getattr(options, "condition_weight", 0.0) > 0,
     }
     return {name: value for name, value in facts.items() if value}
 

@@ -31,7 +31,7 @@ FAMILIES = {
     "layers": ("layers", "plain PyTorch"),
     "segments": ("segmented activations", "plain PyTorch"),
     "step": ("whole steps", "the step composed of single functions"),
-    "step_dropout": ("whole steps with dropout", "the step composed of single functions"),
+    "step_dropout": ("whole steps with dropout or segments", "the step composed of single functions"),
 }
 _KIND = "verification"  # of the entries in the cache
 _LONGEST = 60.0  # seconds for a check, which takes hundredths of one
@@ -102,15 +102,15 @@ def _is_right(family: str, device: torch.device, dtype: torch.dtype) -> bool:
 _is_right._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
-def step_refusal(device: torch.device, dtype: torch.dtype, drops: bool) -> str | None:
+def step_refusal(device: torch.device, dtype: torch.dtype, draws: bool) -> str | None:
     """Why the kernels of whole steps may not serve a device, as the end of a sentence; None where they may.
 
     Args:
         device: of the parameters.
         dtype: theirs, or bfloat16 for precision bf16.
-        drops: whether a network has dropout.
+        draws: whether a network has dropout or segments.
     """
-    for family in ("step", "step_dropout") if drops else ("step",):
+    for family in ("step", "step_dropout") if draws else ("step",):
         key = Key(backend.module, family, with_index(device), dtype)
         if _is_checking() or known.get(key) or (key not in known and _first_use(family, device, dtype)):
             continue

@@ -125,6 +125,17 @@ _OWN = {kind: _all_of(kind) for kind in _KINDS}
 SEQUENTIAL_FORWARDS = [dict(_OWN[nn.Sequential])["forward"]]
 
 
+def add(kind: type[nn.Module], attributes: tuple[str, ...]) -> None:
+    """Add a class of this package: it has a forward of its own and otherwise nothing that nn.Identity has not.
+
+    Args:
+        kind: the class.
+        attributes: those that its forward reads.
+    """
+    READ[kind] = attributes
+    _OWN[kind] = tuple((name, kind.forward if name == "forward" else own) for name, own in _OWN[nn.Identity])
+
+
 _OWN_WALKS = {name: _torchs_own(nn.Module, name) for name in WALKS}
 
 

@@ -6,16 +6,21 @@ Sizes are those of the tensors; `in_features` and the like are never read, as th
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from fastgan import backend, layers
+from fastgan import backend, functional, layers
+from fastgan.nn import SegmentedActivation
 
 LINEAR, BATCH_NORM, DROPOUT, IDENTITY = "linear", "batch_norm", "dropout", "identity"  # as the engine calls them
-_KINDS = {nn.Linear: LINEAR, nn.BatchNorm1d: BATCH_NORM, nn.Dropout: DROPOUT}
+SEGMENTED = "segmented"
+_KINDS = {nn.Linear: LINEAR, nn.BatchNorm1d: BATCH_NORM, nn.Dropout: DROPOUT, SegmentedActivation: SEGMENTED}
+_segmented_activation = functional.segmented_activation
+layers.add(SegmentedActivation, ("widths", "kinds", "tau"))
 _DTYPES = (torch.float32, torch.float64)
 
 
@@ -46,6 +51,14 @@ class Layer:
         module: Any = self.module
         return self.kind == BATCH_NORM and (bool(module.training) or module.running_mean is None)
 
+    def segments(self) -> str:
+        """Of a segmented one: how many there are, and how many columns are drawn; else empty."""
+        module: Any = self.module
+        if self.kind != SEGMENTED:
+            return ""
+        drawn = sum(w for w, kind in zip(module.widths, module.kinds, strict=True) if kind == "gumbel_softmax")
+        return f" in {len(module.widths)}, {drawn} drawn"
+
 
 def read(module: nn.Module, name: str, watch: Any) -> list[Layer]:
     """The layers of a network.
@@ -70,18 +83,22 @@ def read(module: nn.Module, name: str, watch: Any) -> list[Layer]:
             if getattr(child, "inplace", False) and activation[1] < 0:
                 raise CannotPlan(f"{path} works in place with a negative slope")
             in_place_from = path
-            if not found or found[-1].activation != ("identity", 0.0):
+            if not found or found[-1].kind == SEGMENTED or found[-1].activation != ("identity", 0.0):
                 found.append(Layer(IDENTITY, path, None))
             found[-1].activation = activation
             continue
         kind = _KINDS.get(type(child))
         if kind is None:
             raise CannotPlan(f"{path} is a {type(child).__name__}")
+        if kind == SEGMENTED:
+            watch.items(vars(functional), ("segmented_activation",))
         layer = Layer(kind, path, child)
         _check(layer)
         if layers.is_idle_dropout(child):
             continue
-        in_place_from = None
+        if kind == SEGMENTED and name != "generator":
+            raise CannotPlan(f"{path} is a SegmentedActivation, which the engine has in a generator alone")
+        in_place_from = path if kind == SEGMENTED else None
         found.append(layer)
         for _, parameter in layer.parameters():
             watch.tensor(parameter, True)
@@ -145,8 +162,28 @@ def _check(layer: Layer) -> None:
     elif layer.kind == DROPOUT:
         if not _is_number(module.p) or not 0 <= module.p <= 1 or type(module.training) is not bool:
             raise CannotPlan(f"{layer.path} has p={module.p!r}, training={module.training!r}")
+    elif layer.kind == SEGMENTED:
+        _check_segments(layer)
     else:
         raise AssertionError(f"what a {layer.kind} must be like is not known")
+
+
+def _check_segments(layer: Layer) -> None:
+    module: Any = layer.module
+    if functional.segmented_activation is not _segmented_activation:
+        raise CannotPlan("fastgan.functional.segmented_activation is not fastgan's own")
+    # Tuples, which nothing can change in place: the watch compares identities.
+    if type(module.widths) is not tuple or type(module.kinds) is not tuple:
+        raise CannotPlan(f"{layer.path} has widths or kinds that are no tuple")
+    if not all(type(width) is int and width > 0 for width in module.widths):
+        raise CannotPlan(f"{layer.path} has widths={module.widths!r}")
+    if not all(type(kind) is str and kind in functional.SEGMENT_KIND for kind in module.kinds):
+        raise CannotPlan(f"{layer.path} has kinds={module.kinds!r}")
+    if not module.widths or len(module.widths) != len(module.kinds):
+        raise CannotPlan(f"{layer.path} has {len(module.widths)} widths and {len(module.kinds)} kinds")
+    if not _is_number(module.tau) or not 0 < module.tau < math.inf:
+        raise CannotPlan(f"{layer.path} has tau={module.tau!r}")
+    layer.width_in = layer.width_out = sum(module.widths)
 
 
 def _check_batch_norm(layer: Layer) -> None:

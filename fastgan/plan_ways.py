@@ -112,6 +112,7 @@ def signature(networks: list[list[Layer]], updated: set[int], facts: Mapping[str
                 for is_bias, p in layer.parameters()
             )
             + (" batch statistics" if layer.uses_batch_statistics() else "")
+            + layer.segments()
             for layer in network
         )
         for network in networks

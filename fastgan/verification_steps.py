@@ -14,13 +14,17 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim import Adam, AdamW
 
-from fastgan import gate
+from fastgan import backend, gate, reference
+from fastgan.nn import SegmentedActivation
 from fastgan.step import TrainStep, average_of
 from fastgan.verification_bounds import as_exact, grid, layer_parameters
 from fastgan.verification_cases import Case, generator, on_path, paths
 
 _STEPS = 3  # the second and the third may run otherwise than the first: what it has set up, replayed
 _LATENT, _DATA = 5, 9
+# Of the data, where the generator ends in segments; the classes are the levels of the last one.
+_WIDTHS, _SEGMENTS = (2, 3, 1, 1, 2), ("softmax", "gumbel_softmax", "tanh", "identity", "gumbel_softmax")
+_CONDITION_WEIGHT = 0.5
 
 
 class _Setting(NamedTuple):
@@ -35,6 +39,7 @@ class _Setting(NamedTuple):
     is_linear: bool = False  # D has no activation: penalties have no second derivatives
     pac: int = 1
     clip: float | None = None
+    segments: bool = False
 
     def __str__(self) -> str:
         words = [f"{self.d_steps} updates of D" if self.d_steps > 1 else "", "fakes reused" if self.reuse_fake else ""]
@@ -42,7 +47,12 @@ class _Setting(NamedTuple):
         words += ["labels" if self.classes else "", "dropout" if self.drop else ""]
         words += ["R1, R2" if self.penalty else "", "a linear D" if self.is_linear else ""]
         words += [f"{self.pac} samples at once" if self.pac > 1 else "", "clipped" if self.clip else ""]
+        words += ["segments, one asked for" if self.segments else ""]
         return ", ".join(filter(None, ["batch norm, Adam, AdamW, average", *words]))
+
+
+def _draws(setting: _Setting) -> bool:
+    return setting.drop > 0 or setting.segments
 
 
 class _Masks(nn.Module):
@@ -63,12 +73,34 @@ class _Masks(nn.Module):
         return value * drawn.to(value.device, value.dtype) / (1 - self.p)
 
 
+class _Draws(nn.Module):
+    """Segments whose Gumbel draws are kept, as _Masks does."""
+
+    def __init__(self, draws: list[Tensor], dtype: torch.dtype) -> None:
+        super().__init__()
+        self.draws, self.dtype = draws, dtype
+        self.next: int | None = None
+        self.given = torch.empty(0)
+
+    def forward(self, value: Tensor) -> Tensor:
+        self.given = value = value.to(self.dtype)
+        if self.next is None:
+            columns = sum(w for w, kind in zip(_WIDTHS, _SEGMENTS, strict=True) if kind == "gumbel_softmax")
+            drawn = reference.gumbel_noise(value, columns)
+            self.draws.append(drawn)
+        else:
+            drawn = self.draws[self.next].to(value.device)
+            self.next += 1
+        return reference.segmented_activation(value, _WIDTHS, _SEGMENTS, 0.2, drawn)
+
+
 class _Training:
     """Two networks, their optimizers, an average and the data of a few steps, from fixed numbers."""
 
     def __init__(self, setting: _Setting, device: torch.device, dtype: torch.dtype) -> None:
         draw, classes = generator(), setting.classes
-        g = _network(draw, (_LATENT + classes, 17, 33, _DATA), [nn.Tanh(), nn.Sigmoid(), nn.Tanh()])
+        last: nn.Module = SegmentedActivation(_WIDTHS, _SEGMENTS) if setting.segments else nn.Tanh()
+        g = _network(draw, (_LATENT + classes, 17, 33, _DATA), [nn.Tanh(), nn.Sigmoid(), last])
         g.insert(1, nn.BatchNorm1d(17, device="cpu", dtype=torch.float64))
         g[0].register_parameter("bias", None)  # it would cancel
         between: list[nn.Module] = [nn.Identity(), nn.Identity()] if setting.is_linear else [nn.Sigmoid(), nn.Tanh()]
@@ -123,6 +155,10 @@ def _plain(
         if isinstance(module, nn.Dropout):
             d[i] = dropout = _Masks(module.p, masks, dtype)
             dropout.next = 0 if masks else None
+    segments = _Draws(masks, dtype)
+    if setting.segments:
+        g[-1] = segments
+        segments.next = 0 if masks else None
     statistics: list[Tensor] = []
 
     def packed(rows: Tensor, label: list[Tensor]) -> Tensor:
@@ -145,7 +181,7 @@ def _plain(
     def score(output: Tensor) -> Tensor:
         return (output if setting.sigmoid else output.sigmoid()).mean()
 
-    with _drawing_from(7, device) if setting.drop and not masks else contextlib.nullcontext():
+    with _drawing_from(7, device) if _draws(setting) and not masks else contextlib.nullcontext():
         for real, labels, noise in training.data:
             label = [F.one_hot(labels, setting.classes).to(dtype)] if labels is not None else []
             with torch.autocast(device.type, torch.bfloat16, enabled=bf16, cache_enabled=False):
@@ -163,9 +199,11 @@ def _plain(
                 if not setting.reuse_fake:
                     fake = g(torch.cat([noise[-1], *label], 1))
                 output = d(packed(fake, label))
-                g_loss = loss(output, 1.0) if setting.loss == "non_saturating" else -loss(output, 0.0)
+                g_loss = total = loss(output, 1.0) if setting.loss == "non_saturating" else -loss(output, 0.0)
+                if setting.segments and labels is not None:
+                    total = g_loss + _CONDITION_WEIGHT * F.cross_entropy(segments.given[:, -setting.classes :], labels)
                 training.g_optimizer.zero_grad()
-                g_loss.backward(inputs=list(g.parameters()))
+                total.backward(inputs=list(g.parameters()))
                 clip(g)
                 training.g_optimizer.step()
             with torch.no_grad():
@@ -197,10 +235,11 @@ def _engine(setting: _Setting, path: str, device: torch.device, dtype: torch.dty
         ema=training.ema,
         ema_decay=0.75,
         precision="bf16" if bf16 else "fp32",
+        condition_weight=_CONDITION_WEIGHT if setting.segments else 0.0,
     )
     step._take_the_default()
     statistics: list[Tensor] = []
-    with on_path(path), _drawing_from(7, device) if setting.drop else contextlib.nullcontext():
+    with on_path(path), _drawing_from(7, device) if _draws(setting) else contextlib.nullcontext():
         for inputs in training.data:
             found = step._planned_step(*inputs)
             if found is None:
@@ -215,7 +254,7 @@ def _engine(setting: _Setting, path: str, device: torch.device, dtype: torch.dty
 def _drawing_from(seed: int, device: torch.device) -> Iterator[None]:
     """Torch's generator of a device, which draws the masks, begins at a seed and goes on afterwards where it was.
 
-    Another thread that draws meanwhile gets numbers of that seed. Hence steps without dropout do without this.
+    Another thread that draws meanwhile gets numbers of that seed. Hence steps that draw nothing do without this.
     """
     drawn: Any = torch.default_generator
     if device.type == "cuda":
@@ -252,7 +291,7 @@ def _cases(settings: list[_Setting], device: torch.device, dtype: torch.dtype) -
 
 
 def steps(device: torch.device, dtype: torch.dtype, is_quick: bool) -> Iterator[Case]:
-    """Whole steps without dropout."""
+    """Whole steps that draw nothing."""
     settings = [_Setting()]
     if dtype is not torch.bfloat16:
         settings.append(_Setting(penalty=2.0, clip=0.1))
@@ -267,8 +306,10 @@ def steps(device: torch.device, dtype: torch.dtype, is_quick: bool) -> Iterator[
 
 
 def dropout_steps(device: torch.device, dtype: torch.dtype, is_quick: bool) -> Iterator[Case]:
-    """Whole steps with dropout."""
+    """Whole steps with dropout, and on a CPU with segments."""
     settings = [_Setting(drop=0.25)]
+    if device.type == "cpu" and hasattr(backend.module.StepEngine, "set_timed"):
+        settings.append(_Setting(segments=True, pac=3))
     if not is_quick:
         settings.append(_Setting(batch=7, drop=0.5, reuse_fake=True, classes=0))
     yield from _cases(settings, device, dtype)

@@ -14,6 +14,7 @@ import pytest
 import torch
 from conformance import as_double, overall_error
 from plain_step import Plain, adam, state_of, twin
+from rounded_linear import RoundedLinear
 from torch import Tensor, nn
 from torch.optim import Adam
 
@@ -30,31 +31,6 @@ def products(compiled: None) -> None:
     """For tests of what a CPU that multiplies bfloat16 has."""
     if not fastgan_backend.module.has_bf16_step(True):
         pytest.skip("neither AVX-512 BF16 nor AMX is available")
-
-
-def rounded(value: Tensor) -> Tensor:
-    return value.to(torch.bfloat16).to(value.dtype)
-
-
-class RoundedProduct(torch.autograd.Function):
-    """x w^T and its derivatives, each product of operands rounded to bfloat16, with exact sums."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor) -> Tensor:
-        x, weight = rounded(x), rounded(weight)
-        ctx.save_for_backward(x, weight)
-        return x @ weight.T
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:
-        (x, weight), grad = ctx.saved_tensors, rounded(grad)
-        return grad @ weight, grad.T @ x
-
-
-class RoundedLinear(nn.Linear):
-    def forward(self, input: Tensor) -> Tensor:
-        z = RoundedProduct.apply(input, self.weight)
-        return z if self.bias is None else z + self.bias
 
 
 def stack(widths: list[int], activation: str, *extra: nn.Module) -> nn.Sequential:

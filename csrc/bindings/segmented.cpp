@@ -11,6 +11,7 @@
 #include "common.h"
 #include "higher_order.h"
 #include "scopes.h"
+#include "segment_list.h"
 
 namespace fastgan::bindings {
 
@@ -23,41 +24,6 @@ using SegmentedForwardOp = Tensor(const Tensor&, const std::optional<Tensor>&, a
 using SegmentedBackwardOp = Tensor(const Tensor&, const Tensor&, at::IntArrayRef, at::IntArrayRef, double);
 using SegmentedDoubleBackwardOp = std::tuple<Tensor, Tensor>(const Tensor&, const Tensor&, const Tensor&,
                                                              at::IntArrayRef, at::IntArrayRef, double);
-
-// The runs of a call, of which neighbours that are computed column by column are one.
-class SegmentList {
- public:
-  SegmentList(const char* op, const Tensor& rows, at::IntArrayRef widths, at::IntArrayRef kinds, double tau) {
-    TORCH_CHECK(widths.size() == kinds.size(), op, ": widths and kinds must have the same number of entries, not ",
-                widths.size(), " and ", kinds.size());
-    TORCH_CHECK(tau > 0, op, ": tau must be greater than 0, not ", tau);
-    int64_t columns = 0, noise = 0;
-    for (size_t i = 0; i < widths.size(); ++i) {
-      TORCH_CHECK(widths[i] > 0 && columns + widths[i] <= std::numeric_limits<int32_t>::max(), op, ": widths[", i,
-                  "] must be at least 1, and their sum below 2^31, not ", widths[i]);
-      TORCH_CHECK(kinds[i] >= 0 && kinds[i] < segment_kind_count, op, ": kinds[", i, "] must be at least 0 and below ",
-                  segment_kind_count, ", not ", kinds[i]);
-      const auto kind = static_cast<SegmentKind>(kinds[i]);
-      const auto width = static_cast<int32_t>(widths[i]);
-      if (!list_.empty() && !is_softmax(kind) && list_.back().kind == kind)
-        list_.back().width += width;
-      else
-        list_.push_back({static_cast<int32_t>(columns), width, static_cast<int32_t>(noise), kind});
-      columns += width;
-      if (kind == SegmentKind::gumbel_softmax) noise += width;
-    }
-    TORCH_CHECK(rows.dim() > 0 && rows.sym_size(-1) == columns, op, ": a tensor of shape ", rows.sym_sizes(),
-                " must have ", columns, " columns, the sum of widths, as its last dimension");
-    segments_ = {list_.data(), static_cast<int>(list_.size()), columns, noise, tau};
-  }
-  SegmentList(const SegmentList&) = delete;  // segments_ points to list_
-
-  const Segments& get() const { return segments_; }
-
- private:
-  std::vector<Segment> list_;
-  Segments segments_;
-};
 
 void check_draws(const Segments& segments, const Tensor& input, const std::optional<Tensor>& noise) {
   const bool is_given = noise && noise->defined();
@@ -99,7 +65,8 @@ void run_segmented(const char* op, const Tensor& like, const Segments& segments,
 template <class Scope>
 Tensor segmented_forward_kernel(const Tensor& input, const std::optional<Tensor>& noise, at::IntArrayRef widths,
                                 at::IntArrayRef kinds, double tau) {
-  const SegmentList list("segmented_activation", input, widths, kinds, tau);
+  const SegmentList list("segmented_activation", widths, kinds, tau);
+  list.check_columns("segmented_activation", input);
   check_draws(list.get(), input, noise);
   const Tensor x = input.contiguous(), y = empty_rows(input);
   const Tensor draws = list.get().gumbel_columns > 0 ? noise->contiguous() : Tensor();
@@ -114,7 +81,8 @@ Tensor segmented_forward_kernel(const Tensor& input, const std::optional<Tensor>
 
 Tensor segmented_forward_meta(const Tensor& input, const std::optional<Tensor>& noise, at::IntArrayRef widths,
                               at::IntArrayRef kinds, double tau) {
-  const SegmentList list("segmented_activation", input, widths, kinds, tau);
+  const SegmentList list("segmented_activation", widths, kinds, tau);
+  list.check_columns("segmented_activation", input);
   check_draws(list.get(), input, noise);
   return empty_rows(input);
 }
@@ -123,7 +91,8 @@ template <class Scope>
 Tensor segmented_backward_kernel(const Tensor& grad_output, const Tensor& output, at::IntArrayRef widths,
                                  at::IntArrayRef kinds, double tau) {
   const char* const op = "segmented_activation_backward";
-  const SegmentList list(op, output, widths, kinds, tau);
+  const SegmentList list(op, widths, kinds, tau);
+  list.check_columns(op, output);
   check_like(op, "grad_output", grad_output, output);
   const Tensor g = grad_output.contiguous(), y = output.contiguous(), grad_input = empty_rows(output);
   run_segmented<Scope>(op, y, list.get(), [&](auto& pass, auto tag) {
@@ -146,7 +115,8 @@ std::tuple<Tensor, Tensor> segmented_double_backward_kernel(const Tensor& cotang
                                                             const Tensor& output, at::IntArrayRef widths,
                                                             at::IntArrayRef kinds, double tau) {
   const char* const op = "segmented_activation_double_backward";
-  const SegmentList list(op, output, widths, kinds, tau);
+  const SegmentList list(op, widths, kinds, tau);
+  list.check_columns(op, output);
   check_like(op, "cotangent", cotangent, output);
   check_like(op, "grad_output", grad_output, output);
   const Tensor c = cotangent.contiguous(), g = grad_output.contiguous(), y = output.contiguous();

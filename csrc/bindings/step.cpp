@@ -99,6 +99,16 @@ class StepEngine {
     layer.eps = eps;
   }
 
+  // Of the last layer added, which is without an activation: widths and kinds of its segments, kinds by number.
+  void set_segments(int64_t network, const std::vector<int64_t>& widths, const std::vector<int64_t>& kinds,
+                    double tau) {
+    Layer& layer = tensors_.networks[network].layers.back();
+    layer.segments = std::make_shared<SegmentList>("StepEngine", widths, kinds, tau);
+    TORCH_CHECK(network == generator_index && layer.kind == LayerKind::segmented &&
+                    layer.segments->get().columns == layer.out && layer.activation.activation == Activation::identity,
+                "the engine has segments in a generator alone, as a layer of their width");
+  }
+
   void set_dropout(int64_t network, double p) { tensors_.networks[network].layers.back().drop = p; }
 
   // Of the last layer added: its weight, then its bias. Without a group it is frozen, or in no optimizer.
@@ -308,6 +318,7 @@ class StepEngine {
     for (const Layer& layer : tensors_.networks[network].layers) {
       switch (layer.kind) {
         case LayerKind::linear:
+        case LayerKind::segmented:
           return false;
         case LayerKind::dropout:
           if (layer.drop > 0) return !input.select(0, 0).is_contiguous();
@@ -419,7 +430,8 @@ void register_step_engine(py::module_& m) {
       .def(py::init([](int64_t latent, int64_t data, int64_t classes, int64_t pac, int64_t d_steps, bool reuse_fake,
                        const std::string& loss, double real_target, double fake_target, double r1, double r2, double gp,
                        double gp_center, bool of_probability, double clip_norm, double average_rate, bool has_noise,
-                       int64_t least_batch, bool bf16, std::shared_ptr<Watch> watch, py::object device_mode) {
+                       int64_t least_batch, double condition_weight, bool bf16, std::shared_ptr<Watch> watch,
+                       py::object device_mode) {
              return std::make_unique<StepEngine>(
                  StepSettings{.latent = latent,
                               .data = data,
@@ -435,16 +447,18 @@ void register_step_engine(py::module_& m) {
                               .average_rate = average_rate,
                               .has_noise = has_noise,
                               .least_batch = least_batch,
+                              .condition_weight = condition_weight,
                               .bf16 = bf16},
                  std::move(watch), std::move(device_mode));
            }),
            py::arg("latent"), py::arg("data"), py::arg("classes"), py::arg("pac"), py::arg("d_steps"),
            py::arg("reuse_fake"), py::arg("loss"), py::arg("real_target"), py::arg("fake_target"), py::arg("r1"),
            py::arg("r2"), py::arg("gp"), py::arg("gp_center"), py::arg("of_probability"), py::arg("clip_norm"),
-           py::arg("average_rate"), py::arg("has_noise"), py::arg("least_batch"), py::arg("bf16"), py::arg("watch"),
-           py::arg("device_mode"))
+           py::arg("average_rate"), py::arg("has_noise"), py::arg("least_batch"), py::arg("condition_weight"),
+           py::arg("bf16"), py::arg("watch"), py::arg("device_mode"))
       .def("add_layer", &StepEngine::add_layer)
       .def("set_batch_norm", &StepEngine::set_batch_norm)
+      .def("set_segments", &StepEngine::set_segments)
       .def("set_dropout", &StepEngine::set_dropout)
       .def("add_parameter", &StepEngine::add_parameter, py::arg("network"), py::arg("is_bias"), py::arg("value"),
            py::arg("average"), py::arg("is_in_optimizer"), py::arg("group"), py::arg("state"))

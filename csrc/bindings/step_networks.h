@@ -4,11 +4,14 @@
 #include <ATen/core/Generator.h>
 
 #include <algorithm>
+#include <limits>
+#include <memory>
 #include <optional>
 #include <vector>
 
 #include "../core/step.h"
 #include "common.h"
+#include "segment_list.h"
 #include "step_parameter.h"
 
 namespace fastgan::bindings {
@@ -23,6 +26,8 @@ struct Layer {
   bool batch_statistics = false, cumulative = false;
   double momentum = 0, eps = 0, drop = 0;
   std::vector<Tensor> masks;  // of dropout: of each part of a batch
+  std::shared_ptr<const SegmentList> segments;
+  Tensor gumbel;  // of segmented
 };
 
 struct Network {
@@ -52,6 +57,7 @@ struct StepSettings {
   double clip_norm, average_rate;
   bool has_noise;
   int64_t least_batch;
+  double condition_weight;
   bool bf16;
 
   int64_t rows_of_noise() const { return d_steps + (reuse_fake ? 0 : 1); }
@@ -103,15 +109,27 @@ struct StepNetworks {
     draws.mix.uniform_(0, 1, generator);
   }
 
-  // As torch.nn.functional.dropout draws it: batch after batch, layer after layer.
-  void draw_masks(int network, int part, int64_t batch) {
+  // As torch.nn.functional.dropout and reference.gumbel_noise draw it: batch after batch, layer after layer.
+  void draw_of_layers(int network, int part, int64_t batch) {
     for (Layer& layer : networks[network].layers) {
+      if (layer.kind == LayerKind::segmented) draw_gumbel(layer, batch);
       if (layer.kind != LayerKind::dropout || layer.drop == 0) continue;
       layer.masks.resize(most_parts);
       Tensor& mask = layer.masks[part];
       if (!mask.defined() || mask.size(0) != batch) mask = at::zeros({batch, layer.out}, first().options());
       if (layer.drop < 1) mask.bernoulli_(1 - layer.drop, generator);
     }
+  }
+
+  // g = -log(-log u), a zero u taken for the smallest number.
+  void draw_gumbel(Layer& layer, int64_t batch) const {
+    const int64_t columns = layer.segments->get().gumbel_columns;
+    if (columns == 0) return;
+    Tensor& noise = layer.gumbel;
+    if (!noise.defined() || noise.size(0) != batch) noise = at::empty({batch, columns}, first().options());
+    const double least = noise.scalar_type() == at::kDouble ? std::numeric_limits<double>::min()
+                                                            : double{std::numeric_limits<float>::min()};
+    noise.uniform_(0, 1, generator).clamp_min_(least).log_().neg_().log_().neg_();
   }
 
   // The problem's networks, as they are now.
@@ -132,6 +150,8 @@ struct StepNetworks {
         to.momentum = from.momentum, to.cumulative = from.cumulative, to.eps = from.eps;
         for (size_t part = 0; part < from.masks.size(); ++part) to.mask[part] = pointer<T>(from.masks[part]);
         to.keep_scale = from.drop < 1 ? 1 / (1 - from.drop) : 1;
+        if (from.segments) to.segments = from.segments->get();
+        to.gumbel = pointer<T>(from.gumbel);
         layers[n].push_back(to);
       }
       for (size_t l = 0; l + 1 < layers[n].size(); ++l) {
@@ -163,6 +183,7 @@ StepProblem<T> problem_of(const StepSettings& settings, const StepInputs& inputs
   problem.penalties.are_due = inputs.penalties_are_due;
   problem.clip_norm = settings.clip_norm, problem.average_rate = settings.average_rate;
   problem.has_noise = settings.has_noise, problem.noise_scale = inputs.noise_scale;
+  problem.condition_weight = settings.condition_weight;
   problem.bf16 = settings.bf16;
   return problem;
 }
@@ -184,6 +205,12 @@ void take_inputs(StepProblem<T>& problem, const StepInputs& inputs, const Draws&
   for (int half = 0; half < 2; ++half)
     problem.instance_noise[half] = problem.noise_scale > 0 ? pointer<T>(draws.instance_noise[half]) : nullptr;
   problem.mix = problem.penalties.gp > 0 ? pointer<T>(draws.mix) : nullptr;
+  if (problem.condition_weight > 0) {  // the classes are the last of the columns that have draws
+    StepLayer<T>& last = problem.generator.layers[problem.generator.count - 1];
+    last.asked = problem.labels;
+    last.asked_from = last.segments.gumbel_columns - problem.classes;
+    last.asked_scale = problem.condition_weight / double(problem.batch);
+  }
 }
 
 // One update of D: what it draws beside G's masks, in the order of the plain loop, and the step.
@@ -193,10 +220,10 @@ void run_discriminator_step(Device& device, StepNetworks& networks, const StepSe
   const int64_t inputs_of_d[] = {problem.batch / problem.pac, problem.fake_batch / problem.pac};
   if (problem.noise_scale > 0)
     for (const int half : {0, 1}) networks.draw_instance_noise(half, problem.batch, settings.data);
-  for (const int half : {0, 1}) networks.draw_masks(discriminator_index, half, inputs_of_d[half]);
+  for (const int half : {0, 1}) networks.draw_of_layers(discriminator_index, half, inputs_of_d[half]);
   if (problem.penalties.gp > 0) {
     networks.draw_mix(inputs_of_d[0]);
-    networks.draw_masks(discriminator_index, 2, inputs_of_d[0]);
+    networks.draw_of_layers(discriminator_index, 2, inputs_of_d[0]);
   }
   networks.fill(problem);
   take_inputs(problem, inputs, networks.draws, i);
@@ -212,16 +239,16 @@ void run_step(Device& device, StepNetworks& networks, const StepSettings& settin
   StepProblem<T> problem = problem_of<T>(settings, inputs);
   if (inputs.fake.defined()) return run_discriminator_step(device, networks, settings, inputs, problem, 0);
   for (int64_t i = 0; i < settings.d_steps; ++i) {
-    networks.draw_masks(generator_index, 0, problem.batch);
+    networks.draw_of_layers(generator_index, 0, problem.batch);
     run_discriminator_step(device, networks, settings, inputs, problem, i);
   }
-  if (!settings.reuse_fake) networks.draw_masks(generator_index, 0, problem.batch);
+  if (!settings.reuse_fake) networks.draw_of_layers(generator_index, 0, problem.batch);
   const bool is_paired = problem.loss.is_paired;  // real data go through D too, first
   for (const int half : {0, 1})
     if (problem.noise_scale > 0 && (half == 1 || is_paired))
       networks.draw_instance_noise(half, problem.batch, settings.data);
   for (const int half : {0, 1})  // of one half alone the masks are the first
-    if (half == 0 || is_paired) networks.draw_masks(discriminator_index, half, problem.batch / problem.pac);
+    if (half == 0 || is_paired) networks.draw_of_layers(discriminator_index, half, problem.batch / problem.pac);
   device.prepare(generator_index);
   networks.fill(problem);
   take_inputs(problem, inputs, networks.draws, settings.d_steps);

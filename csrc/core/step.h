@@ -5,11 +5,12 @@
 #include "adam.h"
 #include "gan_losses.h"
 #include "mlp.h"
+#include "segmented.h"
 
 namespace fastgan {
 
 // Each pass has a switch over them: one that is added does not compile until all of them know it.
-#define FASTGAN_LAYER_KINDS(X) X(linear) X(batch_norm) X(dropout) X(identity)
+#define FASTGAN_LAYER_KINDS(X) X(linear) X(batch_norm) X(dropout) X(identity) X(segmented)
 
 // Of one batch of D: real data, fakes, and the points between them of the penalty gp.
 constexpr int most_parts = 3;
@@ -40,6 +41,15 @@ struct StepLayer {
   // dropout: zeros and ones, (batch, out), of each part of the batch; null where all is kept
   const T* mask[most_parts] = {};
   double keep_scale = 1;  // 1 / (1 - p)
+
+  // segmented, of a generator: its runs, and their Gumbel draws, (batch, gumbel_columns)
+  Segments segments{};
+  const T* gumbel = nullptr;
+  // The cross-entropy of its input, where each sample was asked for one level of one run (Xu et al. 2019,
+  // arXiv:1907.00503, section 4.3): the levels, (batch), counted from the draws' column `asked_from` on; or null.
+  const int64_t* asked = nullptr;
+  int64_t asked_from = 0;
+  double asked_scale = 0;  // weight / batch
 };
 
 template <class T>
@@ -91,11 +101,12 @@ struct StepProblem {
   GanLoss loss = gan_losses[0];
   double real_target = 1, fake_target = 0;  // where the loss takes targets
   Penalties penalties;
-  double average_rate = 0;  // 1 - decay of the moving average
-  double clip_norm = 0;     // of the gradient of a network, which is scaled down to it; 0: as it is
-  bool has_noise = false;   // whether D's inputs have noise, in any step
-  double noise_scale = 0;   // of that
-  bool bf16 = false;        // products of operands rounded to bfloat16, sums in float; only where T is float
+  double average_rate = 0;      // 1 - decay of the moving average
+  double clip_norm = 0;         // of the gradient of a network, which is scaled down to it; 0: as it is
+  bool has_noise = false;       // whether D's inputs have noise, in any step
+  double noise_scale = 0;       // of that
+  double condition_weight = 0;  // of the cross-entropy by the input of G's last layer, which is segmented
+  bool bf16 = false;            // products of operands rounded to bfloat16, sums in float; only where T is float
 
   // Of one D step or G step:
   StridedRows<T> real, noise, fake;                         // fake: of D alone

@@ -51,6 +51,9 @@ LayerBuffers<T> lay_out_layer_of(StepArena& arena, const StepLayer<T>& layer, co
       own.moments = arena.take<T>(layout.parts * 2 * layer.out);
       own.sums = arena.take<T>(layout.panels * 2 * layer.out);
       break;
+    case LayerKind::segmented:
+      own.mask = arena.take<T>(layout.panels * layer.segments.gumbel_columns * panel);
+      break;
     case LayerKind::dropout:
     case LayerKind::identity:
       if (layer.mask[0] != nullptr) own.mask = arena.take<T>(layout.panels * layer.out * panel);

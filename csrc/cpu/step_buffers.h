@@ -16,7 +16,7 @@ struct LayerBuffers : LinearBuffers<T> {
   // with the samples in pairs, [in / 16][panels][16][16][2].
   T* x_rows = nullptr;
   uint16_t *grad_rounded = nullptr, *x_transposed = nullptr;
-  T* mask = nullptr;      // dropout: in panels, times the scale
+  T* mask = nullptr;      // dropout: in panels, times the scale; segmented: the Gumbel draws in panels
   T* moments = nullptr;   // batch_norm: mean and 1 / standard deviation of each part: [part][2][width]
   T* sums = nullptr;      // batch_norm: of a panel, [panels][2][width]; backward: then of a part
   T* gradient = nullptr;  // where it is clipped: by the weight, then by the bias

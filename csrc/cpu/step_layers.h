@@ -1,5 +1,5 @@
 // The passes of a step through a network's layers. Included once for each instruction set, inside its namespace, after
-// step_batch_norm.h.
+// step_batch_norm.h and step_segmented.h.
 
 template <class T>
 LinearLayer<T> linear_of(const StepLayer<T>& layer) {
@@ -25,6 +25,9 @@ void forward(const Pass& pass, const StepNetwork<T>& network, const NetworkBuffe
       case LayerKind::identity:
         dropout_forward(pass, layer, buffers.layers[l]);
         break;
+      case LayerKind::segmented:
+        segmented_forward(pass, layer, buffers.layers[l]);
+        break;
     }
     pass.worker.layer_done();
   }
@@ -48,6 +51,7 @@ void backward_sums(const Pass& pass, const StepLayer<T>& layer, const LayerBuffe
     case LayerKind::linear:
     case LayerKind::dropout:
     case LayerKind::identity:
+    case LayerKind::segmented:
       break;
   }
 }
@@ -66,6 +70,9 @@ void layer_backward(const Pass& pass, const StepLayer<T>& layer, const LayerBuff
     case LayerKind::dropout:
     case LayerKind::identity:
       dropout_backward(pass, layer, buffers, target);
+      break;
+    case LayerKind::segmented:
+      segmented_backward(pass, layer, buffers, target);
       break;
   }
 }

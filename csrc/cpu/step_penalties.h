@@ -111,6 +111,7 @@ void tangent(const Pass& pass, const StepLayer<T>& layer, const LayerBuffers<T>&
       break;
     }
     case LayerKind::batch_norm:
+    case LayerKind::segmented:
       break;  // Python composes these
   }
   pass.worker.layer_done();

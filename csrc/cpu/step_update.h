@@ -232,6 +232,7 @@ void update_network(const Worker& worker, const StepNetwork<T>& network, const N
         break;
       case LayerKind::dropout:
       case LayerKind::identity:
+      case LayerKind::segmented:
         break;  // without parameters
     }
   }

@@ -100,6 +100,7 @@ NetworkBuffers<T> lay_out(StepArena& arena, const StepNetwork<T>& network, int64
       case LayerKind::linear:
       case LayerKind::dropout:
       case LayerKind::identity:
+      case LayerKind::segmented:
         break;
     }
     buffers.layers.push_back(own);

@@ -54,6 +54,8 @@ class Passes {
         case LayerKind::identity:
           dropout_forward(context_, dropout(layer), layer.activation, x(l), z, own.y);
           break;
+        case LayerKind::segmented:
+          break;  // Python composes these
       }
     }
   }
@@ -134,6 +136,8 @@ class Passes {
         }
         add(target);
         break;
+      case LayerKind::segmented:
+        break;  // Python composes these
     }
   }
 
@@ -160,6 +164,7 @@ class Passes {
         dropout_forward<T>(context_, dropout(layer), {Activation::identity, 0}, steps, nullptr, to.t);
         return act_tangent<T>(context_, to, to.t);
       case LayerKind::batch_norm:
+      case LayerKind::segmented:
         break;  // such a D has no penalties here
     }
   }
