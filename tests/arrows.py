@@ -56,7 +56,7 @@ ROOMS = {
         "engine",
         "torch",
     ),
-    "metrics": Room("fastgan/metrics.py fastgan/distances.py", "base", "torch"),
+    "metrics": Room("fastgan/metrics/*.py fastgan/distances.py", "base", "torch numpy sklearn"),
     "data": Room(
         "fastgan/data/*.py fastgan/dataset.py fastgan/units.py", "base", "torch numpy PIL sklearn threadpoolctl"
     ),
@@ -66,7 +66,7 @@ ROOMS = {
     "output": Room("fastgan/output.py"),
     "training": Room(
         "fastgan/training/*.py fastgan/trainer.py fastgan/config.py fastgan/sampling.py",
-        "step data output",
+        "step data metrics output",
         "torch numpy PIL matplotlib rich safetensors sklearn tomlkit typing_extensions",
     ),
     "bench": Room(

@@ -26,6 +26,7 @@ from fastgan.training.options import (
     widths,
     words,
 )
+from fastgan.training.schedules import SCHEDULES
 
 LOSSES = tuple(reference.GAN_LOSSES)
 # Options that the first runs did not have.
@@ -33,6 +34,7 @@ LATER = (
     *("r2_gamma", "gp_weight", "gp_center", "pac", "clip_grad_norm"),
     *("instance_noise", "instance_noise_steps"),
     *("condition_weight", "columns"),
+    *("lr_schedule", "lr_final"),
 )
 
 
@@ -59,6 +61,8 @@ class TrainConfig:
         reuse_fake: the last D step's fakes serve the G step too, which saves a forward pass of the generator.
         g_lr: the generator's learning rate, with Adam.
         d_lr: the discriminator's.
+        lr_schedule: what becomes of both learning rates over the steps: `constant`, `cosine` or `linear`, which fall.
+        lr_final: the share of them that is left at the end of a schedule that falls.
         beta1: of both Adams.
         beta2: of both Adams.
         ema: keep an exponential moving average of the generator and draw the samples from it.
@@ -107,6 +111,8 @@ class TrainConfig:
     reuse_fake: bool = option(True, "One fake batch for D's and G's update.", switch)
     g_lr: float = option(1e-3, "G's learning rate, over 0.", number(0.0, low_open=True))
     d_lr: float = option(1e-3, "D's learning rate, over 0.", number(0.0, low_open=True))
+    lr_schedule: str = option("constant", "Of both rates: constant, cosine or linear.", one_of(SCHEDULES))
+    lr_final: float = option(0.0, "Share of the rates at the end of the schedule, 0 to 1.", number(0.0, high=1.0))
     beta1: float = option(0.5, "Adam's, 0 to 1, not 1.", decay)
     beta2: float = option(0.999, "Adam's, 0 to 1, not 1.", decay)
     ema: bool = option(True, "Draw samples from a moving average of G.", switch)
@@ -231,6 +237,8 @@ class TrainOptions(TypedDict, total=False):
     reuse_fake: bool | None
     g_lr: float | None
     d_lr: float | None
+    lr_schedule: str | None
+    lr_final: float | None
     beta1: float | None
     beta2: float | None
     ema: bool | None

@@ -248,6 +248,7 @@ class Trainer:
         plan = self.train_step.plan
         filled, clock = 0, time.perf_counter()
         while state.step < config.steps:
+            state.set_learning_rates(config)
             real, labels = state.batches.next()
             stats = state.train_step.step(real, labels if config.conditional else None)
             history[filled] = torch.stack(stats)
