@@ -69,12 +69,13 @@ ROOMS = {
         "step data metrics output",
         "torch numpy PIL matplotlib rich safetensors sklearn tomlkit typing_extensions",
     ),
+    "evaluation": Room("fastgan/evaluation/*.py", "library training", "torch"),
     "bench": Room(
         "bench/*.py",
         "library integrations training",
         "torch numpy matplotlib rich jax apex tinycudann trainkernel ctgan pandas",
     ),
-    "cli": Room("fastgan/cli.py fastgan/__main__.py", "training bench", "torch typer"),
+    "cli": Room("fastgan/cli.py fastgan/__main__.py", "evaluation bench", "torch typer"),
 }
 # What the library imports when it is first asked for, by name.
 LAZY = {("fastgan/__init__.py", "fastgan/training/trainer.py")}

@@ -250,6 +250,8 @@ class Trainer:
         while state.step < config.steps:
             state.set_learning_rates(config)
             real, labels = state.batches.next()
+            if config.data_scale != 1:
+                real = real * config.data_scale
             stats = state.train_step.step(real, labels if config.conditional else None)
             history[filled] = torch.stack(stats)
             state.step += 1
