@@ -96,13 +96,16 @@ def _protocol(
     say(f"{name}: {protocol.source}")
     say(protocol.note)
     options = None if steps is None else {"steps": steps}
+
+    def save(rows: dict[str, running.Row]) -> None:
+        running.write(name, rows, folder)
+
     rows = running.run_protocol(
-        name, seeds, entrants=entrant, where=data, processes=processes, options=options, say=say
+        name, seeds, entrants=entrant, where=data, processes=processes, options=options, say=say, save=save
     )
-    folder.mkdir(parents=True, exist_ok=True)
     cells = running.table(name, rows)
     widths = [max(len(row[i]) for row in cells) for i in range(len(cells[0]))]
     for row in cells:
         say("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
-    running.write(name, rows, folder)
+    running.write_picture(name, rows, folder)
     say(f"mean ± standard error over {seeds} seeds; results.json, results.csv and samples.png are in {folder}")

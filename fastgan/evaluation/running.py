@@ -35,18 +35,18 @@ class Row:
     """What a protocol found of an entrant or a baseline.
 
     Attributes:
-        seeds: the measures of each seed, by name; `seconds` among them is the time of training or fitting.
+        seeds: by number of the seed its measures, by name; `seconds` among them is the time of training or fitting.
         samples: (N, data) of the first seed, for the picture.
     """
 
-    seeds: list[dict[str, float]] = field(default_factory=list)
+    seeds: dict[int, dict[str, float]] = field(default_factory=dict)
     samples: Tensor | None = None
 
     def summary(self) -> dict[str, tuple[float, float]]:
         """Mean and standard error of each measure; NaN is left out, as of modes that have no samples."""
         found = {}
-        for name in {name: None for seed in self.seeds for name in seed}:
-            values = [seed[name] for seed in self.seeds if not math.isnan(seed.get(name, math.nan))]
+        for name in {name: None for seed in self.seeds.values() for name in seed}:
+            values = [seed[name] for seed in self.seeds.values() if not math.isnan(seed.get(name, math.nan))]
             found[name] = measures.mean_and_error(values) if values else (math.nan, math.nan)
         return found
 
@@ -60,6 +60,7 @@ def run_protocol(
     processes: int | None = None,
     options: dict[str, Any] | None = None,
     say: Callable[[str], None] = lambda line: None,
+    save: Callable[[dict[str, Row]], None] = lambda rows: None,
 ) -> dict[str, Row]:
     """Train, draw and measure the entrants of a protocol and its baselines, over seeds.
 
@@ -71,6 +72,7 @@ def run_protocol(
         processes: at a time; by default one for each core, and no more than there is to do.
         options: of training that replace the entrants', which then are not the protocol's: to try one quickly.
         say: is told what was done.
+        save: is given what there is, after each seed, so that what is interrupted is not lost.
 
     Returns:
         A Row for each entrant and baseline, by name.
@@ -90,7 +92,7 @@ def run_protocol(
     cores = len(os.sched_getaffinity(0))
     workers = min(processes or cores, len(jobs))
     threads = max(1, cores // workers)
-    rows = {title: Row(seeds=[{}] * seeds) for title in dict.fromkeys(title for title, _ in jobs)}
+    rows = {title: Row() for title in dict.fromkeys(title for title, _ in jobs)}
     # Fresh interpreters: a forked one would share the threads of this one, and on CUDA its context.
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(workers, mp_context=context) as pool:
@@ -105,6 +107,7 @@ def run_protocol(
                 rows[title].samples = samples
             shown = ", ".join(f"{key} {value:.4g}" for key, value in list(found.items())[:4])
             say(f"{title}, seed {seed}: {shown}; {found['seconds']:.0f} s")
+            save(rows)
     return rows
 
 
@@ -207,21 +210,25 @@ def as_json(name: str, rows: dict[str, Row]) -> dict[str, Any]:
             title: {
                 "mean": {key: plain(mean) for key, (mean, _) in row.summary().items()},
                 "standard_error": {key: plain(error) for key, (_, error) in row.summary().items()},
-                "seeds": [{key: plain(value) for key, value in seed.items()} for seed in row.seeds],
+                "seeds": [
+                    {"seed": number, **{key: plain(value) for key, value in seed.items()}}
+                    for number, seed in sorted(row.seeds.items())
+                ],
             }
             for title, row in rows.items()
+            if row.seeds
         },
     }
 
 
 def as_csv(rows: dict[str, Row]) -> str:
     """A line for each row and seed."""
-    names = list({name: None for row in rows.values() for seed in row.seeds for name in seed})
+    names = list({name: None for row in rows.values() for seed in row.seeds.values() for name in seed})
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(["row", "seed", *names])
     for title, row in rows.items():
-        for seed, found in enumerate(row.seeds):
+        for seed, found in sorted(row.seeds.items()):
             writer.writerow([title, seed, *(found.get(name, "") for name in names)])
     return text.getvalue()
 
@@ -244,7 +251,7 @@ def table(name: str, rows: dict[str, Row]) -> list[list[str]]:
 
 
 def write(name: str, rows: dict[str, Row], folder: Path) -> None:
-    """Write results.json, results.csv and samples.png into a folder, which is made.
+    """Write results.json and results.csv into a folder, which is made.
 
     Raises:
         OSError: it cannot be written.
@@ -253,6 +260,14 @@ def write(name: str, rows: dict[str, Row], folder: Path) -> None:
     content = json.dumps(as_json(name, rows), indent=1, ensure_ascii=False) + "\n"
     (folder / "results.json").write_text(content, encoding="utf-8")
     (folder / "results.csv").write_text(as_csv(rows), encoding="utf-8")
+
+
+def write_picture(name: str, rows: dict[str, Row], folder: Path) -> None:
+    """Write samples.png into a folder: the samples of the first seed, of a mixture over its density.
+
+    Raises:
+        OSError: it cannot be written.
+    """
     known = None if PROTOCOLS[name].where else PROTOCOLS[name].build(0, "")[0]
     shown = {title: row.samples for title, row in rows.items() if row.samples is not None}
     if known is not None and known.modes is not None:
