@@ -24,6 +24,8 @@ def test_defaults_suit_the_data() -> None:
     assert (stock.loss, stock.data_scale, stock.lr_schedule) == ("relativistic", 4.0, "cosine")
     plain = TrainConfig.for_dataset(ring, "ring8", loss="non_saturating")
     assert (plain.g_hidden, plain.data_scale, plain.lr_schedule) == ((128, 128), 1.0, "constant")
+    smooth = TrainConfig.for_dataset(ring, "ring8", real_target=0.9)
+    assert (smooth.loss, smooth.g_hidden) == ("non_saturating", (128, 128))
     assert not TrainConfig.for_dataset(ring, "ring8").conditional
     table = Dataset("table", torch.zeros(50, 3))
     assert TrainConfig.for_dataset(table, "table.csv").output_activation == "identity"

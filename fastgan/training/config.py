@@ -342,8 +342,15 @@ def default_options(dataset: Dataset, given: Mapping[str, Any] | None = None) ->
 
 
 def _mixture_options(given: Mapping[str, Any]) -> dict[str, Any]:
-    """Those for a mixture. Nearly all belong to the loss: where another is given, there are simple ones instead."""
-    return dict(MIXTURE if given.get("loss", MIXTURE["loss"]) == MIXTURE["loss"] else SIMPLE_MIXTURE)
+    """Those for a mixture. Nearly all belong to the loss: where another is asked for, there are simple ones instead.
+
+    A target asks for another loss too, for this one takes none.
+    """
+    has_target = any(
+        given.get(name, default) != default for name, default in (("real_target", 1.0), ("fake_target", 0.0))
+    )
+    loss = given.get("loss", "non_saturating" if has_target else MIXTURE["loss"])
+    return dict(MIXTURE if loss == MIXTURE["loss"] else SIMPLE_MIXTURE)
 
 
 def _table_options(dataset: Dataset, given: Mapping[str, Any]) -> dict[str, Any]:
