@@ -10,43 +10,10 @@ import argparse
 import torch
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from sklearn.base import ClassifierMixin
-from sklearn.ensemble import RandomForestClassifier
-from sklearn.linear_model import LogisticRegression
-from sklearn.model_selection import StratifiedKFold, cross_val_score
-from sklearn.neighbors import KNeighborsClassifier
-from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import StandardScaler
-from sklearn.svm import SVC
 from torch import Tensor
 
 import fastgan
-
-
-def judges() -> dict[str, ClassifierMixin]:
-    """Four ways to draw a border between classes; the first has a straight line alone."""
-    return {
-        "logistic regression": make_pipeline(StandardScaler(), LogisticRegression(max_iter=1000)),
-        "nearest neighbours": KNeighborsClassifier(5),
-        "SVM": make_pipeline(StandardScaler(), SVC(C=10.0)),
-        "random forest": RandomForestClassifier(100, random_state=0),
-    }
-
-
-def two_sample(real: Tensor, fake: Tensor) -> dict[str, float]:
-    """How often each judge tells a new sample's origin, after it has learned from others (arXiv:1610.06545).
-
-    1/2 is what guessing gives: the judge sees no difference. 1 means that it is always right.
-    """
-    x, y = torch.cat([real, fake]).numpy(), torch.cat([torch.ones(len(real)), torch.zeros(len(fake))]).numpy()
-    folds = StratifiedKFold(5, shuffle=True, random_state=0)
-    return {name: float(cross_val_score(judge, x, y, cv=folds).mean()) for name, judge in judges().items()}
-
-
-def learned_from(fake: Tensor, fake_labels: Tensor, real: Tensor, real_labels: Tensor) -> dict[str, float]:
-    """How many real samples each judge classifies right, after it has learned from fakes (arXiv:1706.02633)."""
-    x, y, new_x, new_y = (t.numpy() for t in (fake, fake_labels, real, real_labels))
-    return {name: float(judge.fit(x, y).score(new_x, new_y)) for name, judge in judges().items()}
+from fastgan.metrics import learned_from, two_sample
 
 
 def grey_levels(x: Tensor) -> Tensor:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import inspect
-import json
 import os
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import fields
@@ -145,35 +144,40 @@ def sample(
 def evaluate(
     run: Annotated[
         str | None,
-        typer.Argument(help="A run folder or its number; without it, the newest run.", show_default=False),
+        typer.Argument(
+            help="A run folder or its number (without it, the newest run), or a protocol: pacgan-ring8, pacgan-grid25, "
+            "unrolled-ring8, digits, fashion-mnist.",
+            show_default=False,
+        ),
     ] = None,
     count: Annotated[
-        int | None, _option("Synthetic rows, at least 2.", "as many as the data has", "--number", "-n")
+        int | None, _option("Generated samples, at least 2.", "tables: as many as the data has", "--number", "-n")
     ] = None,
     holdout: Annotated[
-        Path | None, typer.Option(help="A .csv file of rows that the run has not seen.", show_default=False)
+        Path | None, typer.Option(help="Data that the run has not seen; of a table, a .csv file.", show_default=False)
     ] = None,
-    target: Annotated[str | None, _option("Column that models learn to tell.", "the last one")] = None,
-    seed: Annotated[int, typer.Option(help="Of the synthetic rows, at least 0.")] = 0,
+    target: Annotated[str | None, _option("Of a table, column that models learn to tell.", "the last one")] = None,
+    seed: Annotated[int, typer.Option(help="Of the generated samples, at least 0.")] = 0,
+    seeds: Annotated[int | None, _option("Of a protocol, seeds, at least 1.", "10")] = None,
+    entrant: Annotated[
+        list[str] | None, _option("Of a protocol, a GAN of it, by its name; may be given again.", "the protocol's")
+    ] = None,
+    data: Annotated[str | None, _option("Of a protocol, the folder of its data.", "where Debian puts it")] = None,
+    processes: Annotated[int | None, _option("Of a protocol, seeds at a time.", "as many as cores")] = None,
+    steps: Annotated[int | None, _option("Of a protocol, fewer steps, to try it.", "the protocol's")] = None,
     out: Annotated[
-        Path | None, typer.Option("--out", "-o", help="A .json file for all scores.", show_default=False)
+        Path | None,
+        _option("A .json file for all scores; of a protocol, a folder.", "none; eval/PROTOCOL", "--out", "-o"),
     ] = None,
     runs: Annotated[str, typer.Option(help="Folder of the run folders.")] = "runs",
 ) -> None:
-    """Compare what RUN, on a table, draws with its data: quality of columns, of pairs, of models, and privacy."""
+    """Measure what RUN draws beside its data, or train and measure the GANs of a published protocol over seeds."""
     with _one_line_errors(TypeError, ValueError):
-        from fastgan import checks
-        from fastgan.training.table_report import report_of_run
+        from fastgan.evaluation import command
 
-        if count is not None:
-            checks.integer("number", count, 2)
-        found = report_of_run(run, count=count, holdout=holdout, target=target, seed=seed, runs=runs)
-        for name, score in found.shapes.items():
-            say(f"  {score:.3f}  {name}")
-        for line in found.summary():
-            say(line)
-        if out is not None:
-            out.write_text(json.dumps(found.as_json(), indent=1) + "\n", encoding="utf-8")
+        of_protocol = {"seeds": seeds, "entrant": entrant, "data": data, "processes": processes, "steps": steps}
+        of_run = {"number": count, "holdout": holdout, "target": target}
+        command.evaluate(run, of_run, of_protocol, seed=seed, out=out, runs=runs)
 
 
 @app.command(

@@ -73,6 +73,28 @@ def are_inside(points: Tensor, centres: Tensor, radii: Tensor) -> Tensor:
     return torch.cat(found)
 
 
+def count_inside(points: Tensor, centres: Tensor, radii: Tensor) -> tuple[Tensor, Tensor]:
+    """How many balls each point lies in, and which balls hold a point; the surface belongs to no ball.
+
+    Args:
+        points: (N, data), float64.
+        centres: (M, data), float64, of the balls.
+        radii: (M,) of `squared_radii`.
+
+    Returns:
+        (N,) int64 counts, and (M,) whether any point is inside.
+    """
+    counts, holds = [], torch.zeros(len(centres), dtype=torch.bool, device=centres.device)
+    for part in _parts(points, centres):
+        inside = part.squares + part.errors < radii
+        doubtful = (part.squares - part.errors < radii) & ~inside
+        rows, columns = doubtful.nonzero(as_tuple=True)
+        inside[rows, columns] = _squares(points, centres, rows + part.first, columns) < radii[columns]
+        counts.append(inside.sum(dim=1))
+        holds |= inside.any(dim=0)
+    return torch.cat(counts), holds
+
+
 def _parts(points: Tensor, centres: Tensor) -> Iterator[Part]:
     """|x|^2 + |c|^2 - 2 x c, of points moved to where the centres are."""
     finite = centres[centres.isfinite().all(dim=1)]

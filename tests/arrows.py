@@ -56,7 +56,7 @@ ROOMS = {
         "engine",
         "torch",
     ),
-    "metrics": Room("fastgan/metrics.py fastgan/distances.py", "base", "torch"),
+    "metrics": Room("fastgan/metrics/*.py fastgan/distances.py", "base", "torch numpy sklearn"),
     "data": Room(
         "fastgan/data/*.py fastgan/dataset.py fastgan/units.py", "base", "torch numpy PIL sklearn threadpoolctl"
     ),
@@ -66,15 +66,16 @@ ROOMS = {
     "output": Room("fastgan/output.py"),
     "training": Room(
         "fastgan/training/*.py fastgan/trainer.py fastgan/config.py fastgan/sampling.py",
-        "step data output",
+        "step data metrics output",
         "torch numpy PIL matplotlib rich safetensors sklearn tomlkit typing_extensions",
     ),
+    "evaluation": Room("fastgan/evaluation/*.py", "library training", "torch"),
     "bench": Room(
         "bench/*.py",
         "library integrations training",
         "torch numpy matplotlib rich jax apex tinycudann trainkernel ctgan pandas",
     ),
-    "cli": Room("fastgan/cli.py fastgan/__main__.py", "training bench", "torch typer"),
+    "cli": Room("fastgan/cli.py fastgan/__main__.py", "evaluation bench", "torch typer"),
 }
 # What the library imports when it is first asked for, by name.
 LAZY = {("fastgan/__init__.py", "fastgan/training/trainer.py")}

@@ -16,7 +16,16 @@ def test_defaults_suit_the_data() -> None:
     config = TrainConfig.for_dataset(digits, "digits")
     assert config.conditional
     assert config.output_activation == "tanh"
-    assert TrainConfig.for_dataset(ring, "ring8").g_hidden == (128, 128)
+    assert TrainConfig.for_dataset(ring, "ring8").as_dict() == {
+        **TrainConfig.for_dataset(load("grid25"), "grid25").as_dict(),
+        "data": "ring8",
+    }
+    stock = TrainConfig.for_dataset(ring, "ring8")
+    assert (stock.loss, stock.data_scale, stock.lr_schedule) == ("relativistic", 4.0, "cosine")
+    plain = TrainConfig.for_dataset(ring, "ring8", loss="non_saturating")
+    assert (plain.g_hidden, plain.data_scale, plain.lr_schedule) == ((128, 128), 1.0, "constant")
+    smooth = TrainConfig.for_dataset(ring, "ring8", real_target=0.9)
+    assert (smooth.loss, smooth.g_hidden) == ("non_saturating", (128, 128))
     assert not TrainConfig.for_dataset(ring, "ring8").conditional
     table = Dataset("table", torch.zeros(50, 3))
     assert TrainConfig.for_dataset(table, "table.csv").output_activation == "identity"
@@ -53,6 +62,9 @@ def test_options_replace_defaults() -> None:
         ("g_lr", 0, "g_lr must be finite and greater than 0, not 0"),
         ("d_lr", -1e-3, "d_lr must be finite and greater than 0, not -0.001"),
         ("d_lr", float("inf"), "d_lr must be finite"),
+        ("lr_schedule", "step", "lr_schedule must be one of constant, cosine, linear, not 'step'"),
+        ("lr_final", 1.5, r"lr_final must be in \[0, 1\], not 1.5"),
+        ("data_scale", 0.0, "data_scale must be finite and greater than 0, not 0.0"),
         ("beta1", 1.0, r"beta1 must be in \[0, 1\), not 1"),
         ("beta2", -0.5, r"beta2 must be in \[0, 1\], not -0.5"),
         ("ema_decay", 1, r"ema_decay must be in \[0, 1\), not 1"),

@@ -7,9 +7,9 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from fastgan import distances, metrics
+from fastgan import distances
 from fastgan.data import load
-from fastgan.metrics import frechet_distance, mode_coverage, precision_recall
+from fastgan.metrics import frechet_distance, mode_coverage, modes, precision_recall
 
 
 def test_mode_coverage() -> None:
@@ -98,7 +98,7 @@ def test_distances_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(distances, "_parts", watched)
     for entries in (1, 200, 1000):
-        for module, name in ((distances, "ENTRIES"), (distances, "VALUES"), (metrics, "ENTRIES")):
+        for module, name in ((distances, "ENTRIES"), (distances, "VALUES"), (modes, "ENTRIES")):
             monkeypatch.setattr(module, name, entries)
         sizes.clear()
         assert precision_recall(real, fake) == whole[0]

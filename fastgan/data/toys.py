@@ -41,43 +41,47 @@ def digits() -> Dataset:
     )
 
 
-def ring8(seed: int = 0) -> Dataset:
+def ring8(seed: int = 0, points: int = POINTS) -> Dataset:
     """Eight Gaussians on the circle of radius 1, standard deviation 0.01; the label is the mode.
 
     The 2D-ring of VEEGAN (Srivastava et al. 2017, arXiv:1705.07761, section 4.1).
 
     Args:
         seed: of the points, at least 0.
+        points: their number, at least 1.
 
     Returns:
-        A Dataset of 25,000 points (two values each), with its modes.
+        A Dataset of so many points (two values each), with its modes.
     """
     angles = torch.arange(8, dtype=torch.float32, device="cpu") * (2 * math.pi / 8)
-    return _mixture("ring8", torch.stack([angles.cos(), angles.sin()], dim=1), std=0.01, scale=1.0, seed=seed)
+    return _mixture(
+        "ring8", torch.stack([angles.cos(), angles.sin()], dim=1), std=0.01, scale=1.0, seed=seed, points=points
+    )
 
 
-def grid25(seed: int = 0) -> Dataset:
+def grid25(seed: int = 0, points: int = POINTS) -> Dataset:
     """Twenty-five Gaussians on the grid of spacing 2 in [-4, 4]^2, standard deviation 0.05; label = mode.
 
     The 2D-grid of VEEGAN (Srivastava et al. 2017, arXiv:1705.07761, section 4.1), divided by 4 for the networks.
 
     Args:
         seed: of the points, at least 0.
+        points: their number, at least 1.
 
     Returns:
-        A Dataset of 25,000 points (two values each), with its modes.
+        A Dataset of so many points (two values each), with its modes.
     """
     axis = torch.arange(-4.0, 5.0, 2.0, dtype=torch.float32, device="cpu")
-    return _mixture("grid25", torch.cartesian_prod(axis, axis), std=0.05, scale=4.0, seed=seed)
+    return _mixture("grid25", torch.cartesian_prod(axis, axis), std=0.05, scale=4.0, seed=seed, points=points)
 
 
-def _mixture(name: str, centres: Tensor, std: float, scale: float, seed: int) -> Dataset:
+def _mixture(name: str, centres: Tensor, std: float, scale: float, seed: int, points: int) -> Dataset:
     generator = torch.Generator("cpu").manual_seed(seed)
-    labels = torch.arange(POINTS, device="cpu") % len(centres)
-    points = centres[labels] + std * torch.randn(POINTS, 2, generator=generator, dtype=torch.float32, device="cpu")
+    labels = torch.arange(points, device="cpu") % len(centres)
+    drawn = centres[labels] + std * torch.randn(points, 2, generator=generator, dtype=torch.float32, device="cpu")
     return Dataset(
         name=name,
-        samples=points / scale,
+        samples=drawn / scale,
         labels=labels,
         num_classes=len(centres),
         scale=_scalar(scale),

@@ -26,6 +26,7 @@ from fastgan.training.options import (
     widths,
     words,
 )
+from fastgan.training.schedules import SCHEDULES
 
 LOSSES = tuple(reference.GAN_LOSSES)
 # Options that the first runs did not have.
@@ -33,6 +34,7 @@ LATER = (
     *("r2_gamma", "gp_weight", "gp_center", "pac", "clip_grad_norm"),
     *("instance_noise", "instance_noise_steps"),
     *("condition_weight", "columns"),
+    *("data_scale", "lr_schedule", "lr_final"),
 )
 
 
@@ -59,6 +61,9 @@ class TrainConfig:
         reuse_fake: the last D step's fakes serve the G step too, which saves a forward pass of the generator.
         g_lr: the generator's learning rate, with Adam.
         d_lr: the discriminator's.
+        data_scale: the networks learn the data times this; samples are divided by it again.
+        lr_schedule: what becomes of both learning rates over the steps: `constant`, `cosine` or `linear`, which fall.
+        lr_final: the share of them that is left at the end of a schedule that falls.
         beta1: of both Adams.
         beta2: of both Adams.
         ema: keep an exponential moving average of the generator and draw the samples from it.
@@ -107,6 +112,9 @@ class TrainConfig:
     reuse_fake: bool = option(True, "One fake batch for D's and G's update.", switch)
     g_lr: float = option(1e-3, "G's learning rate, over 0.", number(0.0, low_open=True))
     d_lr: float = option(1e-3, "D's learning rate, over 0.", number(0.0, low_open=True))
+    data_scale: float = option(1.0, "The networks learn the data times this, over 0.", number(0.0, low_open=True))
+    lr_schedule: str = option("constant", "Of both rates: constant, cosine or linear.", one_of(SCHEDULES))
+    lr_final: float = option(0.0, "Share of the rates at the end of the schedule, 0 to 1.", number(0.0, high=1.0))
     beta1: float = option(0.5, "Adam's, 0 to 1, not 1.", decay)
     beta2: float = option(0.999, "Adam's, 0 to 1, not 1.", decay)
     ema: bool = option(True, "Draw samples from a moving average of G.", switch)
@@ -153,6 +161,8 @@ class TrainConfig:
         if self.conditional and dataset.conditions == 0:
             lacks = "labels" if dataset.table is None else "discrete columns"
             raise ValueError(f"conditional must be False for {dataset.name}, which has no {lacks}")
+        if self.data_scale != 1 and dataset.table is not None:
+            raise ValueError(f"data_scale must be 1 for a table of words and numbers, not {self.data_scale:g}")
         if self.condition_weight > 0 and (not self.conditional or dataset.table is None):
             raise ValueError(
                 f"condition_weight must be 0 but for a conditional run on a table with discrete columns, not "
@@ -231,6 +241,9 @@ class TrainOptions(TypedDict, total=False):
     reuse_fake: bool | None
     g_lr: float | None
     d_lr: float | None
+    data_scale: float | None
+    lr_schedule: str | None
+    lr_final: float | None
     beta1: float | None
     beta2: float | None
     ema: bool | None
@@ -281,7 +294,7 @@ SEGMENTED: dict[str, Any] = {
     "beta2": 0.9,
     "condition_weight": 1.0,
 }
-MIXTURE: dict[str, Any] = {
+SIMPLE_MIXTURE: dict[str, Any] = {
     "steps": 10_000,
     "batch_size": 256,
     "latent_size": 2,
@@ -292,6 +305,28 @@ MIXTURE: dict[str, Any] = {
     # standard deviations of a mode with 0.3, 87 % with 0.05 and 90 % without; all 25 modes were reached.
     "r1_gamma": 0.0,
 }
+# One configuration for ring8 and grid25, whose samples it scales to [-4, 4]; figures in bench/results/evaluation.md.
+# Batch and latent are PacGAN's (arXiv:1712.04086), loss and penalties R3GAN's (arXiv:2501.05441).
+MIXTURE: dict[str, Any] = {
+    "steps": 12_000,
+    "batch_size": 100,
+    "latent_size": 2,
+    # So wide a generator leaves few samples between the modes: of grid25 97 % lay near one, with 3 x 128 90 %.
+    "g_hidden": (256, 256, 256, 256),
+    "d_hidden": (128, 128, 128),
+    "output_activation": "identity",
+    "data_scale": 4.0,
+    "loss": "relativistic",
+    "r1_gamma": 0.01,
+    "r2_gamma": 0.01,
+    "r1_every": 4,
+    # Modes are too narrow where the discriminator lags behind a generator that moves to and fro.
+    "d_steps": 3,
+    "beta1": 0.0,
+    "beta2": 0.99,
+    "lr_schedule": "cosine",
+    "ema_decay": 0.99,
+}
 
 
 def default_options(dataset: Dataset, given: Mapping[str, Any] | None = None) -> dict[str, Any]:
@@ -299,11 +334,23 @@ def default_options(dataset: Dataset, given: Mapping[str, Any] | None = None) ->
     if dataset.table is not None:
         return _table_options(dataset, given or {})
     if dataset.modes is not None:
-        return dict(MIXTURE)
+        return _mixture_options(given or {})
     options = {**(WIDE if dataset.width > 256 else {}), **(TABLE if dataset.image_shape is None else {})}
     # Told which class to draw, the same networks draw fewer images that lie between two classes.
     options["conditional"] = dataset.image_shape is not None and dataset.labels is not None
     return options
+
+
+def _mixture_options(given: Mapping[str, Any]) -> dict[str, Any]:
+    """Those for a mixture. Nearly all belong to the loss: where another is asked for, there are simple ones instead.
+
+    A target asks for another loss too, for this one takes none.
+    """
+    has_target = any(
+        given.get(name, default) != default for name, default in (("real_target", 1.0), ("fake_target", 0.0))
+    )
+    loss = given.get("loss", "non_saturating" if has_target else MIXTURE["loss"])
+    return dict(MIXTURE if loss == MIXTURE["loss"] else SIMPLE_MIXTURE)
 
 
 def _table_options(dataset: Dataset, given: Mapping[str, Any]) -> dict[str, Any]:

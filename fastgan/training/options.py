@@ -44,11 +44,11 @@ def integer(most: int, least: int = 1) -> Check:
     return check
 
 
-def number(low: float = -math.inf, *, low_open: bool = False) -> Check:
-    """A finite number of at least low, or above it."""
+def number(low: float = -math.inf, *, high: float = math.inf, low_open: bool = False) -> Check:
+    """A finite number of at least low, or above it, and of at most high."""
 
     def check(name: str, value: Any) -> Any:
-        checks.number(name, value, low, low_open=low_open)
+        checks.number(name, value, low, high, low_open=low_open)
         return value
 
     return check

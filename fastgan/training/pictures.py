@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
@@ -87,6 +87,35 @@ def save_points(samples: Tensor, path: Path | IO[bytes], behind: Tensor | None =
             axes.set_ylabel("column 1")
     if behind is not None:
         axes.legend(loc="upper right", markerscale=3)
+    figure.savefig(path, dpi=100, format="png")
+
+
+def save_over_density(samples: Mapping[str, Tensor], modes: Tensor, std: float, path: Path | IO[bytes]) -> None:
+    """Samples of several generators over the true density of a mixture in the plane, one mode of it enlarged below.
+
+    Args:
+        samples: (N, 2) of each, by name.
+        modes: (M, 2), the centres.
+        std: of each mode.
+        path: the PNG file to write, or a binary stream.
+    """
+    figure = _figure(2.6 * len(samples), 5.4)
+    panels = figure.subplots(2, len(samples), squeeze=False)
+    centres = modes.double().numpy()
+    far = float(np.abs(centres).max()) * 1.25
+    for (title, points), column in zip(samples.items(), panels.T, strict=True):
+        values = points.double().numpy()
+        for axes, centre, reach, size in ((column[0], np.zeros(2), far, 1.0), (column[1], centres[0], 5 * std, 6.0)):
+            x, y = (np.linspace(at - reach, at + reach, 300) for at in centre)
+            distances = (x[None, :, None] - centres[:, 0]) ** 2 + (y[:, None, None] - centres[:, 1]) ** 2
+            # Drawn to the power 1/4, so that the edge of a mode is seen.
+            density = np.exp(-distances / (2 * std**2)).sum(axis=2) ** 0.25
+            axes.imshow(density, extent=(x[0], x[-1], y[0], y[-1]), origin="lower", cmap="Greys", vmax=1.6)
+            axes.scatter(values[:, 0], values[:, 1], s=size, color="tab:blue", alpha=0.5, linewidths=0)
+            axes.set_xlim(x[0], x[-1])
+            axes.set_ylim(y[0], y[-1])
+            axes.tick_params(labelsize=6)
+        column[0].set_title(title, fontsize=8)
     figure.savefig(path, dpi=100, format="png")
 
 

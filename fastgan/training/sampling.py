@@ -118,6 +118,8 @@ def draw(
         with torch.random.fork_rng([first.device] if first.is_cuda else []):
             torch.manual_seed(seed)  # of the draws of a SegmentedActivation
             samples: Tensor = generator.eval()(z.to(first)).float().cpu()
+        if config.data_scale != 1:
+            samples = samples / config.data_scale
         return samples
     finally:
         generator.train(was_training)

@@ -25,6 +25,7 @@ from fastgan.training.checkpoint import (
 from fastgan.training.config import TrainConfig
 from fastgan.training.random_states import RandomStates
 from fastgan.training.sampling import build_networks
+from fastgan.training.schedules import set_learning_rates, share_of_rate
 
 
 @dataclass
@@ -83,6 +84,12 @@ class TrainState:
         kind = LevelBatches if dataset.table is not None and config.conditional else Batches
         batches = kind(dataset, config.batch_size, config.d_steps, device, config.seed, dtype)
         return cls(generator, discriminator, ema, g_optimizer, d_optimizer, train_step, batches, random_states)
+
+    def set_learning_rates(self, config: TrainConfig) -> None:
+        """Set both learning rates to what the schedule says of the next step."""
+        if config.lr_schedule != "constant":
+            share = share_of_rate(config.lr_schedule, self.step, config.steps, config.lr_final)
+            set_learning_rates(self.optimizers.values(), share)
 
     @property
     def networks(self) -> dict[str, nn.Module]:

@@ -248,7 +248,10 @@ class Trainer:
         plan = self.train_step.plan
         filled, clock = 0, time.perf_counter()
         while state.step < config.steps:
+            state.set_learning_rates(config)
             real, labels = state.batches.next()
+            if config.data_scale != 1:
+                real = real * config.data_scale
             stats = state.train_step.step(real, labels if config.conditional else None)
             history[filled] = torch.stack(stats)
             state.step += 1

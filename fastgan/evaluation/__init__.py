@@ -1,0 +1,1 @@
+"""Protocols of the literature and the measuring of runs: `fastgan eval`."""

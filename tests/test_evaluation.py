@@ -1,0 +1,142 @@
+"""fastgan eval: protocols over seeds, their files, and the measures of any run."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from typer.testing import CliRunner
+
+from fastgan import Trainer
+from fastgan.cli import app
+from fastgan.data import load
+from fastgan.data.dataset import DataError
+from fastgan.evaluation import measures, running
+from fastgan.evaluation.protocols import PROTOCOLS, pacgan_networks
+
+SMALL = {"g_hidden": (8,), "d_hidden": (8,), "batch_size": 20}
+
+
+def run(*words: object, code: int = 0) -> str:
+    result = CliRunner().invoke(app, list(map(str, words)))
+    assert result.exit_code == code, result.output + repr(result.exception)
+    return result.output
+
+
+def test_a_protocol_writes_all_that_it_found(tmp_path: Path) -> None:
+    shown = run("eval", "pacgan-ring8", "--seeds", 2, "--steps", 2, "--processes", 1, "--out", tmp_path / "out")
+    found = json.loads((tmp_path / "out/results.json").read_text(encoding="utf-8"))
+    assert found["published"] == {"modes": "7.9", "high quality": "0.982"}
+    assert list(found["rows"]) == ["stock GAN", running.MIXTURE, running.CEILING, running.FLOOR]
+    for row in found["rows"].values():
+        assert len(row["seeds"]) == 2
+        values = [seed["high quality"] for seed in row["seeds"]]
+        assert row["mean"]["high quality"] == pytest.approx(sum(values) / 2, rel=1e-5)
+        assert row["standard_error"]["high quality"] == pytest.approx(
+            abs(values[0] - values[1]) / 2, rel=1e-4, abs=1e-9
+        )
+    ceiling = found["rows"][running.CEILING]["mean"]
+    assert ceiling["modes"] == 8
+    assert ceiling["high quality"] == pytest.approx(1 - math.exp(-4.5), abs=0.005)
+    assert ceiling["std ratio"] == pytest.approx(1, abs=0.05)
+    assert found["rows"][running.FLOOR]["mean"]["high quality"] < 0.05
+    with (tmp_path / "out/results.csv").open(encoding="utf-8") as file:
+        lines = list(csv.DictReader(file))
+    assert len(lines) == 8
+    assert {line["row"] for line in lines} == set(found["rows"])
+    with Image.open(tmp_path / "out/samples.png") as picture:
+        assert picture.size[0] > 800
+    assert "published" in shown
+    assert "0.982" in shown
+
+
+def test_digits_with_every_baseline() -> None:
+    found = {
+        title: running.run_seed("digits", title, 0, "", 1, {"steps": 2})[0]
+        for title in (running.CEILING, running.FLOOR, running.MIXTURE, "conditional GAN", "GAN")
+    }
+    assert found[running.CEILING]["precision"] > 0.9
+    assert found[running.CEILING]["learned from, SVM"] > 0.9
+    assert found[running.FLOOR]["coverage"] < 0.1
+    assert found[running.FLOOR]["told apart, random forest"] > 0.95
+    assert found[running.MIXTURE]["learned from, SVM"] > 0.8
+    assert "learned from, SVM" in found["conditional GAN"]
+    assert "learned from, SVM" not in found["GAN"]
+
+
+@pytest.mark.parametrize("name", PROTOCOLS)
+def test_protocols_hold_out_what_is_measured(name: str) -> None:
+    protocol = PROTOCOLS[name]
+    if protocol.where and not Path(protocol.where).is_dir():
+        with pytest.raises(DataError, match=f"{name} must be there to be evaluated; name its folder with --data"):
+            protocol.build(0, protocol.where)
+        return
+    known, held_out = protocol.build(0, protocol.where)
+    assert len(held_out) >= 600
+    assert not torch.equal(known.samples[:50], protocol.build(1, protocol.where)[0].samples[:50])
+    assert torch.equal(known.samples[:50], protocol.build(0, protocol.where)[0].samples[:50])
+    if known.modes is not None:
+        assert (len(known), len(held_out)) == (100_000, 2500)
+        assert len(known.modes.unique(dim=0)) == known.num_classes  # no mode is there twice
+    else:
+        joined = torch.cat([known.samples, held_out.samples])
+        assert len(joined) == {"digits": 1797, "fashion-mnist": 60_000}[name]
+
+
+def test_the_published_networks() -> None:
+    generator, discriminator = pacgan_networks()
+    assert discriminator(generator(torch.randn(100, 2))).shape == (100, 1)
+    assert sum(isinstance(module, torch.nn.BatchNorm1d) for module in generator) == 4
+    found, samples = running.run_seed("pacgan-ring8", "published networks, plain loss", 0, "", 1, {"steps": 2})
+    assert samples.shape == (2500, 2)
+    assert 0 <= found["modes"] <= 8
+
+
+def test_runs_of_every_kind(tmp_path: Path) -> None:
+    runs = tmp_path / "runs"
+    ring = Trainer("ring8", steps=2, runs=runs, **SMALL).train(quiet=True)
+    shown = run("eval", ring, "--number", 500, "--out", tmp_path / "ring.json")
+    found = json.loads((tmp_path / "ring.json").read_text(encoding="utf-8"))
+    assert found["real"]["modes"] == 8
+    assert found["samples"] == 500
+    assert "half of ring8, which the run has learned from" in shown
+    digits = Trainer("digits", steps=2, runs=runs, **SMALL).train(quiet=True)
+    pixels = load("digits").unscale(load("digits").samples[:300]).reshape(-1, 8, 8).numpy().astype(np.float32)
+    np.save(tmp_path / "other.npy", pixels)
+    shown = run("eval", digits, "--holdout", tmp_path / "other.npy", "--number", 200)
+    assert "other.npy, which the run has not seen" in shown
+    assert "told apart, SVM" in shown
+
+
+def test_refused(tmp_path: Path) -> None:
+    for words, sentence in (
+        (("pacgan-ring8", "--number", 5), "number must be given for a run alone, not for the protocol pacgan-ring8"),
+        (("nowhere", "--seeds", 5), "seeds must be given for a protocol (pacgan-ring8, pacgan-grid25,"),
+        (("pacgan-ring8", "--seeds", 0), "seeds must be at least 1, not 0"),
+        (("pacgan-ring8", "--entrant", "x"), "entrant must be one of stock GAN, published networks, plain loss for"),
+        (("fashion-mnist", "--data", tmp_path), "fashion-mnist must be there to be evaluated"),
+        (("nowhere",), "run must be a run folder or the number of one in runs, not 'nowhere'"),
+    ):
+        result = CliRunner().invoke(app, ["eval", *map(str, words)])
+        assert result.exit_code == 2, words
+        assert sentence in " ".join(result.output.split()), (words, result.output)
+
+
+def test_mean_and_error() -> None:
+    assert measures.mean_and_error([1.0, 3.0]) == (2.0, pytest.approx(1.0))
+    mean, error = measures.mean_and_error([5.0])
+    assert mean == 5
+    assert math.isnan(error)
+
+
+def test_images_are_rounded_to_the_levels_of_the_data() -> None:
+    digits = load("digits")
+    assert torch.equal(measures.on_levels(digits.samples, digits), digits.samples)
+    rounded = measures.on_levels(torch.linspace(-1.1, 1.1, 999)[:, None].repeat(1, 64), digits)
+    assert len(rounded.unique()) == 17

@@ -1,0 +1,83 @@
+"""Learning-rate schedules: torch's own values, exact resume, and that the native step reads them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch.optim.lr_scheduler import CosineAnnealingLR, LinearLR
+
+from fastgan import Trainer, TrainStep
+from fastgan.nn import MLP
+from fastgan.training.schedules import set_learning_rates, share_of_rate
+
+
+@pytest.mark.parametrize("schedule", ["cosine", "linear"])
+@pytest.mark.parametrize("final", [0.0, 0.2])
+def test_the_rates_are_those_of_torchs_schedulers(schedule: str, final: float) -> None:
+    weight = torch.nn.Parameter(torch.zeros(1))
+    ours, theirs = (torch.optim.Adam([weight], lr=0.01) for _ in range(2))
+    made = {
+        "cosine": lambda: CosineAnnealingLR(theirs, T_max=50, eta_min=final * 0.01),
+        "linear": lambda: LinearLR(theirs, start_factor=1.0, end_factor=final, total_iters=50),
+    }[schedule]()
+    for step in range(51):
+        set_learning_rates([ours], share_of_rate(schedule, step, 50, final))
+        assert ours.param_groups[0]["lr"] == pytest.approx(theirs.param_groups[0]["lr"], rel=1e-9, abs=1e-12)
+        theirs.step()
+        made.step()
+    assert share_of_rate(schedule, 60, 50, final) == pytest.approx(final)
+    assert share_of_rate("constant", 60, 50, final) == 1.0
+
+
+def test_a_rate_that_is_a_tensor_is_changed_in_place() -> None:
+    weight = torch.nn.Parameter(torch.zeros(1))
+    optimizer = torch.optim.Adam([weight], lr=torch.tensor(0.01), foreach=False, capturable=False)
+    rate = optimizer.param_groups[0]["lr"]
+    for share in (0.5, 0.25):
+        set_learning_rates([optimizer], share)
+        assert optimizer.param_groups[0]["lr"] is rate
+        assert float(rate) == pytest.approx(0.01 * share)
+
+
+def test_a_step_reads_the_rates_each_time() -> None:
+    """Adam's first update is of the size of the learning rate; at a rate of 0 nothing moves."""
+    generator, discriminator = MLP([2, 16, 2]), MLP([2, 16, 1])
+    optimizers = [torch.optim.Adam(net.parameters(), lr=0.01, fused=True) for net in (generator, discriminator)]
+    step = TrainStep(generator, discriminator, *optimizers)
+    real = torch.randn(32, 2)
+    step.step(real)
+    for share, moves in ((0.0, False), (1.0, True), (0.0, False)):
+        before = [p.detach().clone() for net in (generator, discriminator) for p in net.parameters()]
+        set_learning_rates(optimizers, share)
+        step.step(real)
+        after = [p.detach() for net in (generator, discriminator) for p in net.parameters()]
+        assert any(not torch.equal(a, b) for a, b in zip(before, after, strict=True)) == moves
+
+
+@pytest.mark.parametrize("schedule", ["cosine", "linear"])
+def test_a_resumed_run_follows_its_schedule(schedule: str, tmp_path: Path) -> None:
+    options = {"steps": 12, "lr_schedule": schedule, "data_scale": 3.0, "g_hidden": (8,), "d_hidden": (8,)}
+    whole = Trainer("ring8", **options, runs=tmp_path / "whole", checkpoint_every=6)
+    path = whole.train(quiet=True)
+    newest = path / "checkpoints" / "step_12"
+    newest.rename(tmp_path / "step_12")
+    again = Trainer.resume(path)
+    assert again.step == 6
+    again.train(quiet=True)
+    for name in ("generator", "discriminator"):
+        for a, b in zip(getattr(whole, name).parameters(), getattr(again, name).parameters(), strict=True):
+            assert torch.equal(a, b)
+    assert again.g_optimizer.param_groups[0]["lr"] == whole.g_optimizer.param_groups[0]["lr"]
+
+
+def test_samples_are_in_the_datas_scale() -> None:
+    """The networks see the data times data_scale; what they draw is divided by it."""
+    trainer = Trainer("ring8", data_scale=4.0)
+    generator = trainer.ema
+    assert generator is not None
+    drawn = trainer.sample(50, seed=3)
+    z = torch.randn(50, 2, generator=torch.Generator().manual_seed(3))
+    with torch.no_grad():
+        assert torch.equal(drawn, generator(z) / 4)
