@@ -104,13 +104,18 @@ def resume(
         typer.Argument(help="A run folder or its number; without it, the newest run.", show_default=False),
     ] = None,
     steps: Annotated[int | None, _option("Steps in all, at least those done.", "the run's own")] = None,
+    extend: Annotated[
+        list[str] | None,
+        typer.Option(help="name=value, again for each: an option that a run can go on with changed.", metavar="OPTION"),
+    ] = None,
     runs: Annotated[str, typer.Option(help="Folder of the run folders.")] = "runs",
 ) -> None:
     """Go on with RUN from its newest checkpoint, exactly as if it had not been interrupted."""
     with _one_line_errors(TypeError, ValueError):
+        from fastgan.training.config import parse_extension
         from fastgan.training.trainer import Trainer
 
-        trainer = Trainer.resume(run, steps=steps, runs=runs)
+        trainer = Trainer.resume(run, steps=steps, extend=parse_extension(extend or ()), runs=runs)
     with _one_line_errors():
         trainer.train()
 
