@@ -37,6 +37,18 @@ class Rounds(ABC):
         self._begin()
         self._position = position
 
+    def peek(self) -> tuple[Tensor, Tensor | None]:
+        """What `next` will give, which is as it would have been without."""
+        state = self.state()
+        try:
+            return self.next()
+        finally:
+            self.load_state(*state)
+
+    @abstractmethod
+    def next(self) -> tuple[Tensor, Tensor | None]:
+        """The next of what is drawn."""
+
     def _begin(self) -> None:
         self._began = self._generator.get_state()
         self._draw()

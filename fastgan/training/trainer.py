@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import signal
@@ -15,10 +16,11 @@ from typing_extensions import Unpack
 
 from fastgan.data.dataset import DataError, Dataset
 from fastgan.step import StepStats, TrainStep
-from fastgan.training import judge, pictures, sampling
+from fastgan.training import failure, judge, page, pictures, sampling
 from fastgan.training.checkpoint import CheckpointError, prune_checkpoints
 from fastgan.training.config import TrainConfig, TrainOptions, configure
 from fastgan.training.device import pick_device
+from fastgan.training.diagnosis import Diagnosis, diversity_of, gradient_of, modes_reached
 from fastgan.training.finite import NonFiniteError, find_non_finite
 from fastgan.training.readings import Readings
 from fastgan.training.report import Reporter, StopSignals
@@ -28,6 +30,8 @@ from fastgan.training.table_report import load_again
 
 # What a full or failing disk answers, and one that may only be read.
 _DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO, errno.EACCES, errno.EPERM)
+# Samples whose distances from each other are looked at.
+_DIVERSE = 256
 
 
 class Trainer:
@@ -41,6 +45,7 @@ class Trainer:
         device: where the networks are.
         state: the TrainState: all that training changes.
         run: the RunFolder, None before `train`.
+        diagnosis: the Diagnosis, whose `warnings` say what went wrong so far.
     """
 
     def __init__(
@@ -84,6 +89,8 @@ class Trainer:
         self._pending_seconds = 0.0
         self._digest: str | None = None  # of the checkpoint that this Trainer wrote or read last
         self._reference: Tensor | None = None
+        self._diversity: float | None = None  # of the data
+        self.diagnosis = Diagnosis(self.config)
 
     @property
     def generator(self) -> nn.Module:
@@ -278,6 +285,7 @@ class Trainer:
     def _take(self, facts: Mapping[str, Any]) -> None:
         """What a checkpoint holds beside the TrainState; those of earlier versions lack it."""
         self._pending, self._pending_seconds = facts.get("pending", []), facts.get("pending_seconds", 0.0)
+        self.diagnosis.load(facts.get("diagnosis", {}))
 
     def _begin(self, run: RunFolder, report: Reporter, created: bool) -> None:
         if not created and self._digest is not None:
@@ -326,6 +334,8 @@ class Trainer:
                 row["distance"] = distance
             run.append_metrics(row)
             report.row(row)
+            if is_regular:  # a run that goes on sees the others again
+                self._diagnose(report, values)
             if plan != (plan := self.train_step.plan):  # the first step chooses its way, which the plan then names
                 report.line(f"plan: {plan}")
             if last or state.step % config.sample_every == 0:
@@ -338,10 +348,43 @@ class Trainer:
             if last:
                 break
             readings.begin()
+        if config.report:
+            page.write(run, config, self.dataset, self.diagnosis.warnings, self.train_step.plan)
+            report.line(f"The run on one page: {run.report}")
         if state.step < config.steps:
             report.line(f"Saved at step {state.step}. Go on with: fastgan resume {run.path}")
         else:
             report.line(f"Done: {state.step} steps. The pictures are in {run.samples}")
+
+    def _diagnose(self, report: Reporter, values: Tensor) -> None:
+        """Tell what goes wrong, once."""
+        gradient = gradient_of(self.g_optimizer, self.generator)
+        for line in self.diagnosis.look(self.step, values, None if gradient is None else float(gradient)):
+            report.line(line)
+        if self.step % self.config.sample_every:
+            return
+        dataset, config = self.dataset, self.config
+        by_class = config.conditional and dataset.table is None and len(dataset.classes) <= _DIVERSE // 8
+        classes = len(dataset.classes) if by_class else 1
+        if self._diversity is None:
+            self._diversity = diversity_of(dataset.examples(_DIVERSE, config.seed, by_class), classes)
+        fakes = sampling.draw(
+            self.generator,
+            config,
+            min(_DIVERSE, len(dataset)),
+            num_classes=dataset.conditions,
+            labels=dataset.classes,
+            seed=config.seed,
+            table=dataset.table,
+        )
+        if self._diversity > 0:  # NaN, where there are too few samples, is not
+            modes = None
+            if dataset.modes is not None:
+                modes = modes_reached(fakes, dataset.modes, dataset.mode_std), len(dataset.modes)
+            for line in self.diagnosis.look_at_samples(
+                self.step, diversity_of(fakes, classes) / self._diversity, modes
+            ):
+                report.line(line)
 
     def _distance(self) -> float | None:
         """How far samples are from the data, where the best checkpoint is kept."""
@@ -359,7 +402,12 @@ class Trainer:
 
     def _facts(self) -> dict[str, Any]:
         """What a checkpoint holds beside the TrainState."""
-        return {"config": self.config.as_dict(), "pending": self._pending, "pending_seconds": self._pending_seconds}
+        return {
+            "config": self.config.as_dict(),
+            "pending": self._pending,
+            "pending_seconds": self._pending_seconds,
+            "diagnosis": self.diagnosis.state(),
+        }
 
     def _picture_size(self) -> int:
         return sampling.PICTURE_POINTS if self.dataset.image_shape is None else sampling.PICTURE_IMAGES
@@ -383,6 +431,15 @@ class Trainer:
         fault = find_non_finite(self.step, values, networks)
         if fault:
             kept = run.newest_checkpoint()
+            found = None
+            with contextlib.suppress(OSError, CheckpointError):  # a disk that is full keeps no more
+                found = failure.keep(self, run, values)
             message = f"training stopped at {fault}; the last good checkpoint is kept: {kept}"
+            if found is not None:
+                message += f"; it began at {found[1]}; take that step again with: fastgan replay {run.path}"
+            message += "; try smaller --g-lr and --d-lr, or --clip-grad-norm 1"
             run.log(message)
+            if self.config.report:
+                warnings = [*self.diagnosis.warnings, {"step": self.step, "text": message}]
+                page.write(run, self.config, self.dataset, warnings, self.train_step.plan)
             raise NonFiniteError(message)
