@@ -1,4 +1,4 @@
-"""The command line: `fastgan train|resume|sample|eval|bench|doctor`.
+"""The command line: `fastgan train|resume|replay|sample|eval|bench|doctor`.
 
 Exit codes: 0 done; 1 a kernel failed its verification; 2 refused, or training diverged; 130 and 143 stopped by Ctrl-C
 and SIGTERM, after saving a checkpoint.
@@ -103,15 +103,36 @@ def resume(
         typer.Argument(help="A run folder or its number; without it, the newest run.", show_default=False),
     ] = None,
     steps: Annotated[int | None, _option("Steps in all, at least those done.", "the run's own")] = None,
+    extend: Annotated[
+        list[str] | None,
+        typer.Option(help="name=value, again for each: an option that a run can go on with changed.", metavar="OPTION"),
+    ] = None,
     runs: Annotated[str, typer.Option(help="Folder of the run folders.")] = "runs",
 ) -> None:
     """Go on with RUN from its newest checkpoint, exactly as if it had not been interrupted."""
     with _one_line_errors(TypeError, ValueError):
+        from fastgan.training.config import parse_extension
         from fastgan.training.trainer import Trainer
 
-        trainer = Trainer.resume(run, steps=steps, runs=runs)
+        trainer = Trainer.resume(run, steps=steps, extend=parse_extension(extend or ()), runs=runs)
     with _one_line_errors():
         trainer.train()
+
+
+@app.command()
+def replay(
+    run: Annotated[
+        str | None,
+        typer.Argument(help="A run folder or its number; without it, the newest run.", show_default=False),
+    ] = None,
+    runs: Annotated[str, typer.Option(help="Folder of the run folders.")] = "runs",
+) -> None:
+    """Take the step again at which RUN was stopped by a value that is not finite, and say where it began."""
+    with _one_line_errors(TypeError, ValueError):
+        from fastgan.training.failure import replay as take_again
+
+        for line in take_again(run, runs):
+            say(line)
 
 
 @app.command()

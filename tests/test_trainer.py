@@ -139,7 +139,7 @@ def test_runs_that_begin_at_once_get_numbers_of_their_own() -> None:
 
 
 def test_checkpoints_are_pruned() -> None:
-    path = small(steps=12, checkpoint_every=2, keep_checkpoints=2).train(quiet=True)
+    path = small(steps=12, checkpoint_every=2, keep_checkpoints=2, keep_best=False).train(quiet=True)
     assert [found.name for found in complete_checkpoints(path / "checkpoints")] == ["step_10", "step_12"]
 
 
@@ -354,9 +354,7 @@ def test_resume_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ValueError, match="steps must be at least 6, which the run has done, not 5"):
         Trainer.resume(path, steps=5)
     (path / "config.toml").write_text((path / "config.toml").read_text().replace("g_hidden = [16]", "g_hidden = [17]"))
-    with pytest.raises(
-        CheckpointError, match=r"0.weight is float32 of shape \(16, 4\), but float32 of shape \(17, 4\)"
-    ):
+    with pytest.raises(CheckpointError, match=r"config.toml was changed since .*: g_hidden was 16 and is 17\. Put"):
         Trainer.resume(path)
     for text in ("steps = ", "steps = 3\n", before["config.toml"].decode().replace("loss = ", "lost = ")):
         (path / "config.toml").write_text(text)

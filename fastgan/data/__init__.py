@@ -1,4 +1,4 @@
-"""Data sets: real data and toy mixtures, from their names or from files, as one kind of Dataset in memory."""
+"""Data sets: real data and toy mixtures, from their names or from files, as one kind of Dataset."""
 
 from fastgan.data.dataset import DataError, Dataset, from_array
 from fastgan.data.loading import BUILT_IN, load

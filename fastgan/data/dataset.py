@@ -5,26 +5,29 @@ from __future__ import annotations
 import hashlib
 import re
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from fastgan.data.errors import DataError
+from fastgan.data.mapped import MappedSamples, chunks_of, is_mapped
+from fastgan.data.order import random_order
 from fastgan.data.table import Table
-from fastgan.data.units import Levels, scale_array, unscale
+from fastgan.data.units import Levels, Scaled, scale_and_offset, scale_array, unscale
 
 __all__ = ["DataError", "Dataset", "check_labels", "fits_float64", "from_array"]
 
 
 @dataclass(frozen=True, eq=False)
 class Dataset:
-    """Samples in memory.
+    """Samples in memory, or in a file that is mapped into it.
 
     Attributes:
         name: short name, used for run folders.
-        samples: (N, data), float32, scaled.
+        samples: (N, data), float32, scaled; of a mapped file a `fastgan.data.mapped.MappedSamples`, whose slices and
+            whose rows by indices are Tensors.
         labels: (N,) int64 in [0, num_classes), or None.
         num_classes: number of classes; 0 without labels.
         image_shape: (height, width) or (height, width, 3) where samples are flattened images, else None.
@@ -54,11 +57,12 @@ class Dataset:
         """TypeError or ValueError where the fields do not fit each other, for data sets built by hand."""
         if not re.fullmatch(r"[\w.-]+", self.name):
             raise ValueError(f"name must be of letters, digits and . _ - only, not {self.name!r}")
-        if not isinstance(self.samples, Tensor) or self.samples.dtype != torch.float32:
+        is_mapped = isinstance(self.samples, MappedSamples)
+        if not (isinstance(self.samples, Tensor) or is_mapped) or self.samples.dtype != torch.float32:
             raise TypeError("samples must be a float32 Tensor")
         if self.samples.dim() != 2 or 0 in self.samples.shape:
             raise ValueError(f"samples must have shape (N, data), not empty, not {tuple(self.samples.shape)}")
-        if not bool(self.samples.isfinite().all()):
+        if not is_mapped and not bool(self.samples.isfinite().all()):
             raise ValueError("samples must be finite")
         if (self.labels is None) != (self.num_classes == 0):
             raise ValueError(f"num_classes must be 0 without labels and positive with them, not {self.num_classes}")
@@ -129,7 +133,7 @@ class Dataset:
             (count, data), or fewer rows where the data has fewer and the classes take no turns.
         """
         generator = torch.Generator("cpu").manual_seed(seed)
-        order = torch.randperm(len(self), generator=generator, device="cpu")[: None if by_class else count]
+        order = random_order(len(self), generator)[: len(self) if by_class else count]
         if by_class and self.labels is not None:
             turns = [order[self.labels[order] == label] for label in self.classes]
             picks = [divmod(i, len(turns)) for i in range(count)]
@@ -141,7 +145,10 @@ class Dataset:
         """SHA-256 of samples and labels: tells whether a resumed run sees the data that it began with."""
         if self.table is not None:  # whose samples hang on the mixtures that were fitted
             return self.table.fingerprint
-        digest = hashlib.sha256(np.ascontiguousarray(self.samples.cpu().numpy()).tobytes())
+        digest = hashlib.sha256()
+        parts = self.samples.chunks() if isinstance(self.samples, MappedSamples) else (self.samples,)
+        for part in parts:
+            digest.update(np.ascontiguousarray(part.cpu().numpy()).data)
         if self.labels is not None:
             digest.update(self.labels.cpu().numpy().tobytes())
         return digest.hexdigest()
@@ -184,6 +191,7 @@ def from_array(array: np.ndarray, labels: np.ndarray | None, name: str, source: 
     """
     if np.ma.is_masked(array):
         raise DataError(f"{source} has masked values, but finite numbers are needed")
+    in_file = is_mapped(array)
     array = np.asarray(array)
     if array.dtype.kind not in "uif":
         raise DataError(f"{source} has dtype {array.dtype}, but integers or real floating-point numbers are needed")
@@ -194,13 +202,15 @@ def from_array(array: np.ndarray, labels: np.ndarray | None, name: str, source: 
         )
     if 0 in array.shape:
         raise DataError(f"{source} has shape {array.shape}: it holds no values, and at least one sample is needed")
-    _check_finite(array, source)
-    _check_float64(array, source)
+    for rows in chunks_of(array):
+        _check_finite(array[rows], source, rows.start)
+        _check_float64(array[rows], source, rows.start)
     image_shape = None
     if array.ndim > 2:
         image_shape = array.shape[1:3] if array.shape[3:] in ((), (1,)) else array.shape[1:]
     try:
-        scaled = scale_array(array.reshape(len(array), -1), by_column=image_shape is None)
+        scale = _scale_mapped if in_file else scale_array
+        scaled = scale(array.reshape(len(array), -1), by_column=image_shape is None)
     except ValueError as error:
         raise DataError(f"{source} {error}") from error
     checked = None if labels is None else check_labels(labels, len(array), label_source)
@@ -211,6 +221,21 @@ def from_array(array: np.ndarray, labels: np.ndarray | None, name: str, source: 
         image_shape=image_shape,
         **scaled._asdict(),
     )
+
+
+def _scale_mapped(array: np.ndarray, by_column: bool) -> Scaled:
+    """As `scale_array`, of an array (N, data) in a mapped file: its samples stay there, and the way back is the formula
+    alone, since the values themselves would take more memory than the data."""
+    if array.dtype == np.uint8:
+        known = scale_array(array[:1], by_column)
+        return known._replace(samples=cast(Tensor, MappedSamples(array, None, None)))
+    axis = 0 if by_column else None
+    bounds = [(array[rows].min(axis=axis), array[rows].max(axis=axis)) for rows in chunks_of(array)]
+    low = np.min(np.array([low for low, _ in bounds], np.float64), axis=0)
+    high = np.max(np.array([high for _, high in bounds], np.float64), axis=0)
+    scale, offset = scale_and_offset(low, high)
+    samples = cast(Tensor, MappedSamples(array, scale, offset))
+    return Scaled(samples, torch.from_numpy(np.asarray(scale)), torch.from_numpy(np.asarray(offset)), ())
 
 
 def check_labels(labels: np.ndarray, count: int, source: str) -> Tensor:
@@ -238,18 +263,18 @@ def check_labels(labels: np.ndarray, count: int, source: str) -> Tensor:
     return values
 
 
-def _check_finite(array: np.ndarray, source: str) -> None:
+def _check_finite(array: np.ndarray, source: str, start: int = 0) -> None:
     if array.dtype.kind != "f" or bool(np.isfinite(array).all()):
         if array.dtype.kind != "f" or np.abs(array).max() <= np.finfo(np.float32).max:
             return
         fault, bad = "is too large for float32", ~(np.abs(array) <= np.finfo(np.float32).max)
     else:
         fault, bad = "is not finite", ~np.isfinite(array)
-    i, place = _first(bad, array)
+    i, place = _first(bad, array, start)
     raise DataError(f"{source} has {array[i]} at {place}, which {fault}, but finite numbers are needed")
 
 
-def _check_float64(array: np.ndarray, source: str) -> None:
+def _check_float64(array: np.ndarray, source: str, start: int = 0) -> None:
     """DataError at the first number that float64, in which data is scaled, would change."""
     if array.dtype.kind == "f":
         if array.dtype.itemsize <= 8:
@@ -260,7 +285,7 @@ def _check_float64(array: np.ndarray, source: str) -> None:
             return
         bad = ~fits_float64(array)
     if bad.any():
-        i, place = _first(bad, array)
+        i, place = _first(bad, array, start)
         raise DataError(
             f"{source} has {array[i]} at {place}, which float64 cannot hold exactly; take an offset off first, or "
             "round it yourself"
@@ -276,7 +301,8 @@ def fits_float64(array: np.ndarray) -> np.ndarray:
     return size // lowest < np.uint64(2**53)
 
 
-def _first(bad: np.ndarray, array: np.ndarray) -> tuple[tuple[int, ...], str]:
-    """The index of the first bad value, and that index in words."""
+def _first(bad: np.ndarray, array: np.ndarray, start: int) -> tuple[tuple[int, ...], str]:
+    """The index of the first bad value, and in words that of it in the whole, of which the array begins at a row."""
     i = tuple(int(at) for at in np.unravel_index(int(bad.argmax()), array.shape))
-    return i, f"row {i[0]}, column {i[1]} (counted from 0)" if array.ndim == 2 else f"index {i}"
+    of_all = (start + i[0], *i[1:])
+    return i, f"row {of_all[0]}, column {i[1]} (counted from 0)" if array.ndim == 2 else f"index {of_all}"

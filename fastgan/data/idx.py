@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from fastgan.data.dataset import DataError, Dataset, from_array
+from fastgan.data.mapped import map_bytes
 
 _UBYTE = 0x08
 
@@ -70,7 +71,7 @@ def _read(path: Path, what: str, dimensions: int) -> np.ndarray:
 
 def _content(path: Path) -> bytes:
     if path.suffix != ".gz":
-        return path.read_bytes()
+        return map_bytes(path)
     with path.open("rb") as raw:
         try:
             return gzip.GzipFile(fileobj=raw).read()

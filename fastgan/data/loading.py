@@ -26,7 +26,7 @@ _READERS: dict[str, Callable[[Path, str], Dataset]] = {".npy": load_npy, ".npz":
 def load(
     data: str | os.PathLike[str], seed: int = 0, *, columns: str | None = None, known: Table | None = None
 ) -> Dataset:
-    """Load a data set into memory, scaled to [-1, 1].
+    """Load a data set, scaled to [-1, 1]; a .npy or raw IDX file of 256 MB or more is mapped into memory instead.
 
     Args:
         data: `digits`, `ring8` or `grid25`; or the path of

@@ -20,6 +20,7 @@ from fastgan.data import numbers
 from fastgan.data.columns import FEW_LEVELS, ROWS_A_LEVEL, Column
 from fastgan.data.csv_text import read_rows, read_text, rows_of, separator_of
 from fastgan.data.dataset import DataError, Dataset, from_array
+from fastgan.data.mapped import map_npy
 from fastgan.data.numbers import NumberForm
 from fastgan.data.table import Table, Values, fingerprint_of, make_table
 
@@ -33,6 +34,9 @@ def load_npy(path: Path, name: str) -> Dataset:
     Raises:
         DataError: the file is truncated, corrupted, holds Python objects, or holds unusable values.
     """
+    mapped = map_npy(path)
+    if mapped is not None:
+        return from_array(mapped, None, name, str(path))
     with path.open("rb") as file:
         array = _read_array(file, str(path))
         position = file.tell()

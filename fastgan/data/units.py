@@ -55,7 +55,21 @@ def scale_array(array: np.ndarray, by_column: bool) -> Scaled:
         return Scaled(samples, middle, middle, (levels,))
     flat = np.array(array, dtype=np.float64, order="C")
     axis = 0 if by_column else None
-    low, high = flat.min(axis=axis), flat.max(axis=axis)
+    scale, offset = scale_and_offset(flat.min(axis=axis), flat.max(axis=axis))
+    samples = ((flat - offset) / scale).astype(np.float32)
+    columns = (
+        [(flat[:, i], scale[i], offset[i]) for i in range(flat.shape[1])] if by_column else [(flat, scale, offset)]
+    )
+    found = tuple(_levels(*column) for column in columns)
+    return Scaled(torch.from_numpy(samples), torch.from_numpy(scale), torch.from_numpy(offset), found)
+
+
+def scale_and_offset(low: np.ndarray, high: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """What maps [low, high] to [-1, 1] by (value - offset) / scale, of each column or of all; float64.
+
+    Raises:
+        ValueError: the values of a column lie closer together than float64 can scale.
+    """
     scale, offset = np.asarray((high - low) / 2), np.asarray((high + low) / 2)
     # Where values are neighbours in float64 the middle falls on one of them; the wider half then sets the scale.
     wider = np.maximum(high - offset, offset - low)
@@ -63,12 +77,7 @@ def scale_array(array: np.ndarray, by_column: bool) -> Scaled:
     if ((scale == 0) & (low < high)).any():
         raise ValueError("has values closer together than float64 can scale")
     scale = np.where(scale > 0, scale, 1.0)
-    samples = ((flat - offset) / scale).astype(np.float32)
-    columns = (
-        [(flat[:, i], scale[i], offset[i]) for i in range(flat.shape[1])] if by_column else [(flat, scale, offset)]
-    )
-    found = tuple(_levels(*column) for column in columns)
-    return Scaled(torch.from_numpy(samples), torch.from_numpy(scale), torch.from_numpy(offset), found)
+    return scale, offset
 
 
 def unscale(samples: Tensor, scale: Tensor, offset: Tensor, levels: Sequence[Levels | None] = ()) -> Tensor:

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import itertools
 from abc import ABC, abstractmethod
+from typing import cast
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from fastgan.data.dataset import Dataset
+from fastgan.data.mapped import MappedSamples
+from fastgan.data.order import ComputedOrder, random_order
 
 
 class Rounds(ABC):
@@ -34,6 +37,18 @@ class Rounds(ABC):
         self._begin()
         self._position = position
 
+    def peek(self) -> tuple[Tensor, Tensor | None]:
+        """What `next` will give, which is as it would have been without."""
+        state = self.state()
+        try:
+            return self.next()
+        finally:
+            self.load_state(*state)
+
+    @abstractmethod
+    def next(self) -> tuple[Tensor, Tensor | None]:
+        """The next of what is drawn."""
+
     def _begin(self) -> None:
         self._began = self._generator.get_state()
         self._draw()
@@ -44,8 +59,23 @@ class Rounds(ABC):
         """All of a round."""
 
 
+def on_device(samples: Tensor | MappedSamples, device: torch.device, dtype: torch.dtype) -> Tensor | MappedSamples:
+    """Samples on the device. Those of a mapped file stay there, but for a GPU that has room for twice as many."""
+    if isinstance(samples, Tensor):
+        return samples.to(device, dtype)
+    size = samples.shape.numel() * dtype.itemsize
+    if device.type != "cuda" or 2 * size > torch.cuda.mem_get_info(device)[0]:
+        return samples
+    moved = torch.empty(samples.shape, device=device, dtype=dtype)
+    first = 0
+    for part in samples.chunks():
+        moved[first : first + len(part)] = part
+        first += len(part)
+    return moved
+
+
 class Batches(Rounds):
-    """An endless run of batches of a data set that lies on the device.
+    """An endless run of batches of a data set that lies on the device, or in a mapped file.
 
     Each epoch is a new permutation from this object's own generator; its last samples that fill no batch
     wait for another epoch. The generator is the CPU's whatever the device, so that the order is the same
@@ -62,7 +92,8 @@ class Batches(Rounds):
         dtype: torch.dtype = torch.float32,
     ) -> None:
         """Move the samples to the device and dtype, and the labels where the data set has them."""
-        self._samples = dataset.samples.to(device, dtype)
+        self._samples = on_device(dataset.samples, device, dtype)
+        self._device, self._dtype = device, dtype
         self._labels = None if dataset.labels is None else dataset.labels.to(device)
         self._batch_size, self._d_steps = batch_size, d_steps
         super().__init__(seed)
@@ -71,7 +102,8 @@ class Batches(Rounds):
         """Samples (batch, data) and labels (batch,) or None; with d_steps > 1, (d_steps, batch, ...)."""
         rows = [self._next_rows() for _ in range(self._d_steps)]
         index = rows[0] if self._d_steps == 1 else torch.stack(rows)
-        return self._samples[index], None if self._labels is None else self._labels[index]
+        samples = self._samples[index].to(self._device, self._dtype)
+        return samples, None if self._labels is None else self._labels[index.to(self._device)]
 
     def _next_rows(self) -> Tensor:
         if self._position + self._batch_size > len(self._order):
@@ -81,8 +113,10 @@ class Batches(Rounds):
         return rows
 
     def _draw(self) -> None:
-        order = torch.randperm(len(self._samples), generator=self._generator, device="cpu")
-        self._order = order.to(self._samples.device)
+        order = random_order(len(self._samples), self._generator)
+        # Beside samples that lie on the device, so does what indexes them.
+        beside = isinstance(order, Tensor) and isinstance(self._samples, Tensor)
+        self._order: Tensor | ComputedOrder = cast(Tensor, order).to(self._device) if beside else order
 
 
 class LevelBatches(Rounds):

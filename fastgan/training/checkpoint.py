@@ -1,5 +1,7 @@
 """Checkpoints: a folder of safetensors and one JSON file, written aside, synced and renamed; no pickle.
 
+Whenever a process is killed, each step_N folder that is there is whole.
+
 checkpoints/step_1000/
     generator.safetensors       parameters and buffers by state_dict key; so are discriminator and ema
     optimizers.safetensors      the tensors of both optimizers' state
@@ -26,6 +28,8 @@ from torch import Tensor
 FORMAT_VERSION = 1
 MANIFEST = "checkpoint.json"
 _NAME = re.compile(r"step_(\d+)")
+# What a checkpoint is called while another of the same step takes its place.
+_REPLACED = re.compile(r"\.step_(\d+)\.replaced")
 
 Tensors = dict[str, Tensor]
 
@@ -57,12 +61,13 @@ def save_checkpoint(folder: Path, step: int, groups: Mapping[str, Tensors], fact
     if final.exists():
         old = folder / f".step_{step}.replaced"
         _remove(old)
-        final.rename(old)
+        final.rename(old)  # which `complete_checkpoints` knows, until the new one has its name
         aside.rename(final)
+        sync(folder)
         _remove(old)
     else:
         aside.rename(final)
-    _sync(folder)
+    sync(folder)
     return final
 
 
@@ -116,19 +121,56 @@ def complete_checkpoints(folder: Path) -> list[Path]:
     """The step_N folders, oldest first. One whose writing was cut short has another name."""
     if not folder.is_dir():
         return []
-    steps = {int(match[1]): path for path in folder.iterdir() if (match := _NAME.fullmatch(path.name))}
+    paths = list(folder.iterdir())
+    steps = {int(match[1]): path for path in paths if (match := _REPLACED.fullmatch(path.name))}
+    steps |= {int(match[1]): path for path in paths if (match := _NAME.fullmatch(path.name))}
     return [steps[step] for step in sorted(steps)]
 
 
-def prune_checkpoints(folder: Path, keep: int) -> None:
-    """Remove all but the newest `keep` (at least one) checkpoints, and what died half-written."""
-    for path in complete_checkpoints(folder)[: -max(keep, 1)]:
+def best_checkpoint(folder: Path) -> Path | None:
+    """The complete checkpoint whose `distance` is the smallest, the newest of such; None where none has one."""
+    found = [(distance, path) for path in complete_checkpoints(folder) if (distance := _distance(path)) is not None]
+    return min(reversed(found), key=lambda each: each[0])[1] if found else None
+
+
+def prune_checkpoints(folder: Path, keep: int, best: bool = False) -> None:
+    """Remove all but the newest `keep` (at least one) checkpoints, and what died half-written.
+
+    Args:
+        folder: the run's checkpoints folder.
+        keep: so many.
+        best: whether the best one is kept too.
+    """
+    found = complete_checkpoints(folder)
+    kept = {*found[-max(keep, 1) :], best_checkpoint(folder) if best else None}
+    for path in found:
+        if path in kept:
+            continue
         # Renamed first: a checkpoint that is half removed must not pass for one.
-        doomed = path.with_name(f".{path.name}.removing")
+        doomed = path.with_name(f".{path.name.strip('.')}.removing")
         _remove(doomed)
         path.rename(doomed)
     for path in folder.glob(".step_*"):
-        _remove(path)
+        if path not in kept:
+            _remove(path)
+
+
+def read_facts(path: Path) -> dict[str, Any]:
+    """What a checkpoint holds beside tensors: the facts that it was saved with, `step`, and `digest`, its manifest's.
+
+    Raises:
+        CheckpointError: the manifest is missing, damaged or of another version.
+    """
+    manifest = _read_manifest(path)
+    return {**manifest["facts"], "step": manifest["step"], "digest": _digest(manifest)}
+
+
+def _distance(path: Path) -> float | None:
+    try:
+        distance: float | None = read_facts(path).get("distance")
+    except CheckpointError:
+        return None
+    return distance
 
 
 def flatten(value: Any, prefix: str, tensors: Tensors) -> Any:
@@ -173,7 +215,7 @@ def _write_aside(aside: Path, step: int, groups: Mapping[str, Tensors], facts: M
     manifest = {"format_version": FORMAT_VERSION, "step": step, "files": files, "facts": dict(facts)}
     manifest["sha256"] = _digest(manifest)
     _write(aside / MANIFEST, json.dumps(manifest, indent=1).encode())
-    _sync(aside)
+    sync(aside)
 
 
 def _read_manifest(path: Path) -> dict[str, Any]:
@@ -229,7 +271,7 @@ def _write(path: Path, content: bytes) -> None:
         raise
 
 
-def _sync(folder: Path) -> None:
+def sync(folder: Path) -> None:
     """Make a folder's entries durable (POSIX: the folder itself must be synced for that)."""
     handle = os.open(folder, os.O_RDONLY)
     try:

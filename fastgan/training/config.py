@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+import re
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, TypedDict
 
@@ -35,7 +36,21 @@ LATER = (
     *("instance_noise", "instance_noise_steps"),
     *("condition_weight", "columns"),
     *("data_scale", "lr_schedule", "lr_final"),
+    *("keep_best", "report"),
 )
+# Options that a run may go on with changed: they say how long, how often and where, not what is learned.
+EXTENDABLE = (
+    "steps",
+    "log_every",
+    "sample_every",
+    "checkpoint_every",
+    "keep_checkpoints",
+    "keep_best",
+    "report",
+    "device",
+)
+# Of these a moved run folder or file changes the value, and dataset.json tells whether the data is the same.
+_PLACES = ("data", "runs")
 
 
 @dataclass(frozen=True)
@@ -87,6 +102,8 @@ class TrainConfig:
         sample_every: steps from one picture of samples to the next.
         checkpoint_every: steps from one checkpoint to the next.
         keep_checkpoints: the newest so many are kept.
+        keep_best: the one whose samples are the nearest to the data is kept too; see `fastgan.training.judge`.
+        report: write report.html at the end: the run on one page.
         runs: the folder of the run folders.
 
     Raises:
@@ -142,6 +159,8 @@ class TrainConfig:
     sample_every: int = option(1000, "Steps between pictures, at least 1.", integer(MOST_INTEGER))
     checkpoint_every: int = option(1000, "Steps between checkpoints, at least 1.", integer(MOST_INTEGER))
     keep_checkpoints: int = option(3, "Checkpoints kept, at least 1.", integer(MOST_INTEGER))
+    keep_best: bool = option(True, "Keep the checkpoint nearest to the data, too.", switch)
+    report: bool = option(False, "Write report.html at the end: the run on one page.", switch)
     runs: str = option("runs", "Folder of the run folders.", path)
 
     def __post_init__(self) -> None:
@@ -213,6 +232,29 @@ class TrainConfig:
         """A copy with some options changed, checked again."""
         return replace(self, **options)
 
+    def extended(self, **options: Any) -> TrainConfig:
+        """A copy with options changed that a run may go on with changed.
+
+        Raises:
+            TypeError, ValueError: an option is none of those, or out of range.
+        """
+        for name, value in options.items():
+            if name not in EXTENDABLE:
+                raise ValueError(
+                    f"extend must name options that a run can go on with changed ({', '.join(EXTENDABLE)}), "
+                    f"not {name}={value}: with another value it would be another run"
+                )
+        return self.with_(**options)
+
+    def changes_of_course(self, then: Mapping[str, Any]) -> list[str]:
+        """What of an earlier `as_dict` differs so that the course of training would, each as "loss was X and is Y"."""
+        before = asdict(TrainConfig.from_dict(then))
+        return [
+            f"{name} was {_in_words(before[name])} and is {_in_words(value)}"
+            for name, value in asdict(self).items()
+            if name not in (*EXTENDABLE, *_PLACES) and value != before[name]
+        ]
+
     def step_options(self, num_classes: int) -> dict[str, Any]:
         """Those of a `fastgan.TrainStep` over data of so many classes."""
         return {**self._shared(), "num_classes": num_classes if self.conditional else 0}
@@ -267,6 +309,8 @@ class TrainOptions(TypedDict, total=False):
     sample_every: int | None
     checkpoint_every: int | None
     keep_checkpoints: int | None
+    keep_best: bool | None
+    report: bool | None
     runs: str | os.PathLike[str] | None
 
 
@@ -388,6 +432,29 @@ def configure(
     if name not in data_module.BUILT_IN:
         name = os.path.abspath(name)  # so that the run can be resumed from another folder
     return TrainConfig.for_dataset(dataset, name, **options), dataset
+
+
+def parse_extension(texts: Iterable[str]) -> dict[str, Any]:
+    """The options of `name=value` texts, for `TrainConfig.extended`, which checks them.
+
+    Raises:
+        ValueError: a text is not of that form, or its value is none of the option's kind.
+    """
+    switches = {"on": True, "true": True, "off": False, "false": False}
+    found: dict[str, Any] = {}
+    for text in texts:
+        name, equals, value = (part.strip() for part in text.partition("="))
+        name = name.replace("-", "_")
+        if not equals:
+            raise ValueError(f"extend must be name=value, such as steps=20000, not {text!r}")
+        default = getattr(TrainConfig, name, None)
+        if isinstance(default, bool) and value.lower() in switches:
+            found[name] = switches[value.lower()]
+        elif isinstance(default, int) and re.fullmatch(r"[+-]?\d+", value):
+            found[name] = int(value)
+        else:
+            found[name] = value
+    return found
 
 
 def default_in_words(name: str) -> str:

@@ -154,7 +154,7 @@ def save_columns(
     figure.savefig(path, dpi=100, format="png")
 
 
-def save_loss_plot(rows: Sequence[dict[str, float]], path: Path, loss: str) -> None:
+def save_loss_plot(rows: Sequence[dict[str, float]], path: Path | IO[bytes], loss: str, kind: str = "png") -> None:
     """Both losses and both scores over the steps of a loss, from the rows of metrics.jsonl."""
     figure = _figure(7, 6)
     losses, scores = figure.subplots(2, 1, sharex=True)
@@ -178,7 +178,19 @@ def save_loss_plot(rows: Sequence[dict[str, float]], path: Path, loss: str) -> N
     scores.set_xlabel("step")
     for axes in (losses, scores):
         axes.legend(loc="upper right")
-    figure.savefig(path, dpi=100, format="png")
+    figure.savefig(path, dpi=100, format=kind)
+
+
+def save_curve(rows: Sequence[dict[str, float]], key: str, name: str, path: IO[bytes]) -> None:
+    """One value of metrics.jsonl over the steps, as SVG, where rows have it."""
+    figure = _figure(7, 3)
+    axes = figure.add_subplot()
+    having = [row for row in rows if key in row]
+    axes.plot([row["step"] for row in having], [row[key] for row in having], marker=".", linewidth=1)
+    axes.set_ylabel(name)
+    axes.set_xlabel("step")
+    axes.set_ylim(bottom=0)
+    figure.savefig(path, format="svg")
 
 
 def _figure(width: float, height: float) -> Figure:

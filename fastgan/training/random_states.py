@@ -25,14 +25,18 @@ class RandomStates:
     def in_force(self) -> Iterator[None]:
         """Put these states in place of the caller's for the length of a block."""
         with torch.random.fork_rng(devices=[self._device.index] if self._device.type == "cuda" else []):
-            if "cpu" in self._saved:
-                torch.set_rng_state(self._saved["cpu"])
-            if "cuda" in self._saved and self._device.type == "cuda":
-                torch.cuda.set_rng_state(self._saved["cuda"], self._device)
+            self.put_in_force()
             try:
                 yield
             finally:
                 self._saved = self.current()
+
+    def put_in_force(self) -> None:
+        """Inside `in_force`, go on from what was loaded since."""
+        if "cpu" in self._saved:
+            torch.set_rng_state(self._saved["cpu"])
+        if "cuda" in self._saved and self._device.type == "cuda":
+            torch.cuda.set_rng_state(self._saved["cuda"], self._device)
 
     def current(self) -> dict[str, Tensor]:
         """The states now, inside `in_force`."""

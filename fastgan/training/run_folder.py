@@ -2,10 +2,12 @@
 
 config.toml     every option of the run
 dataset.json    shape and scaling of the data
-log.txt         what was printed
+log.txt         what was printed; the process that trains holds a lock on it
 metrics.jsonl   one line a log interval
 samples/        real.png and fakes_step_N.png, always of the same noise
 loss.png        both losses and both scores over the steps
+report.html     with the option report, the run on one page
+failure/        where training stopped at a value that is not finite, the state and the batch of that step
 checkpoints/    see fastgan.training.checkpoint
 """
 
@@ -27,7 +29,7 @@ import numpy as np
 import tomlkit
 from tomlkit.exceptions import TOMLKitError
 
-from fastgan.training.checkpoint import CheckpointError, complete_checkpoints
+from fastgan.training.checkpoint import CheckpointError, complete_checkpoints, read_facts, sync
 from fastgan.training.config import TrainConfig
 
 _NAME = re.compile(r"(\d+)-.+")
@@ -47,6 +49,8 @@ class RunFolder:
         self.checkpoints = path / "checkpoints"
         self.metrics = path / "metrics.jsonl"
         self.loss_plot = path / "loss.png"
+        self.report = path / "report.html"
+        self.failure = path / "failure"
         self._made: list[Path] = []
 
     @classmethod
@@ -67,6 +71,7 @@ class RunFolder:
             run.checkpoints.mkdir()
             run.write_config(config)
             _replace(path / "dataset.json", json.dumps(dict(dataset)) + "\n")
+            sync(runs)
         except BaseException:
             _remove(None if run is None else run.path, made)
             raise
@@ -126,6 +131,7 @@ class RunFolder:
         """
         file = self.path / "config.toml"
         try:
+            self._refuse_unborn(file)
             text = file.read_text(encoding="utf-8", errors="surrogateescape")
             return TrainConfig.from_dict(tomlkit.parse(text).unwrap())
         except OSError as error:
@@ -142,6 +148,7 @@ class RunFolder:
         file = self.path / "dataset.json"
         keys = {"name", "count", "width", "num_classes", "image_shape", "scale", "offset", "fingerprint"}
         try:
+            self._refuse_unborn(file)
             facts = json.loads(file.read_bytes())
         except OSError as error:
             raise CheckpointError(f"{file} cannot be read: {error.strerror}") from error
@@ -150,6 +157,43 @@ class RunFolder:
         if not isinstance(facts, dict) or set(facts) - {"labels", "table", "layout"} != keys:
             raise CheckpointError(f"{file} is damaged: it must hold {', '.join(sorted(keys))}")
         return {"labels": list(range(facts["num_classes"])), **facts}  # older runs did not say which labels there are
+
+    def _refuse_unborn(self, file: Path) -> None:
+        """CheckpointError where a run was stopped before its options were written."""
+        if not file.exists() and not self.metrics.exists() and not complete_checkpoints(self.checkpoints):
+            raise CheckpointError(
+                f"{self.path} has no {file.name}: the run was stopped before it began, and nothing is lost; start it "
+                "again with: fastgan train DATA"
+            )
+
+    def is_at_its_beginning(self) -> bool:
+        """Whether the run was stopped after its options were written, but before its first checkpoint."""
+        return not complete_checkpoints(self.checkpoints) and not self.read_metrics()
+
+    def newest_facts(self) -> dict[str, Any]:
+        """What the newest checkpoint holds beside tensors; see `checkpoint.read_facts`. Empty where there is none."""
+        found = complete_checkpoints(self.checkpoints)
+        return read_facts(found[-1]) if found else {}
+
+    @contextlib.contextmanager
+    def held(self) -> Iterator[None]:
+        """Keep other processes from training in this folder; the lock goes with the process that holds it.
+
+        Raises:
+            CheckpointError: another process is training in it.
+            OSError: log.txt cannot be written.
+        """
+        with (self.path / "log.txt").open("a") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise CheckpointError(
+                    f"{self.path} is in use: another process is training in it; wait for it, or stop it, and then go "
+                    f"on with: fastgan resume {self.path}"
+                ) from None
+            except OSError:  # a file system without locks
+                pass
+            yield
 
     def newest_checkpoint(self) -> Path:
         """The complete checkpoint of the latest step.
@@ -184,6 +228,12 @@ class RunFolder:
                 if isinstance(row, dict) and isinstance(row.get("step"), int):
                     rows.append(row)
         return rows
+
+    def sync_metrics(self) -> None:
+        """Make the lines of metrics.jsonl durable, before a checkpoint that follows them is."""
+        if self.metrics.exists():
+            with self.metrics.open("rb") as file:
+                os.fsync(file.fileno())
 
     def drop_metrics_after(self, step: int) -> None:
         """Forget the lines of steps that a resumed run will take again, so that steps only ever grow."""
@@ -224,8 +274,12 @@ def _replace(path: Path, text: str) -> None:
     aside = path.with_name(f".{path.name}.writing")
     try:
         # A file name that is no UTF-8 is written with the bytes that it has.
-        aside.write_text(text, encoding="utf-8", errors="surrogateescape")
+        with aside.open("w", encoding="utf-8", errors="surrogateescape") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
         aside.replace(path)
+        sync(path.parent)
     except OSError as error:
         with contextlib.suppress(OSError):
             aside.unlink()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -102,8 +103,15 @@ class TrainState:
         """The optimizers, by their names in a checkpoint."""
         return {"g": self.g_optimizer, "d": self.d_optimizer}
 
-    def save(self, folder: Path) -> Path:
+    def save(
+        self, folder: Path, more: Mapping[str, Any] | None = None, tensors_too: Mapping[str, Tensors] | None = None
+    ) -> Path:
         """Write folder/step_N, whole or not at all, and return its path. Call it inside `random_states.in_force()`.
+
+        Args:
+            folder: the run's checkpoints folder.
+            more: facts to keep beside the state, as JSON has them.
+            tensors_too: tensors to keep beside the state, by the stem of their file.
 
         Raises:
             OSError: it cannot be written.
@@ -116,20 +124,25 @@ class TrainState:
             **{name: network.state_dict() for name, network in self.networks.items()},
             "optimizers": tensors,
             "random": {**self.random_states.current(), "batches": epoch_state},
+            **(tensors_too or {}),
         }
         facts = {
             "optimizers": options,
             "position": position,
             "train_step": self.train_step.state_dict(),
             "seconds": self.seconds,
+            **(more or {}),
         }
         return save_checkpoint(folder, self.step, groups, facts)
 
-    def load(self, path: Path) -> None:
+    def load(self, path: Path) -> tuple[dict[str, Any], dict[str, Tensors]]:
         """Go on from a checkpoint, all of which is verified before anything is changed.
 
         Args:
             path: a step_N folder.
+
+        Returns:
+            The facts that it was saved with, and its tensors.
 
         Raises:
             CheckpointError: it is damaged, or does not fit these networks and optimizers.
@@ -153,6 +166,7 @@ class TrainState:
         for key, optimizer in self.optimizers.items():
             optimizer.load_state_dict(states[key])
         self.step, self.seconds = facts["step"], facts["seconds"]
+        return facts, groups
 
 
 def _check_optimizer(name: str, state: dict[str, Any], optimizer: Optimizer) -> None:

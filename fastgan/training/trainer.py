@@ -2,27 +2,36 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import os
 import signal
-import time
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from typing_extensions import Unpack
 
 from fastgan.data.dataset import DataError, Dataset
 from fastgan.step import StepStats, TrainStep
-from fastgan.training import pictures, sampling
-from fastgan.training.checkpoint import prune_checkpoints
+from fastgan.training import failure, judge, page, pictures, sampling
+from fastgan.training.checkpoint import CheckpointError, prune_checkpoints
 from fastgan.training.config import TrainConfig, TrainOptions, configure
 from fastgan.training.device import pick_device
+from fastgan.training.diagnosis import Diagnosis, diversity_of, gradient_of, modes_reached
 from fastgan.training.finite import NonFiniteError, find_non_finite
+from fastgan.training.readings import Readings
 from fastgan.training.report import Reporter, StopSignals
 from fastgan.training.run_folder import RunFolder, is_same_data
 from fastgan.training.state import TrainState
 from fastgan.training.table_report import load_again
+
+# What a full or failing disk answers, and one that may only be read.
+_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO, errno.EACCES, errno.EPERM)
+# Samples whose distances from each other are looked at.
+_DIVERSE = 256
 
 
 class Trainer:
@@ -36,6 +45,7 @@ class Trainer:
         device: where the networks are.
         state: the TrainState: all that training changes.
         run: the RunFolder, None before `train`.
+        diagnosis: the Diagnosis, whose `warnings` say what went wrong so far.
     """
 
     def __init__(
@@ -74,6 +84,13 @@ class Trainer:
         self.state = TrainState.build(
             self.config, self.dataset, self.device, generator, discriminator, g_optimizer, d_optimizer
         )
+        # Of steps since the last regular row of metrics.jsonl, their statistics and seconds; see Readings.
+        self._pending: list[list[float]] = []
+        self._pending_seconds = 0.0
+        self._digest: str | None = None  # of the checkpoint that this Trainer wrote or read last
+        self._reference: Tensor | None = None
+        self._diversity: float | None = None  # of the data
+        self.diagnosis = Diagnosis(self.config)
 
     @property
     def generator(self) -> nn.Module:
@@ -116,6 +133,7 @@ class Trainer:
         run: str | os.PathLike[str] | int | None = None,
         *,
         steps: int | None = None,
+        extend: Mapping[str, Any] | None = None,
         runs: str | os.PathLike[str] = "runs",
         dataset: Dataset | None = None,
         generator: nn.Module | None = None,
@@ -125,9 +143,13 @@ class Trainer:
     ) -> Trainer:
         """A Trainer that goes on exactly where a run's newest checkpoint was taken.
 
+        A run that was stopped before its first checkpoint begins anew, in its folder.
+
         Args:
-            run: a run folder, the number of one in runs, or None for the newest.
-            steps: steps in all, instead of the run's own number.
+            run: a run folder, the number of one in runs, or None for the newest that has a checkpoint.
+            steps: steps in all, instead of the run's own number; the same as an entry of extend.
+            extend: options to go on with changed: those of `fastgan.training.config.EXTENDABLE`, which leave what is
+                learned in a step as it is.
             runs: the folder of run folders.
             dataset: the Dataset that the run began with, where it was no built-in one and came from no file.
             generator: the one that was given to the Trainer, if any, freshly built.
@@ -139,14 +161,21 @@ class Trainer:
             The Trainer, at the step of the checkpoint.
 
         Raises:
-            CheckpointError: the run or its checkpoint cannot be used; the run folder is as it was.
+            CheckpointError: the run or its checkpoint cannot be used, or its options were changed; the run folder is as
+                it was.
             DataError: the data is not what the run began with.
-            TypeError, ValueError: steps is less than the run has done.
+            TypeError, ValueError: steps is less than the run has done, or extend names what cannot be changed.
         """
         folder = RunFolder.find(run, runs)
         config, facts = folder.read_config(), folder.read_dataset()
-        if steps is not None:
-            config = config.with_(steps=steps)
+        begins = folder.is_at_its_beginning()
+        kept = {} if begins else folder.newest_facts()
+        if "config" in kept and (changes := config.changes_of_course(kept["config"])):
+            raise CheckpointError(
+                f"{folder.path / 'config.toml'} was changed since the run was trained: {'; '.join(changes)}. Put it "
+                "back to go on, or begin another run"
+            )
+        config = config.extended(**{**(extend or {}), **({} if steps is None else {"steps": steps})})
         loaded = dataset if dataset is not None else load_again(config, facts)
         if not is_same_data(loaded.describe(), facts):
             raise DataError(f"{config.data} must hold the data that {folder.path} began with, but it has changed")
@@ -158,7 +187,10 @@ class Trainer:
             g_optimizer=g_optimizer,
             d_optimizer=d_optimizer,
         )
-        trainer.state.load(folder.newest_checkpoint())
+        if not begins:
+            loaded_facts, _ = trainer.state.load(folder.newest_checkpoint())
+            trainer._take(loaded_facts)
+            trainer._digest = kept.get("digest")
         if trainer.step > config.steps:
             raise ValueError(f"steps must be at least {trainer.step}, which the run has done, not {config.steps}")
         trainer.run = folder
@@ -177,27 +209,32 @@ class Trainer:
             The path of the run folder.
 
         Raises:
+            CheckpointError: another process is training in the run folder, or has done so meanwhile.
             NonFiniteError: a loss or parameter became infinite or NaN. It is looked for once a log interval
                 and before every checkpoint, so that no checkpoint holds such a value.
             OSError: the run folder cannot be written.
         """
         created = self.run is None
-        first = self.step
         if self.run is None:
             self.run = RunFolder.create(self.config, self.dataset.name, self.dataset.describe())
-        else:
-            self.run.write_config(self.config)
-            self.run.drop_metrics_after(self.step)
-        run = self.run
+        run, first = self.run, self.step
         try:
-            with self.state.random_states.in_force(), StopSignals() as stop:
-                with Reporter(run, self.step, self.config.steps, quiet) as report:
-                    self._begin(run, report, created)
-                    self._loop(run, report, stop)
-        except BaseException:
+            with run.held():
+                if not created:
+                    self._refuse_another_state(run)
+                    run.write_config(self.config)
+                    run.drop_metrics_after(self.step - len(self._pending))
+                    prune_checkpoints(run.checkpoints, self.config.keep_checkpoints, self.config.keep_best)
+                with self.state.random_states.in_force(), StopSignals() as stop:
+                    with Reporter(run, self.step, self.config.steps, quiet) as report:
+                        self._begin(run, report, created)
+                        self._loop(run, report, stop)
+        except BaseException as error:
             if created and self.step == first:
                 run.remove()
                 self.run = None
+            if isinstance(error, OSError) and error.errno in _DISK:
+                raise self._about_disk(error, run) from error
             raise
         if stop.received is not None:
             raise KeyboardInterrupt if stop.received == signal.SIGINT else SystemExit(128 + stop.received)
@@ -224,10 +261,38 @@ class Trainer:
             network, self.config, count, num_classes=classes, labels=labels, label=label, seed=seed, table=table
         )
 
+    def _refuse_another_state(self, run: RunFolder) -> None:
+        """CheckpointError where another process has trained in the folder since this one read or wrote it."""
+        digest = run.newest_facts().get("digest")
+        if digest != self._digest:
+            raise CheckpointError(
+                f"{run.path} was trained on by another process meanwhile; go on with: fastgan resume {run.path}"
+            )
+
+    def _about_disk(self, error: OSError, run: RunFolder) -> OSError:
+        """One sentence of an error of the disk, with what is kept."""
+        place = os.fsdecode(error.filename) if error.filename else str(run.path)
+        kept = f"{run.path} is whole up to step {self._saved_step(run)}: go on with fastgan resume {run.path}"
+        sentence = f"{place} cannot be written: {error.strerror}; {'nothing was kept' if self.run is None else kept}"
+        told = OSError(sentence)
+        told.errno = error.errno
+        return told
+
+    @staticmethod
+    def _saved_step(run: RunFolder) -> int:
+        return int(run.newest_facts().get("step", 0))
+
+    def _take(self, facts: Mapping[str, Any]) -> None:
+        """What a checkpoint holds beside the TrainState; those of earlier versions lack it."""
+        self._pending, self._pending_seconds = facts.get("pending", []), facts.get("pending_seconds", 0.0)
+        self.diagnosis.load(facts.get("diagnosis", {}))
+
     def _begin(self, run: RunFolder, report: Reporter, created: bool) -> None:
-        if not created:
+        if not created and self._digest is not None:
             report.line(f"Resuming {run.path} at step {self.step} of {self.config.steps}.")
             return
+        if not created:
+            report.line(f"{run.path} was stopped before its first checkpoint: it begins anew.")
         report.line(f"{run.path}: {len(self.dataset):,} samples of {self.dataset.name}, on {self.device}")
         table = self.dataset.table
         if table is not None:
@@ -238,55 +303,114 @@ class Trainer:
         self._save_picture(run, real, "real.png")
         self._save_picture(run, self.sample(self._picture_size(), seed=self.config.seed), "fakes_step_0.png")
         # So that there is a good checkpoint from the first step on, whatever happens to the second.
-        self._save_checkpoint(run)
+        self._save_checkpoint(run, self._distance())
 
     def _loop(self, run: RunFolder, report: Reporter, stop: StopSignals) -> None:
         config, state = self.config, self.state
         periods = (config.log_every, config.sample_every, config.checkpoint_every)
         length = min(*periods, config.steps)
-        history = torch.empty(length, len(StepStats._fields), dtype=torch.float64, device=self.device)
+        readings = Readings(length, self.device, self._pending, self._pending_seconds)
         plan = self.train_step.plan
-        filled, clock = 0, time.perf_counter()
         while state.step < config.steps:
             state.set_learning_rates(config)
             real, labels = state.batches.next()
             if config.data_scale != 1:
                 real = real * config.data_scale
-            stats = state.train_step.step(real, labels if config.conditional else None)
-            history[filled] = torch.stack(stats)
+            readings.add(state.train_step.step(real, labels if config.conditional else None))
             state.step += 1
-            filled += 1
+            is_regular = not all(state.step % period for period in periods)
             last = state.step == config.steps or stop.received is not None
-            if not last and all(state.step % period for period in periods):
+            if not last and not is_regular:
                 continue
-            values = history[:filled].cpu()  # The only place where the host waits for the device.
-            elapsed = time.perf_counter() - clock
+            values, seconds, passed = readings.read()  # The only place where the host waits for the device.
             self._refuse_non_finite(run, values)
-            state.seconds += elapsed
+            if passed < 0:
+                report.line(
+                    f"the clock went back by {-passed:.0f} s: the time of the steps up to {state.step} is not known"
+                )
+            state.seconds += max(passed, 0.0)
+            saves = last or state.step % config.checkpoint_every == 0
             row = dict(zip(StepStats._fields, values.mean(dim=0).tolist(), strict=True))
-            row["samples_per_second"] = filled * config.batch_size * config.d_steps / elapsed
+            row["samples_per_second"] = len(values) * config.batch_size * config.d_steps / seconds if seconds else 0.0
             row = {"step": state.step, "seconds": round(state.seconds, 3), **row}
+            if saves and (distance := self._distance()) is not None:
+                row["distance"] = distance
             run.append_metrics(row)
             report.row(row)
+            if is_regular:  # a run that goes on sees the others again
+                self._diagnose(report, values)
             if plan != (plan := self.train_step.plan):  # the first step chooses its way, which the plan then names
                 report.line(f"plan: {plan}")
             if last or state.step % config.sample_every == 0:
                 fakes = self.sample(self._picture_size(), seed=config.seed)
                 self._save_picture(run, fakes, f"fakes_step_{state.step}.png")
                 pictures.save_loss_plot(run.read_metrics(), run.loss_plot, config.loss)
-            if last or state.step % config.checkpoint_every == 0:
-                self._save_checkpoint(run)
+            self._pending, self._pending_seconds = ([], 0.0) if is_regular else (values.tolist(), seconds)
+            if saves:
+                self._save_checkpoint(run, row.get("distance"))
             if last:
                 break
-            filled, clock = 0, time.perf_counter()
+            readings.begin()
+        if config.report:
+            page.write(run, config, self.dataset, self.diagnosis.warnings, self.train_step.plan)
+            report.line(f"The run on one page: {run.report}")
         if state.step < config.steps:
             report.line(f"Saved at step {state.step}. Go on with: fastgan resume {run.path}")
         else:
             report.line(f"Done: {state.step} steps. The pictures are in {run.samples}")
 
-    def _save_checkpoint(self, run: RunFolder) -> None:
-        self.state.save(run.checkpoints)
-        prune_checkpoints(run.checkpoints, self.config.keep_checkpoints)
+    def _diagnose(self, report: Reporter, values: Tensor) -> None:
+        """Tell what goes wrong, once."""
+        gradient = gradient_of(self.g_optimizer, self.generator)
+        for line in self.diagnosis.look(self.step, values, None if gradient is None else float(gradient)):
+            report.line(line)
+        if self.step % self.config.sample_every:
+            return
+        dataset, config = self.dataset, self.config
+        by_class = config.conditional and dataset.table is None and len(dataset.classes) <= _DIVERSE // 8
+        classes = len(dataset.classes) if by_class else 1
+        if self._diversity is None:
+            self._diversity = diversity_of(dataset.examples(_DIVERSE, config.seed, by_class), classes)
+        fakes = sampling.draw(
+            self.generator,
+            config,
+            min(_DIVERSE, len(dataset)),
+            num_classes=dataset.conditions,
+            labels=dataset.classes,
+            seed=config.seed,
+            table=dataset.table,
+        )
+        if self._diversity > 0:  # NaN, where there are too few samples, is not
+            modes = None
+            if dataset.modes is not None:
+                modes = modes_reached(fakes, dataset.modes, dataset.mode_std), len(dataset.modes)
+            for line in self.diagnosis.look_at_samples(
+                self.step, diversity_of(fakes, classes) / self._diversity, modes
+            ):
+                report.line(line)
+
+    def _distance(self) -> float | None:
+        """How far samples are from the data, where the best checkpoint is kept."""
+        if not self.config.keep_best:
+            return None
+        if self._reference is None:
+            self._reference = self.dataset.examples(judge.SAMPLES, self.config.seed, by_class=False)
+        return judge.sliced_distance(self._reference, self.sample(len(self._reference), seed=self.config.seed))
+
+    def _save_checkpoint(self, run: RunFolder, distance: float | None) -> None:
+        run.sync_metrics()
+        self.state.save(run.checkpoints, {**self._facts(), "distance": distance})
+        self._digest = run.newest_facts()["digest"]
+        prune_checkpoints(run.checkpoints, self.config.keep_checkpoints, self.config.keep_best)
+
+    def _facts(self) -> dict[str, Any]:
+        """What a checkpoint holds beside the TrainState."""
+        return {
+            "config": self.config.as_dict(),
+            "pending": self._pending,
+            "pending_seconds": self._pending_seconds,
+            "diagnosis": self.diagnosis.state(),
+        }
 
     def _picture_size(self) -> int:
         return sampling.PICTURE_POINTS if self.dataset.image_shape is None else sampling.PICTURE_IMAGES
@@ -310,6 +434,15 @@ class Trainer:
         fault = find_non_finite(self.step, values, networks)
         if fault:
             kept = run.newest_checkpoint()
+            found = None
+            with contextlib.suppress(OSError, CheckpointError):  # a disk that is full keeps no more
+                found = failure.keep(self, run, values)
             message = f"training stopped at {fault}; the last good checkpoint is kept: {kept}"
+            if found is not None:
+                message += f"; it began at {found[1]}; take that step again with: fastgan replay {run.path}"
+            message += "; try smaller --g-lr and --d-lr, or --clip-grad-norm 1"
             run.log(message)
+            if self.config.report:
+                warnings = [*self.diagnosis.warnings, {"step": self.step, "text": message}]
+                page.write(run, self.config, self.dataset, warnings, self.train_step.plan)
             raise NonFiniteError(message)
