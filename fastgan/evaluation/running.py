@@ -99,15 +99,19 @@ def run_protocol(
         waiting = {
             pool.submit(run_seed, name, title, seed, where, threads, options): (title, seed) for title, seed in jobs
         }
-        for done in as_completed(waiting):
-            title, seed = waiting[done]
-            found, samples = done.result()
-            rows[title].seeds[seed] = found
-            if seed == 0:
-                rows[title].samples = samples
-            shown = ", ".join(f"{key} {value:.4g}" for key, value in list(found.items())[:4])
-            say(f"{title}, seed {seed}: {shown}; {found['seconds']:.0f} s")
-            save(rows)
+        try:
+            for done in as_completed(waiting):
+                title, seed = waiting[done]
+                found, samples = done.result()
+                rows[title].seeds[seed] = found
+                if seed == 0:
+                    rows[title].samples = samples
+                shown = ", ".join(f"{key} {value:.4g}" for key, value in list(found.items())[:4])
+                say(f"{title}, seed {seed}: {shown}; {found['seconds']:.0f} s")
+                save(rows)
+        except BaseException:  # Ctrl-C, or an error of a seed: what has not begun is not begun
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
     return rows
 
 
