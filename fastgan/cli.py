@@ -129,7 +129,7 @@ def replay(
 ) -> None:
     """Take the step again at which RUN was stopped by a value that is not finite, and say where it began."""
     with _one_line_errors(TypeError, ValueError):
-        from fastgan.training.failure import replay as take_again
+        from fastgan.training.replay import replay as take_again
 
         for line in take_again(run, runs):
             say(line)

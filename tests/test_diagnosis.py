@@ -18,7 +18,7 @@ from fastgan.cli import app
 from fastgan.trainer import CheckpointError, NonFiniteError, Trainer
 from fastgan.training.config import TrainConfig
 from fastgan.training.diagnosis import Diagnosis, diversity_of, gradient_of, modes_reached
-from fastgan.training.failure import replay
+from fastgan.training.replay import replay
 
 SMALL: dict[str, Any] = {
     "g_hidden": (16,),

@@ -11,6 +11,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from fastgan import reference
 from fastgan.data.dataset import Dataset
 from fastgan.training import pictures
 from fastgan.training.config import TrainConfig
@@ -89,7 +90,10 @@ def _curves(rows: Sequence[dict[str, float]], config: TrainConfig) -> str:
         return "<p>No reading was taken.</p>"
     content = io.BytesIO()
     pictures.save_loss_plot(rows, content, config.loss, "svg")
-    found = [_image(content.getvalue(), "svg+xml", "Both losses and both scores over the steps")]
+    told = "Both losses and both scores over the steps"
+    if reference.GAN_LOSSES[config.loss].discriminator == "bce":
+        told += "; dashed, where the discriminator cannot tell real from fake"
+    found = [_image(content.getvalue(), "svg+xml", told)]
     if sum("distance" in row for row in rows) > 1:
         content = io.BytesIO()
         pictures.save_curve(rows, "distance", "distance to the data", content)

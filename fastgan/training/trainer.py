@@ -436,7 +436,7 @@ class Trainer:
             kept = run.newest_checkpoint()
             found = None
             with contextlib.suppress(OSError, CheckpointError):  # a disk that is full keeps no more
-                found = failure.keep(self, run, values)
+                found = failure.keep(self.state, self.config, self.dataset.conditions, run, values)
             message = f"training stopped at {fault}; the last good checkpoint is kept: {kept}"
             if found is not None:
                 message += f"; it began at {found[1]}; take that step again with: fastgan replay {run.path}"
