@@ -129,7 +129,7 @@ def test_a_computed_order_is_a_permutation(count: int) -> None:
 
 def test_a_run_over_a_computed_order_resumes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(order, "MOST_HELD", 100)
-    options: dict[str, Any] = {"g_hidden": (8,), "d_hidden": (8,), "batch_size": 5000}
+    options: dict[str, Any] = {"loss": "non_saturating", "g_hidden": (8,), "d_hidden": (8,), "batch_size": 5000}
     whole = Trainer("ring8", steps=14, runs="whole", **options)
     whole.train(quiet=True)
     resumed = Trainer.resume(Trainer("ring8", steps=7, runs="halves", **options).train(quiet=True), steps=14)

@@ -24,7 +24,14 @@ from fastgan.training.checkpoint import best_checkpoint, complete_checkpoints, p
 from fastgan.training.config import EXTENDABLE
 from fastgan.training.run_folder import RunFolder
 
-SMALL: dict[str, Any] = {"g_hidden": (16,), "d_hidden": (16,), "batch_size": 32, "log_every": 4}
+# Of a constant learning rate: one that falls over the steps falls otherwise in a run that is extended.
+SMALL: dict[str, Any] = {
+    "loss": "non_saturating",
+    "g_hidden": (16,),
+    "d_hidden": (16,),
+    "batch_size": 32,
+    "log_every": 4,
+}
 TIMES = ("seconds", "samples_per_second")
 
 
