@@ -14,7 +14,7 @@ import functools
 import importlib
 import warnings
 from collections.abc import Callable
-from types import ModuleType, TracebackType
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -22,43 +22,12 @@ from torch import Tensor
 
 from fastgan.functional import segmented_activation
 from fastgan.integrations import ctgan_training
+from fastgan.integrations.acceleration import Acceleration
 
 __all__ = ["Acceleration", "accelerate"]
 
 SUPPORTED = "0.12"  # whose fit is what ctgan_training.fit does
 DEVICES = ("cpu", "cuda")  # on the others draws in float64 may be missing
-
-
-class Acceleration:
-    """What `accelerate` has changed in the package, until `undo`, or until the end of a with statement."""
-
-    def __init__(self) -> None:
-        self._before: list[tuple[type, str, Any]] = []
-
-    @property
-    def is_on(self) -> bool:
-        """Whether ctgan runs on fastgan now because of this object."""
-        return bool(self._before)
-
-    def undo(self) -> None:
-        """Give ctgan back what it had; a second call does nothing."""
-        while self._before:
-            owner, name, value = self._before.pop()
-            setattr(owner, name, value)
-
-    def __enter__(self) -> Acceleration:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.undo()
-
-    def _replace(self, owner: type, name: str, make: Callable[[Any], Any]) -> None:
-        """Sets owner.name to what `make` makes of it."""
-        before = owner.__dict__[name]
-        self._before.append((owner, name, before))
-        setattr(owner, name, make(before))
 
 
 def accelerate() -> Acceleration:
