@@ -21,6 +21,7 @@ from fastgan.training.diagnosis import Diagnosis, diversity_of, gradient_of, mod
 from fastgan.training.replay import replay
 
 SMALL: dict[str, Any] = {
+    "loss": "non_saturating",
     "g_hidden": (16,),
     "d_hidden": (32, 32),
     "batch_size": 64,
@@ -192,8 +193,10 @@ def test_the_norm_of_the_gradient() -> None:
 # A value that is not finite.
 
 
-def test_the_step_that_fails_is_kept_and_taken_again() -> None:
-    trainer = Trainer("ring8", **{**SMALL, "steps": 60, "g_lr": 1e38, "report": True})
+@pytest.mark.parametrize(("options", "shape"), [({}, (64, 2)), ({"loss": "relativistic"}, (3, 64, 2))])
+def test_the_step_that_fails_is_kept_and_taken_again(options: dict[str, Any], shape: tuple[int, ...]) -> None:
+    """Also where the data is scaled, the learning rate falls, and D takes several steps, as with the mixtures' loss."""
+    trainer = Trainer("ring8", **{**SMALL, **options, "steps": 60, "g_lr": 1e38, "report": True})
     with pytest.raises(NonFiniteError) as caught:
         trainer.train(quiet=True)
     path = trainer.run.path
@@ -206,7 +209,7 @@ def test_the_step_that_fails_is_kept_and_taken_again() -> None:
     assert result.exit_code == 0, result.stderr
     first, forward, after = result.output.splitlines()
     step = int(dump.name.removeprefix("step_")) + 1
-    assert first.startswith(f"{dump}: the state before step {step}, and its batch, (64, 2)")
+    assert first.startswith(f"{dump}: the state before step {step}, and its batch, {shape}")
     assert forward.startswith("on the way forward: the generator's layer 0")
     assert after.startswith(f"after the step: step {step}: the discriminator's d_loss became ")
     assert {file: file.read_bytes() for file in path.rglob("*") if file.is_file()} == before

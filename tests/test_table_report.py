@@ -224,7 +224,7 @@ def test_what_the_command_refuses(trained: Path, tmp_path: Path) -> None:
     other = tmp_path / "other.csv"
     other.write_text("a,b\n1,x\n2,y\n")
     for words, sentence in (
-        ([digits], "run must be one on a .csv table"),
+        ([digits, "--target", "pay"], "run must be one on a .csv table"),
         ([trained, "--target", "pay"], "target must be one of age, score, job, plan, not 'pay'"),
         ([trained, "--holdout", other], "must have the columns age, score, job, plan"),
         ([trained, "--holdout", tmp_path / "none.csv"], "none.csv"),

@@ -59,8 +59,7 @@ def keep(
 
 def take(state: TrainState, config: TrainConfig, real: Tensor, labels: Tensor | None) -> str | None:
     """Take a step, and say what is not finite after it."""
-    stats = state.train_step.step(real, labels if config.conditional else None)
-    state.step += 1
+    stats = state.take_step(config, real, labels)
     values = torch.stack(stats).double().cpu()[None]
     return find_non_finite(state.step, values, {**state.networks})
 
@@ -69,6 +68,7 @@ def non_finite_layer(state: TrainState, config: TrainConfig, classes: int, real:
     """The first layer whose output is not finite, of the generator on noise, then of the discriminator on the real
     batch; empty where there is none. The random state and the networks' buffers stay as they are."""
     real, labels = (real[-1], None if labels is None else labels[-1]) if real.dim() == 3 else (real, labels)
+    real = real * config.data_scale
     one_hot = None
     if config.conditional and labels is not None:
         one_hot = nn.functional.one_hot(labels, classes).to(real.dtype)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.optim import Adam, Optimizer
 
 from fastgan.data.dataset import Dataset
-from fastgan.step import TrainStep, average_of
+from fastgan.step import StepStats, TrainStep, average_of
 from fastgan.training.batches import Batches, LevelBatches
 from fastgan.training.checkpoint import (
     MANIFEST,
@@ -86,11 +86,16 @@ class TrainState:
         batches = kind(dataset, config.batch_size, config.d_steps, device, config.seed, dtype)
         return cls(generator, discriminator, ema, g_optimizer, d_optimizer, train_step, batches, random_states)
 
-    def set_learning_rates(self, config: TrainConfig) -> None:
-        """Set both learning rates to what the schedule says of the next step."""
+    def take_step(self, config: TrainConfig, real: Tensor, labels: Tensor | None) -> StepStats:
+        """Train one step, at the learning rates that the schedule says, on a batch as the data has it."""
         if config.lr_schedule != "constant":
             share = share_of_rate(config.lr_schedule, self.step, config.steps, config.lr_final)
             set_learning_rates(self.optimizers.values(), share)
+        if config.data_scale != 1:
+            real = real * config.data_scale
+        stats = self.train_step.step(real, labels if config.conditional else None)
+        self.step += 1
+        return stats
 
     @property
     def networks(self) -> dict[str, nn.Module]:

@@ -312,12 +312,7 @@ class Trainer:
         readings = Readings(length, self.device, self._pending, self._pending_seconds)
         plan = self.train_step.plan
         while state.step < config.steps:
-            state.set_learning_rates(config)
-            real, labels = state.batches.next()
-            if config.data_scale != 1:
-                real = real * config.data_scale
-            readings.add(state.train_step.step(real, labels if config.conditional else None))
-            state.step += 1
+            readings.add(state.take_step(config, *state.batches.next()))
             is_regular = not all(state.step % period for period in periods)
             last = state.step == config.steps or stop.received is not None
             if not last and not is_regular:
