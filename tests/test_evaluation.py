@@ -5,6 +5,12 @@ from __future__ import annotations
 import csv
 import json
 import math
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -16,10 +22,12 @@ from typer.testing import CliRunner
 from fastgan import Trainer
 from fastgan.cli import app
 from fastgan.data import load
-from fastgan.data.dataset import DataError
+from fastgan.data.dataset import DataError, from_array
 from fastgan.evaluation import measures, running
+from fastgan.evaluation import runs as of_runs
 from fastgan.evaluation.protocols import PROTOCOLS, pacgan_networks
 
+ROOT = Path(__file__).resolve().parent.parent
 SMALL = {"g_hidden": (8,), "d_hidden": (8,), "batch_size": 20}
 
 
@@ -140,3 +148,90 @@ def test_images_are_rounded_to_the_levels_of_the_data() -> None:
     assert torch.equal(measures.on_levels(digits.samples, digits), digits.samples)
     rounded = measures.on_levels(torch.linspace(-1.1, 1.1, 999)[:, None].repeat(1, 64), digits)
     assert len(rounded.unique()) == 17
+
+
+@pytest.mark.parametrize("levels", [2, 16, 256])
+def test_images_of_bytes_keep_their_levels(levels: int) -> None:
+    grey = (np.arange(levels) * (255 // (levels - 1))).astype(np.uint8)
+    pictures = from_array(np.random.default_rng(0).choice(grey, (200, 4, 4)), None, "x", "x")
+    assert torch.equal(measures.on_levels(pictures.samples, pictures), pictures.samples)
+    between = (pictures.samples + 0.2 / (levels - 1)).clamp(-1, 1)
+    assert torch.equal(measures.on_levels(between, pictures), pictures.samples)
+    assert bool(measures.on_levels(torch.full((1, 16), math.nan), pictures).isnan().all())
+
+
+def test_images_of_real_numbers_stay_as_they_are() -> None:
+    pictures = from_array(np.random.default_rng(0).random((60, 4, 4)), None, "x", "x")
+    samples = torch.rand(10, 16)
+    assert torch.equal(measures.on_levels(samples, pictures), samples)
+
+
+def test_classes_are_drawn_in_the_shares_of_the_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of images of which nine in ten are of one class, so are the generated ones that are measured."""
+    monkeypatch.chdir(tmp_path)
+    labels = np.arange(200) % 10 == 0
+    images = np.random.default_rng(0).integers(0, 256, (200, 4, 4)).astype(np.uint8)
+    np.savez("x.npz", samples=images, labels=labels.astype(np.int64))
+    Trainer("x.npz", steps=2, g_hidden=(8,), d_hidden=(8,), batch_size=16, conditional=True).train(quiet=True)
+    seen: list[torch.Tensor] = []
+
+    def look(points: torch.Tensor, of_points: torch.Tensor, *others: object) -> dict[str, float]:
+        seen.append(of_points)
+        return {}
+
+    monkeypatch.setattr(measures, "of_data", look)
+    of_runs.measure_run(None, seed=3)
+    generated, real = seen
+    assert len(generated) == len(real) == 100
+    assert generated.bincount(minlength=2).tolist() == real.bincount(minlength=2).tolist()
+
+
+SLOW = """
+import time
+from fastgan.evaluation import running
+from fastgan.cli import app
+
+def slow(name, title, seed, *others):
+    open(f"{title}-{seed}", "w").close()
+    time.sleep(30)
+
+running.run_seed = slow
+if __name__ == "__main__":
+    app(["eval", "pacgan-ring8", "--seeds", "9", "--processes", "2"])
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+def test_a_protocol_that_is_stopped_leaves_nothing_running(number: int, tmp_path: Path) -> None:
+    (tmp_path / "slow.py").write_text(SLOW)
+    command = [sys.executable, "slow.py"]
+    paths = os.pathsep.join([str(ROOT), *sys.path])
+    started = subprocess.Popen(
+        command, cwd=tmp_path, env={**os.environ, "PYTHONPATH": paths}, stderr=subprocess.PIPE, stdout=subprocess.PIPE
+    )
+    begun = lambda: list(tmp_path.glob("*-[0-9]"))  # noqa: E731
+    assert waited(lambda: len(begun()) == 2), started.stderr
+    children = running_below(started.pid)
+    assert len(children) >= 2
+    started.send_signal(number)
+    started.wait(20)
+    assert waited(lambda: not any(is_alive(child) for child in children))
+    assert len(begun()) == 2
+
+
+def waited(is_so: Callable[[], bool], seconds: float = 60) -> bool:
+    end = time.monotonic() + seconds
+    while not (found := is_so()) and time.monotonic() < end:
+        time.sleep(0.1)
+    return found
+
+
+def running_below(process: int) -> list[int]:
+    return [int(each) for each in Path(f"/proc/{process}/task/{process}/children").read_text().split()]
+
+
+def is_alive(process: int) -> bool:
+    try:
+        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False

@@ -10,6 +10,7 @@ from torch.optim.lr_scheduler import CosineAnnealingLR, LinearLR
 
 from fastgan import Trainer, TrainStep
 from fastgan.nn import MLP
+from fastgan.training.config import TrainConfig
 from fastgan.training.schedules import set_learning_rates, share_of_rate
 
 
@@ -81,3 +82,10 @@ def test_samples_are_in_the_datas_scale() -> None:
     z = torch.randn(50, 2, generator=torch.Generator().manual_seed(3))
     with torch.no_grad():
         assert torch.equal(drawn, generator(z) / 4)
+
+
+def test_scaled_data_is_within_reach() -> None:
+    with pytest.raises(
+        ValueError, match=r"output_activation must be one without bounds with data_scale=4, .*not 'tanh'"
+    ):
+        TrainConfig(data="digits", data_scale=4.0)

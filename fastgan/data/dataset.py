@@ -227,7 +227,7 @@ def _scale_mapped(array: np.ndarray, by_column: bool) -> Scaled:
     """As `scale_array`, of an array (N, data) in a mapped file: its samples stay there, and the way back is the formula
     alone, since the values themselves would take more memory than the data."""
     if array.dtype == np.uint8:
-        known = scale_array(array[:1], by_column)
+        known = scale_array(array[:1].copy(), by_column)
         return known._replace(samples=cast(Tensor, MappedSamples(array, None, None)))
     axis = 0 if by_column else None
     bounds = [(array[rows].min(axis=axis), array[rows].max(axis=axis)) for rows in chunks_of(array)]

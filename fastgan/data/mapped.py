@@ -111,8 +111,8 @@ def is_mapped(array: np.ndarray) -> bool:
 
 
 def _mapped(file: Any) -> mmap.mmap:
-    # A private copy, of which no page is ever written: numpy and torch warn of arrays that may only be read.
-    return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
+    # To be read alone: a private copy counts against memory, and a file that is larger than it would be refused.
+    return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
 
 
 def _count(shape: tuple[int, ...]) -> int:

@@ -16,6 +16,7 @@ from fastgan.output import say
 from fastgan.training.table_report import report_of_run
 
 SEEDS = 10
+RUNS = "runs"
 
 
 def evaluate(
@@ -43,6 +44,11 @@ def evaluate(
     """
     if name in PROTOCOLS:
         _refuse(of_run, f"the protocol {name}", "a run")
+        _refuse({"seed": seed, "runs": runs if runs != RUNS else None}, f"the protocol {name}", "a run")
+        if of_protocol["data"] and not PROTOCOLS[name].where:
+            raise ValueError(
+                f"data must be left out for the protocol {name}, whose data is made or comes with a package"
+            )
         _protocol(name, out or Path("eval") / name, **of_protocol)
         return
     _refuse(of_protocol, "a run", f"a protocol ({', '.join(PROTOCOLS)})")

@@ -13,6 +13,8 @@ from fastgan.data.dataset import Dataset
 # Of so many samples the judges, whose SVM takes the square of their number, are asked.
 MOST_JUDGED = 1000
 # A cap of the points of which all pairs are looked at.
+# Images that are looked at for their grey levels, and levels of an image of 8 bits.
+MOST_IMAGES, MOST_LEVELS = 5000, 256
 MOST_PAIRS = 5000
 
 
@@ -83,12 +85,15 @@ def of_data(
 
 
 def on_levels(samples: Tensor, dataset: Dataset) -> Tensor:
-    """Samples of images rounded to the grey levels of the data, which a forest would else see them by."""
-    if dataset.image_shape is None or dataset.scale.dim() != 0:
+    """Samples of images, each value moved to the nearest one that the data has, where these are few: real images lie
+    on their grey levels, and a forest would tell generated ones by lying between."""
+    if dataset.image_shape is None:
         return samples
-    low, high = dataset.samples.amin(), dataset.samples.amax()
-    step = float(1 / dataset.scale)
-    return ((samples / step).round() * step).clamp(low, high)
+    levels = dataset.samples[:MOST_IMAGES].unique()
+    if len(levels) > MOST_LEVELS or len(levels) < 2:
+        return samples
+    nearest = levels[torch.bucketize(samples, (levels[1:] + levels[:-1]) / 2)]
+    return torch.where(samples.isnan(), samples, nearest)
 
 
 def mixture_of(samples: Tensor, labels: Tensor | None, count: int, components: int, least_variance: float) -> Tensor:

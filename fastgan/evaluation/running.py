@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import io
 import json
 import math
 import multiprocessing
+import multiprocessing.connection
 import os
 import platform
+import signal
 import tempfile
+import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -95,11 +99,12 @@ def run_protocol(
     rows = {title: Row() for title in dict.fromkeys(title for title, _ in jobs)}
     # Fresh interpreters: a forked one would share the threads of this one, and on CUDA its context.
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers, mp_context=context) as pool:
-        waiting = {
-            pool.submit(run_seed, name, title, seed, where, threads, options): (title, seed) for title, seed in jobs
-        }
-        try:
+    pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_end_with_parent)
+    try:
+        with _ended_by_sigterm():
+            waiting = {
+                pool.submit(run_seed, name, title, seed, where, threads, options): (title, seed) for title, seed in jobs
+            }
             for done in as_completed(waiting):
                 title, seed = waiting[done]
                 found, samples = done.result()
@@ -109,10 +114,51 @@ def run_protocol(
                 shown = ", ".join(f"{key} {value:.4g}" for key, value in list(found.items())[:4])
                 say(f"{title}, seed {seed}: {shown}; {found['seconds']:.0f} s")
                 save(rows)
-        except BaseException:  # Ctrl-C, or an error of a seed: what has not begun is not begun
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
+    except BaseException:  # Ctrl-C, or an error of a seed: nothing more is begun, and what runs is ended
+        _stop(pool)
+        raise
+    pool.shutdown()
     return rows
+
+
+def _stop(pool: ProcessPoolExecutor) -> None:
+    """End a pool's processes, which leave their temporary folders tidy where they are given the time."""
+    processes = list((getattr(pool, "_processes", None) or {}).values())
+    pool.shutdown(wait=False, cancel_futures=True)
+    for process in processes:
+        process.terminate()
+    for process in processes:
+        process.join(3)
+        process.kill()
+
+
+def _end_with_parent() -> None:
+    """In a process of the pool: end it where the one that started it is no more, however that ended."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def wait() -> None:
+        multiprocessing.connection.wait([parent.sentinel])
+        os._exit(1)
+
+    threading.Thread(target=wait, daemon=True).start()
+
+
+@contextlib.contextmanager
+def _ended_by_sigterm() -> Iterator[None]:
+    """Within it SIGTERM raises SystemExit; only the main thread may say so."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def leave(number: int, frame: object) -> None:
+        raise SystemExit(128 + number)
+
+    before = signal.signal(signal.SIGTERM, leave)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def run_seed(

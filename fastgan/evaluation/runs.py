@@ -38,7 +38,7 @@ class RunMeasures:
     def lines(self) -> list[str]:
         """A few lines for a reader."""
         width = max(len(name) for name in self.generated)
-        lines = [f"{self.samples:,} generated samples, and as many real ones in their place, beside {self.against}"]
+        lines = [f"{self.samples:,} generated samples, and real ones in their place, beside {self.against}"]
         lines.append(f"{'':{width}}  {'generated':>10}  {'real':>10}")
         for name, value in self.generated.items():
             lines.append(f"{name:{width}}  {value:10.4g}  {self.real.get(name, float('nan')):10.4g}")
@@ -97,15 +97,23 @@ def measure_run(
         against = f"half of {config.data}, which the run has learned from"
     else:
         known = order
-        real, real_labels = _held_out(dataset, load(holdout))
+        real, real_labels = _held_out(dataset, load(holdout), torch.Generator().manual_seed(seed))
         against = f"{os.fsdecode(holdout)}, which the run has not seen"
-    samples, about = sample_run(folder.path, number, seed=seed, runs=runs)
-    samples = measures.on_levels(samples, dataset)
-    labels = None
-    if about["classes"]:
-        turns = torch.tensor(about["labels"])
-        labels = turns.repeat(-(-number // len(turns)))[:number]
     rows = known[:number]
+    labels = None
+    if config.conditional and dataset.labels is not None:
+        # As many of each class as the real samples have: classes in turn would be another distribution.
+        wanted = dataset.labels[known[torch.arange(number) % len(known)]]
+        turns = torch.tensor(facts["labels"])
+        most = int(wanted.bincount().amax())
+        samples, _ = sample_run(folder.path, most * len(turns), seed=seed, runs=runs)
+        places = [torch.arange(int((wanted == label).sum())) * len(turns) + i for i, label in enumerate(turns.tolist())]
+        taken = torch.cat(places)
+        taken = taken[torch.randperm(len(taken), generator=torch.Generator().manual_seed(seed))]
+        samples, labels = samples[taken], turns[taken % len(turns)]
+    else:
+        samples, _ = sample_run(folder.path, number, seed=seed, runs=runs)
+    samples = measures.on_levels(samples, dataset)
     own_labels = None if dataset.labels is None or labels is None else dataset.labels[rows]
     real, real_labels = real[:SAMPLES], None if real_labels is None else real_labels[:SAMPLES]
     found = []
@@ -117,16 +125,17 @@ def measure_run(
     return RunMeasures(number, against, found[0], found[1])
 
 
-def _held_out(dataset: Dataset, other: Dataset) -> tuple[Tensor, Tensor | None]:
-    """Samples and labels of other data, scaled as a data set is.
+def _held_out(dataset: Dataset, other: Dataset, seeded: torch.Generator) -> tuple[Tensor, Tensor | None]:
+    """Samples and labels of other data, scaled as a data set is, at most SAMPLES of them.
 
     Raises:
         DataError: it has another width, or labels that the data set does not have.
     """
     if other.width != dataset.width:
         raise DataError(f"holdout must have {dataset.width} values a sample, as the run's data, not {other.width}")
-    samples = ((other.unscale(other.samples) - dataset.offset) / dataset.scale).float()
-    labels = other.labels if dataset.labels is not None else None
+    rows = torch.arange(len(other)) if len(other) <= SAMPLES else torch.randperm(len(other), generator=seeded)[:SAMPLES]
+    samples = ((other.unscale(other.samples[rows]) - dataset.offset) / dataset.scale).float()
+    labels = other.labels[rows] if dataset.labels is not None and other.labels is not None else None
     if labels is not None and not set(other.classes) <= set(dataset.classes):
         raise DataError("holdout must have no labels but those of the run's data")
     return samples, labels

@@ -30,6 +30,7 @@ from fastgan.training.options import (
 from fastgan.training.schedules import SCHEDULES
 
 LOSSES = tuple(reference.GAN_LOSSES)
+_BOUNDED = ("tanh", "sigmoid")
 # Options that the first runs did not have.
 LATER = (
     *("r2_gamma", "gp_weight", "gp_center", "pac", "clip_grad_norm"),
@@ -167,6 +168,11 @@ class TrainConfig:
         for each in fields(self):
             object.__setattr__(self, each.name, each.metadata["check"](each.name, getattr(self, each.name)))
         StepOptions(**self._shared())  # what the options must be together, such as the targets of the loss
+        if self.data_scale > 1 and self.output_activation in _BOUNDED:
+            raise ValueError(
+                f"output_activation must be one without bounds with data_scale={self.data_scale:g}, such as identity, "
+                f"not {self.output_activation!r}"
+            )
         if self.batch_size % self.pac:
             raise ValueError(f"batch_size must be a multiple of pac={self.pac}, not {self.batch_size}")
 

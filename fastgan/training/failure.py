@@ -12,12 +12,13 @@ from torch import Tensor, nn
 from fastgan.training.checkpoint import complete_checkpoints
 from fastgan.training.config import TrainConfig
 from fastgan.training.finite import find_non_finite
+from fastgan.training.report import StopSignals
 from fastgan.training.run_folder import RunFolder
 from fastgan.training.state import TrainState
 
 
 def keep(
-    state: TrainState, config: TrainConfig, classes: int, run: RunFolder, values: Tensor
+    state: TrainState, config: TrainConfig, classes: int, run: RunFolder, values: Tensor, stop: StopSignals
 ) -> tuple[Path, str] | None:
     """Go back to the newest checkpoint, find the step after which something is not finite, and keep what it began with.
 
@@ -29,17 +30,18 @@ def keep(
         classes: that a conditional run may ask for.
         run: its folder.
         values: (n, 4), the StepStats of the last n steps, on the CPU.
+        stop: ends it, by Ctrl-C.
 
     Returns:
         The folder of the dump, and where the fault began, in words. None where going the same way again, as on a GPU
-        that adds in another order, showed none.
+        that adds in another order, showed none, or where it was stopped.
     """
     bad_rows = (~values.isfinite().all(dim=1)).nonzero()
     # A step's statistics are those of the parameters before its updates: these may have been the step before.
     last = state.step - len(values) + int(bad_rows[0]) + 1 if len(bad_rows) else state.step
     state.load(run.newest_checkpoint())
     state.random_states.put_in_force()
-    while state.step < last:
+    while state.step < last and stop.received is None:
         path = None
         real, labels = state.batches.peek()
         where = ""
@@ -54,6 +56,7 @@ def keep(
                 if other != path:
                     shutil.rmtree(other, ignore_errors=True)
             return path, where or f"step {state.step} made it: {fault}"
+    shutil.rmtree(run.failure, ignore_errors=True)
     return None
 
 

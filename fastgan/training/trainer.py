@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import shutil
 import signal
 from collections.abc import Mapping
 from pathlib import Path
@@ -89,6 +90,7 @@ class Trainer:
         self._pending_seconds = 0.0
         self._digest: str | None = None  # of the checkpoint that this Trainer wrote or read last
         self._reference: Tensor | None = None
+        self._has_stepped = False  # whether its run folder holds more than a beginning
         self._diversity: float | None = None  # of the data
         self.diagnosis = Diagnosis(self.config)
 
@@ -217,7 +219,7 @@ class Trainer:
         created = self.run is None
         if self.run is None:
             self.run = RunFolder.create(self.config, self.dataset.name, self.dataset.describe())
-        run, first = self.run, self.step
+        run = self.run
         try:
             with run.held():
                 if not created:
@@ -230,7 +232,7 @@ class Trainer:
                         self._begin(run, report, created)
                         self._loop(run, report, stop)
         except BaseException as error:
-            if created and self.step == first:
+            if created and not self._has_stepped:
                 run.remove()
                 self.run = None
             if isinstance(error, OSError) and error.errno in _DISK:
@@ -313,12 +315,13 @@ class Trainer:
         plan = self.train_step.plan
         while state.step < config.steps:
             readings.add(state.take_step(config, *state.batches.next()))
+            self._has_stepped = True
             is_regular = not all(state.step % period for period in periods)
             last = state.step == config.steps or stop.received is not None
             if not last and not is_regular:
                 continue
             values, seconds, passed = readings.read()  # The only place where the host waits for the device.
-            self._refuse_non_finite(run, values)
+            self._refuse_non_finite(run, report, stop, values)
             if passed < 0:
                 report.line(
                     f"the clock went back by {-passed:.0f} s: the time of the steps up to {state.step} is not known"
@@ -363,13 +366,15 @@ class Trainer:
             return
         dataset, config = self.dataset, self.config
         by_class = config.conditional and dataset.table is None and len(dataset.classes) <= _DIVERSE // 8
-        classes = len(dataset.classes) if by_class else 1
+        classes, count = len(dataset.classes) if by_class else 1, min(_DIVERSE, len(dataset))
+        if by_class and dataset.labels is not None:  # no sample twice, which would lie at no distance from itself
+            count = min(count, classes * int(dataset.labels.bincount()[list(dataset.classes)].amin()))
         if self._diversity is None:
-            self._diversity = diversity_of(dataset.examples(_DIVERSE, config.seed, by_class), classes)
+            self._diversity = diversity_of(dataset.examples(count, config.seed, by_class), classes)
         fakes = sampling.draw(
             self.generator,
             config,
-            min(_DIVERSE, len(dataset)),
+            count,
             num_classes=dataset.conditions,
             labels=dataset.classes,
             seed=config.seed,
@@ -389,12 +394,15 @@ class Trainer:
         if not self.config.keep_best:
             return None
         if self._reference is None:
-            self._reference = self.dataset.examples(judge.SAMPLES, self.config.seed, by_class=False)
+            by_class = self.config.conditional and self.dataset.table is None  # as the samples' classes take turns
+            self._reference = self.dataset.examples(judge.SAMPLES, self.config.seed, by_class)
         return judge.sliced_distance(self._reference, self.sample(len(self._reference), seed=self.config.seed))
 
     def _save_checkpoint(self, run: RunFolder, distance: float | None) -> None:
         run.sync_metrics()
         self.state.save(run.checkpoints, {**self._facts(), "distance": distance})
+        if run.failure.exists():  # of a step that this run has passed by now
+            shutil.rmtree(run.failure, ignore_errors=True)
         self._digest = run.newest_facts()["digest"]
         prune_checkpoints(run.checkpoints, self.config.keep_checkpoints, self.config.keep_best)
 
@@ -420,7 +428,7 @@ class Trainer:
         classes = len(self.dataset.classes) if self.config.conditional else 0
         pictures.save_samples(samples, self.dataset.image_shape, run.samples / name, behind, classes)
 
-    def _refuse_non_finite(self, run: RunFolder, values: Tensor) -> None:
+    def _refuse_non_finite(self, run: RunFolder, report: Reporter, stop: StopSignals, values: Tensor) -> None:
         networks = {
             "generator": self.generator,
             "discriminator": self.discriminator,
@@ -431,7 +439,8 @@ class Trainer:
             kept = run.newest_checkpoint()
             found = None
             with contextlib.suppress(OSError, CheckpointError):  # a disk that is full keeps no more
-                found = failure.keep(self.state, self.config, self.dataset.conditions, run, values)
+                report.line(f"{fault}: looking for the step where it began, from {kept} on")
+                found = failure.keep(self.state, self.config, self.dataset.conditions, run, values, stop)
             message = f"training stopped at {fault}; the last good checkpoint is kept: {kept}"
             if found is not None:
                 message += f"; it began at {found[1]}; take that step again with: fastgan replay {run.path}"
@@ -439,5 +448,6 @@ class Trainer:
             run.log(message)
             if self.config.report:
                 warnings = [*self.diagnosis.warnings, {"step": self.step, "text": message}]
-                page.write(run, self.config, self.dataset, warnings, self.train_step.plan)
+                with contextlib.suppress(OSError):
+                    page.write(run, self.config, self.dataset, warnings, self.train_step.plan)
             raise NonFiniteError(message)
