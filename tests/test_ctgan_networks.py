@@ -74,19 +74,22 @@ class DropoutByRand(nn.Module):
         self.p = p
 
     def forward(self, x: Tensor) -> Tensor:
-        return x * (torch.rand_like(x) >= self.p) / (1 - self.p)
+        return x * (torch.rand_like(x) >= self.p) / (1 - self.p if self.p < 1 else 1)
 
 
 def by_rand(layer: nn.Module) -> nn.Module:
-    return DropoutByRand(layer.p) if isinstance(layer, nn.Dropout) else layer
+    return DropoutByRand(layer.p if layer.training else 0.0) if isinstance(layer, nn.Dropout) else layer
 
 
 @pytest.mark.parametrize("widths", [(), (6,), (6, 4)])
 @pytest.mark.parametrize("pac", [1, 4])
-@pytest.mark.parametrize("dropout", [0.0, 0.5])
-def test_the_score_and_its_gradient_are_those_of_autograd(widths: tuple[int, ...], pac: int, dropout: float) -> None:
+@pytest.mark.parametrize("dropout", [0.0, 0.5, 1.0])
+@pytest.mark.parametrize("training", [True, False])
+def test_the_score_and_its_gradient_are_those_of_autograd(
+    widths: tuple[int, ...], pac: int, dropout: float, training: bool
+) -> None:
     torch.manual_seed(0)
-    layers = critic(widths, 5 * pac, dropout)
+    layers = critic(widths, 5 * pac, dropout).train(training)
     batch = torch.randn(BATCH, 5).double().requires_grad_()
     torch.manual_seed(1)
     score, gradient = CriticInput(layers, pac).score_and_gradient(batch.detach())

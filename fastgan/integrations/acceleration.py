@@ -2,11 +2,39 @@
 
 from __future__ import annotations
 
+import importlib
+import warnings
 from collections.abc import Callable
-from types import TracebackType
+from types import ModuleType, TracebackType
 from typing import Any
 
 __all__ = ["Acceleration"]
+
+
+def known_package(name: str, is_known: Callable[[str], bool], known: str, requirement: str) -> ModuleType | None:
+    """The package that is to be accelerated; None, with a warning, where its version is not a known one.
+
+    Args:
+        name: of the package.
+        is_known: whether its version is.
+        known: the known versions, in words.
+        requirement: what pip installs.
+
+    Raises:
+        ImportError: it is not installed.
+    """
+    try:
+        package = importlib.import_module(name)
+    except ImportError as error:
+        raise ImportError(
+            f"fastgan.integrations.{name} accelerates the package {name}: pip install '{requirement}'"
+        ) from error
+    version = str(getattr(package, "__version__", "unknown"))
+    if is_known(version):
+        return package
+    told = f"{name} {version} is not accelerated: fastgan knows {name} {known}. It runs as ever."
+    warnings.warn(told, stacklevel=3)
+    return None
 
 
 class Acceleration:

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import functools
 import importlib
-import warnings
 from collections.abc import Callable
 from types import ModuleType
 from typing import Any
@@ -22,12 +21,16 @@ from torch import Tensor
 
 from fastgan.functional import segmented_activation
 from fastgan.integrations import ctgan_training
-from fastgan.integrations.acceleration import Acceleration
+from fastgan.integrations.acceleration import Acceleration, known_package
 
 __all__ = ["Acceleration", "accelerate"]
 
 SUPPORTED = "0.12"  # whose fit is what ctgan_training.fit does
 DEVICES = ("cpu", "cuda")  # on the others draws in float64 may be missing
+
+
+def _is_known(version: str) -> bool:
+    return version == SUPPORTED or version.startswith(SUPPORTED + ".")
 
 
 def accelerate() -> Acceleration:
@@ -50,19 +53,10 @@ def accelerate() -> Acceleration:
     Raises:
         ImportError: ctgan is not installed.
     """
-    try:
-        package = importlib.import_module("ctgan")
-    except ImportError as error:
-        raise ImportError(
-            "fastgan.integrations.ctgan accelerates the package ctgan: pip install 'ctgan>=0.12,<0.13'"
-        ) from error
-    version = str(getattr(package, "__version__", "unknown"))
-    if version != SUPPORTED and not version.startswith(SUPPORTED + "."):
-        warnings.warn(
-            f"ctgan {version} is not accelerated: fastgan knows ctgan {SUPPORTED}. It runs as ever.", stacklevel=2
-        )
-        return Acceleration()
+    package = known_package("ctgan", _is_known, SUPPORTED, "ctgan>=0.12,<0.13")
     acceleration = Acceleration()
+    if package is None:
+        return acceleration
     own = _Own(importlib.import_module("ctgan.synthesizers.ctgan"))
     if own.is_accelerated():
         return acceleration  # by one that is still on; this one has nothing to undo

@@ -89,7 +89,7 @@ class ResidualGenerator:
 
 
 class CriticInput:
-    """The mean score of a batch, and its gradient by the batch: of ctgan's Discriminator, in training, with dropout."""
+    """The mean score of a batch, and its gradient by the batch: of ctgan's Discriminator, with dropout in training."""
 
     def __init__(self, layers: Any, pac: int) -> None:
         """Take its layers.
@@ -113,13 +113,14 @@ class CriticInput:
             saved = []
             for linear, activation, dropout in self._hidden:
                 z = functional.linear(x, linear.weight, linear.bias)
-                kept = torch.rand_like(z) >= dropout.p  # bernoulli_ takes three times as long
-                x = _dropped(functional.leaky_relu(z, activation.negative_slope), kept, dropout.p)
-                saved.append((z, kept))
+                p = dropout.p if dropout.training else 0.0
+                kept = torch.rand_like(z) >= p  # bernoulli_ takes three times as long
+                x = _dropped(functional.leaky_relu(z, activation.negative_slope), kept, p)
+                saved.append((z, kept, p))
             score = functional.linear(x, self._last.weight, self._last.bias).mean()
             gradient: Tensor = (self._last.weight / len(x)).expand(len(x), -1)
-            for (linear, activation, dropout), (z, kept) in zip(reversed(self._hidden), reversed(saved), strict=True):
-                to_activation = _dropped(gradient, kept, dropout.p)
+            for (linear, activation, _), (z, kept, p) in zip(reversed(self._hidden), reversed(saved), strict=True):
+                to_activation = _dropped(gradient, kept, p)
                 slope = activation.negative_slope
                 gradient = torch.ops.aten.leaky_relu_backward(to_activation, z, slope, False).mm(linear.weight)
             return score, gradient.reshape(batch.shape)

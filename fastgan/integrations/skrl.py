@@ -19,7 +19,7 @@ from weakref import WeakKeyDictionary, WeakSet
 import torch
 from torch import Tensor
 
-from fastgan.integrations.acceleration import Acceleration
+from fastgan.integrations.acceleration import Acceleration, known_package
 from fastgan.integrations.skrl_discriminator import Amp, AsEver, Settings, chain_of
 
 __all__ = ["accelerate"]
@@ -56,18 +56,10 @@ def accelerate() -> Acceleration:
     Raises:
         ImportError: skrl is not installed.
     """
-    try:
-        package = importlib.import_module("skrl")
-    except ImportError as error:
-        raise ImportError(
-            "fastgan.integrations.skrl accelerates the package skrl: pip install 'skrl>=2.1.0,<=2.1.1'"
-        ) from error
-    version = str(getattr(package, "__version__", "unknown"))
-    if version not in SUPPORTED:
-        known = " and ".join(SUPPORTED)
-        warnings.warn(f"skrl {version} is not accelerated: fastgan knows skrl {known}. It runs as ever.", stacklevel=2)
-        return Acceleration()
+    package = known_package("skrl", SUPPORTED.__contains__, " and ".join(SUPPORTED), "skrl>=2.1.0,<=2.1.1")
     acceleration = Acceleration()
+    if package is None:
+        return acceleration
     agent = importlib.import_module("skrl.agents.torch.amp").AMP
     if not hasattr(agent.update, "_accelerated_by_fastgan"):  # by one that is still on
         acceleration._replace(agent, "update", functools.partial(_updating, package.config))

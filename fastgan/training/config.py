@@ -218,7 +218,8 @@ class TrainConfig:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> TrainConfig:
-        """The inverse of `as_dict`. Options that runs did not have once are as they were then, off.
+        """The inverse of `as_dict`. Options that runs did not have once are as they were then, off,
+        but for keep_best, which changes no step.
 
         Raises:
             TypeError, ValueError: an option is missing, unknown or out of range.
