@@ -251,6 +251,12 @@ def is_sequential(module: nn.Module) -> bool:
     return isinstance(module, nn.Sequential) and refusal(module) is None
 
 
+def activation_module(name: str, negative_slope: float) -> nn.Module:
+    """A new torch.nn module of an activation, by its name in `reference.ACTIVATIONS`."""
+    kind = reference.ACTIVATIONS[name].module
+    return kind(negative_slope) if ACTIVATIONS[kind].has_slope else kind()
+
+
 def fused_activation(module: nn.Module) -> tuple[str, float] | None:
     """The activation (name, negative slope) that a module computes, or None where the fused layers have no such one."""
     read = ACTIVATIONS.get(type(module))

@@ -384,7 +384,7 @@ class MLP(FusedSequential):
             modules.append(nn.Linear(width_in, width_out, bias=bias, device=device, dtype=dtype))
             name = activation if i < len(sizes) - 2 else output_activation
             if name is not None:
-                modules.append(_activation_module(name, negative_slope))
+                modules.append(layers.activation_module(name, negative_slope))
         super().__init__(*modules)
 
     def __getitem__(self, idx: slice | int | str) -> Any:
@@ -392,12 +392,6 @@ class MLP(FusedSequential):
         if isinstance(idx, slice):
             return FusedSequential(OrderedDict(list(self._modules.items())[idx]))
         return super().__getitem__(idx)  # type: ignore[index]  # torch refuses a str with its own error
-
-
-def _activation_module(name: str, negative_slope: float) -> nn.Module:
-    """The torch.nn module of an activation of the table."""
-    kind = reference.ACTIVATIONS[name].module
-    return kind(negative_slope) if layers.ACTIVATIONS[kind].has_slope else kind()
 
 
 @functools.cache
