@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import IO, TYPE_CHECKING
+from typing import IO, TYPE_CHECKING, Literal
 
 import numpy as np
 from PIL import Image
@@ -131,26 +131,34 @@ def save_columns(
         behind: values of the real data, drawn in grey beside the others.
         most: so many columns at most.
     """
+    from matplotlib.ticker import MaxNLocator
+
     shown = [i for i, found in enumerate(values) if found is not None][:most]
-    rows = math.ceil(len(shown) / 4)
-    figure = _figure(10, 2.2 * rows)
+    rows, across = math.ceil(len(shown) / 4), min(4, len(shown))
+    height = 2.2 * rows
+    figure = _figure(10, height, layout=None)
+    figure.subplots_adjust(0.02, 0.3 / height, 0.98, 1 - 0.3 / height, wspace=0.08, hspace=0.4)
     for place, i in enumerate(shown):
         column = table.columns[i]
-        axes = figure.add_subplot(rows, min(4, len(shown)), place + 1)
+        axes = figure.add_subplot(rows, across, place + 1)
         axes.set_title(printable(column.name, "ascii")[:24].replace("$", r"\$"), fontsize=8)
         axes.tick_params(labelsize=6)
         axes.set_yticks([])
+        axes.xaxis.set_major_locator(MaxNLocator(5, integer=column.kind == "discrete"))
         for at, (found, colour) in enumerate(((None if behind is None else behind[i], "0.6"), (values[i], "tab:blue"))):
             if found is None:
                 continue
+            # One outline for all bars: a patch for each took most of the time of a short training.
             if column.kind == "discrete":
                 counts = np.bincount(found[found >= 0], minlength=len(column.levels)) / len(found)
-                axes.bar(np.arange(len(counts)) + 0.4 * (at - 0.5), counts, width=0.4, color=colour)
+                left = np.arange(len(counts)) + 0.4 * (at - 1)
+                heights = np.stack([counts, np.zeros_like(counts)], axis=1).ravel()[:-1]
+                axes.stairs(heights, np.stack([left, left + 0.4], axis=1).ravel(), fill=True, color=colour)
                 continue
             present = found[~np.isnan(found)]
             if len(present):
-                bins = np.linspace(column.low, max(column.high, column.low + 1e-9), 40).tolist()
-                axes.hist(present, bins=bins, density=True, color=colour, alpha=0.6)
+                bins = np.linspace(column.low, max(column.high, column.low + 1e-9), 40)
+                axes.stairs(*np.histogram(present, bins, density=True), fill=True, color=colour, alpha=0.6)
     figure.savefig(path, dpi=100, format="png")
 
 
@@ -193,11 +201,11 @@ def save_curve(rows: Sequence[dict[str, float]], key: str, name: str, path: IO[b
     figure.savefig(path, format="svg")
 
 
-def _figure(width: float, height: float) -> Figure:
+def _figure(width: float, height: float, layout: Literal["constrained"] | None = "constrained") -> Figure:
     """A figure on the Agg canvas, which needs no display and leaves the user's pyplot backend alone."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(width, height), layout="constrained")
+    figure = Figure(figsize=(width, height), layout=layout)
     FigureCanvasAgg(figure)
     return figure
