@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.utils._device import DeviceContext
 
 from fastgan import backend, functional, gate, layers, plan_layers, plan_optimizers, plan_ways, reference
-from fastgan.plan_layers import LINEAR, CannotPlan, Layer
+from fastgan.plan_layers import DROPOUT, LINEAR, SEGMENTED, CannotPlan, Layer
 from fastgan.plan_ways import Way
 from fastgan.statistics import DiscriminatorStats, StepStats
 from fastgan.step_options import DiscriminatorOptions, DiscriminatorParts, StepOptions, StepParts, names_of
@@ -73,7 +73,6 @@ class Plan:
         # A Sigmoid at D's end is the loss's own: cross-entropy with logits is BCELoss of its output.
         folds = reference.GAN_LOSSES[options.loss].discriminator == "bce" and plan_layers.fold_sigmoid(self._layers[1])
         _check_precision(options.precision, dtype, self.device)
-        segmented = _check_segmented(self._layers[0], self.device)
         optimizers = parts.optimizers()
         self._optimizers = tuple(optimizers.values())
         self._groups = [
@@ -87,7 +86,7 @@ class Plan:
             plan_optimizers.state(group, parameter)
         self._check_memory()
         latent, data = _check_widths(options, self._layers)
-        draws = segmented or any(layer.kind == plan_layers.DROPOUT for network in self._layers for layer in network)
+        draws = any(layer.kind in (DROPOUT, SEGMENTED) for network in self._layers for layer in network)
         if reason := gate.step_refusal(self.device, torch.bfloat16 if _IS_BF16[options.precision] else dtype, draws):
             raise CannotPlan(reason)
         self._arguments = {
@@ -300,13 +299,13 @@ class Plan:
                 if layer.kind == plan_layers.BATCH_NORM:
                     buffers = module.running_mean, module.running_var, module.num_batches_tracked
                     engine.set_batch_norm(network, *buffers, layer.uses_batch_statistics(), module.momentum, module.eps)
-                elif layer.kind == plan_layers.DROPOUT:
+                elif layer.kind == DROPOUT:
                     if module.training:
                         engine.set_dropout(network, module.p)
-                elif layer.kind == plan_layers.SEGMENTED:
+                elif layer.kind == SEGMENTED:
                     kinds = [functional.SEGMENT_KIND[kind] for kind in module.kinds]
                     engine.set_segments(network, module.widths, kinds, module.tau)
-                elif layer.kind not in (plan_layers.LINEAR, plan_layers.IDENTITY):
+                elif layer.kind not in (LINEAR, plan_layers.IDENTITY):
                     raise AssertionError(f"the engine is told nothing of what a {layer.kind} has")
                 for is_bias, parameter in layer.parameters():
                     own = groups.get(id(parameter))
@@ -363,18 +362,6 @@ def _check_precision(precision: str, dtype: torch.dtype, device: torch.device) -
 def _has_cpu_kernels(device: torch.device) -> bool:
     """Whether steps there run on csrc/cpu/; in the test build those of csrc/cuda/ run on the CPU."""
     return device.type == "cpu" and hasattr(backend.module.StepEngine, "set_timed")
-
-
-def _check_segmented(generator: list[Layer], device: torch.device) -> bool:
-    """Whether the generator has segments.
-
-    Raises:
-        CannotPlan: it has, where the engine has none.
-    """
-    found = next((layer for layer in generator if layer.kind == plan_layers.SEGMENTED), None)
-    if found is not None and not _has_cpu_kernels(device):
-        raise CannotPlan(f"{found.path} is a SegmentedActivation, which the engine has on the CPU alone")
-    return found is not None
 
 
 def _lazy_penalties(options: DiscriminatorOptions) -> str:

@@ -35,8 +35,8 @@ class TrainStep(Planned[StepOptions]):
     both optimizers Adam or AdamW, the whole step is one native call on memory set aside once, which updates the
     parameters and the optimizers' state in place. Gradients are not kept: `Parameter.grad` is None afterwards. Anything
     else runs composed, of fused ops under autograd; so does a penalty on a discriminator with BatchNorm1d. G may have a
-    `fastgan.nn.SegmentedActivation` in the native call of a CPU, on CUDA in the composed step alone. `plan` says in one
-    line which path runs and, when it is not the fastest, why.
+    `fastgan.nn.SegmentedActivation` in the native call. `plan` says in one line which path runs and, when it is not the
+    fastest, why.
 
     A Linear's bias right before a BatchNorm1d, in a tree of nn.Sequential, has no gradient, since BatchNorm subtracts
     the batch mean; every path sets it to zero. In a plain loop rounding leaves a small remainder, which Adam scales up

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim import Adam, AdamW
 
-from fastgan import backend, gate, reference
+from fastgan import gate, reference
 from fastgan.nn import SegmentedActivation
 from fastgan.step import TrainStep, average_of
 from fastgan.verification_bounds import as_exact, grid, layer_parameters
@@ -306,10 +306,8 @@ def steps(device: torch.device, dtype: torch.dtype, is_quick: bool) -> Iterator[
 
 
 def dropout_steps(device: torch.device, dtype: torch.dtype, is_quick: bool) -> Iterator[Case]:
-    """Whole steps with dropout, and on a CPU with segments."""
-    settings = [_Setting(drop=0.25)]
-    if device.type == "cpu" and hasattr(backend.module.StepEngine, "set_timed"):
-        settings.append(_Setting(segments=True, pac=3))
+    """Whole steps with dropout, and with segments."""
+    settings = [_Setting(drop=0.25), _Setting(segments=True, pac=3)]
     if not is_quick:
         settings.append(_Setting(batch=7, drop=0.5, reuse_fake=True, classes=0))
     yield from _cases(settings, device, dtype)

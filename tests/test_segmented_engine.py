@@ -9,7 +9,7 @@ import math
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ import pytest
 import torch
 from allocations import bytes_allocated
 from conformance import as_double, assert_close_in_float64, assert_within_bound, overall_error
+from conftest import BACKENDS, run_on_or_skip
 from plain_step import adam, state_of
 from rounded_linear import RoundedLinear
 from segmented_steps import (
@@ -43,7 +44,7 @@ from fastgan import TrainStep, functional
 from fastgan import backend as fastgan_backend
 from fastgan.nn import MLP, SegmentedActivation
 
-pytestmark = pytest.mark.usefixtures("compiled", "one_thread")
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 STEPS = 12
 NAMES = ("loss", "penalty", "pac", "d_steps", "reuse_fake", "clip_grad_norm", "noise", "ema_decay", "dropout")
@@ -54,6 +55,14 @@ PAIRS = all_pairs(
         "num_classes": (0, CLASSES, EVERY_CLASS),
     }
 )
+
+
+@pytest.fixture(params=[name for name in BACKENDS if name in ("cpu", "simt", "cuda")])
+def device_backend(request: pytest.FixtureRequest) -> Iterator[str]:
+    with run_on_or_skip(request.param) as name:
+        yield name
+
+
 # Adam's epsilon is of the gradients' size: with the usual one, what rounding leaves of a zero is a full step.
 steady = functools.partial(Adam, lr=2e-3, betas=(0.5, 0.999), eps=1e-2)
 
@@ -67,6 +76,8 @@ def options_of(case: Case) -> dict[str, Any]:
     return {**case.options(), "condition_weight": 0.7 if case.num_classes else 0.0}
 
 
+@pytest.mark.usefixtures("device_backend")
+@pytest.mark.deep_on("simt")
 @pytest.mark.parametrize("case", PAIRS, ids=str)
 def test_all_pairs_follow_the_plain_loop(case: Case) -> None:
     options = options_of(case)
@@ -87,6 +98,7 @@ TABLES: dict[str, tuple[tuple[int, ...], tuple[str, ...]]] = {
 }
 
 
+@pytest.mark.usefixtures("device_backend")
 @pytest.mark.parametrize("batch", [1, 32, 100])
 @pytest.mark.parametrize("name", TABLES)
 def test_tables_of_other_widths(name: str, batch: int) -> None:
@@ -109,6 +121,7 @@ BETWEEN: dict[str, Callable[[], list[nn.Module]]] = {
 }
 
 
+@pytest.mark.usefixtures("device_backend")
 @pytest.mark.parametrize("name", BETWEEN)
 @pytest.mark.parametrize("pac", [1, 2])
 def test_what_is_before_the_segments(name: str, pac: int) -> None:
@@ -126,6 +139,7 @@ def test_what_is_before_the_segments(name: str, pac: int) -> None:
     assert made[0].plan.startswith(NATIVE)
 
 
+@pytest.mark.usefixtures("device_backend")
 def test_segments_inside_the_generator() -> None:
     """Behind them an activation, dropout and a layer, as anywhere."""
     options = {"reuse_fake": True}
@@ -142,6 +156,7 @@ def test_segments_inside_the_generator() -> None:
     assert made[0].plan.startswith(NATIVE)
 
 
+@pytest.mark.usefixtures("device_backend")
 def test_segments_before_the_first_layer() -> None:
     table = (2, 3), ("gumbel_softmax", "softmax")
     made = []
@@ -155,6 +170,7 @@ def test_segments_before_the_first_layer() -> None:
     assert made[0].plan.startswith(NATIVE)
 
 
+@pytest.mark.usefixtures("device_backend")
 def test_labels_without_the_cross_entropy() -> None:
     options = {"num_classes": CLASSES, "d_steps": 2}
     made = trainers(networks(), adam, **options)
@@ -162,6 +178,7 @@ def test_labels_without_the_cross_entropy() -> None:
     assert_close_in_float64(*map(state_of, made), bound=1e-9)
 
 
+@pytest.mark.usefixtures("device_backend")
 @pytest.mark.parametrize("case", PAIRS[::3], ids=str)
 def test_float32(case: Case) -> None:
     """At most twice the error that the plain loop has in float32."""
@@ -181,6 +198,8 @@ def test_float32(case: Case) -> None:
     assert_within_bound(*found)
 
 
+@pytest.mark.usefixtures("device_backend")
+@pytest.mark.deep_on("simt")
 @pytest.mark.parametrize("case", PAIRS[::4], ids=str)
 def test_nothing_is_allocated_but_the_statistics(case: Case) -> None:
     options = options_of(case)
@@ -193,6 +212,7 @@ def test_nothing_is_allocated_but_the_statistics(case: Case) -> None:
     assert bytes_allocated(functools.partial(step.step, *given), 20) == 20 * 5 * 4
 
 
+@pytest.mark.usefixtures("device_backend")
 def test_a_step_draws_what_its_generator_draws() -> None:
     """Noise for z, then one batch of uniform numbers an update of D, and one for G."""
     options = {"d_steps": 2, "num_classes": 0}
@@ -210,6 +230,7 @@ def test_a_step_draws_what_its_generator_draws() -> None:
     assert torch.equal(torch.rand(1), after)
 
 
+@pytest.mark.usefixtures("compiled")
 @pytest.mark.parametrize(("batch", "pac"), [(32, 1), (100, 1), (96, 3)])
 def test_threads_agree(batch: int, pac: int) -> None:
     """They share panels, or each layer's features and the runs; tiles of other heights round otherwise."""
@@ -233,6 +254,7 @@ def as_float(tensor: Tensor | None) -> Tensor | None:
 # What is not finite.
 
 
+@pytest.mark.usefixtures("device_backend")
 @pytest.mark.parametrize("value", [math.inf, -math.inf, math.nan])
 @pytest.mark.parametrize("where", ["real", "noise", "weight", "bias", "weight of D"])
 @pytest.mark.parametrize("batch", [5, 66])
@@ -260,6 +282,7 @@ def test_a_special_value(where: str, value: float, batch: int) -> None:
     assert not all(t.isfinite().all() for t in found[0][1])
 
 
+@pytest.mark.usefixtures("compiled")
 def test_a_uniform_number_of_zero_is_no_infinite_draw(monkeypatch: pytest.MonkeyPatch) -> None:
     """Of 2^24 one is: a million rows of two columns hold some, and no fake is NaN."""
     options = {"reuse_fake": True, "num_classes": 0}
@@ -292,6 +315,7 @@ CHANGES: dict[str, Callable[[nn.Module], None]] = {
 }
 
 
+@pytest.mark.usefixtures("device_backend")
 @pytest.mark.parametrize("name", CHANGES)
 def test_a_changed_attribute(name: str) -> None:
     options = {"num_classes": CLASSES, "condition_weight": 0.7}
@@ -306,6 +330,7 @@ def test_a_changed_attribute(name: str) -> None:
     assert_close_in_float64(*found, bound=1e-9)
 
 
+@pytest.mark.usefixtures("device_backend")
 def test_a_changed_weight_of_the_cross_entropy() -> None:
     options = {"num_classes": CLASSES, "condition_weight": 0.7}
     made = trainers(networks(), adam, **options)
@@ -319,6 +344,7 @@ def test_a_changed_weight_of_the_cross_entropy() -> None:
     assert_close_in_float64(*found, bound=1e-9)
 
 
+@pytest.mark.usefixtures("compiled")
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
@@ -345,6 +371,7 @@ class Sharper(SegmentedActivation):
         return super().forward(2 * input, noise)
 
 
+@pytest.mark.usefixtures("compiled")
 def test_a_patched_function_is_called(monkeypatch: pytest.MonkeyPatch) -> None:
     step = trainers(networks(0), adam, num_classes=0)[0]
     step.step(*inputs({}))
@@ -361,6 +388,7 @@ def test_a_patched_function_is_called(monkeypatch: pytest.MonkeyPatch) -> None:
 # Products of bfloat16, and other instruction sets.
 
 
+@pytest.mark.usefixtures("compiled")
 @pytest.mark.skipif(
     fastgan_backend.module is None or not fastgan_backend.module.has_bf16_step(True),
     reason="neither AVX-512 BF16 nor AMX is available",
@@ -391,6 +419,7 @@ def test_operands_are_rounded_and_nothing_else(pac: int) -> None:
     assert overall_error(found[0], found[1]) <= 0.05 * overall_error(found[2], found[1])
 
 
+@pytest.mark.usefixtures("compiled")
 @pytest.mark.deep
 @pytest.mark.parametrize("isa", ["baseline", "avx2"])
 def test_other_instruction_sets(isa: str) -> None:

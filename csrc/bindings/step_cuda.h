@@ -138,6 +138,7 @@ class CudaStep {
   struct Memory {
     StepInputs inputs;
     std::vector<std::vector<Tensor>> masks;  // of each layer
+    std::vector<Tensor> gumbel;              // likewise
     Draws draws;
     Tensor scratch, workspace;
   };
@@ -175,13 +176,14 @@ class CudaStep {
     here_ = nullptr, memory_ = nullptr;
   }
 
-  // Masks and noise are drawn into the tensors that layers and networks hold.
+  // Masks, Gumbel draws and noise are drawn into the tensors that layers and networks hold.
   void swap_draws(Memory& memory) {
     std::swap(memory.draws, networks_.draws);
     size_t index = 0;
     for (Network& network : networks_.networks)
       for (Layer& layer : network.layers) {
-        if (memory.masks.size() <= index) memory.masks.emplace_back();
+        if (memory.masks.size() <= index) memory.masks.emplace_back(), memory.gumbel.emplace_back();
+        std::swap(memory.gumbel[index], layer.gumbel);
         memory.masks[index++].swap(layer.masks);
       }
   }
@@ -432,6 +434,7 @@ class CudaStep {
                                           &memory.workspace};
     for (const std::vector<Tensor>& masks : memory.masks)
       for (const Tensor& mask : masks) tensors.push_back(&mask);
+    for (const Tensor& draws : memory.gumbel) tensors.push_back(&draws);
     record(captured.stream, tensors);
   }
 

@@ -24,7 +24,8 @@ struct RunTable {
   double tau;
   Segment runs[most_runs];
 };
-static_assert(sizeof(RunTable) + sizeof(SegmentedPass<double>) <= 4096, "the parameters of a launch");
+static_assert(sizeof(RunTable) + sizeof(SegmentedPass<double>) + sizeof(AskedLevels<double>) <= 4096,
+              "the parameters of a launch");
 
 template <class C>
 __device__ __forceinline__ C larger(C a, C b) {
@@ -217,35 +218,76 @@ __device__ __forceinline__ void run_item(const Team& team, const RunTable& table
                                pass.cotangent + place, pass.by_grad_output + place, pass.by_output + place);
 }
 
-// The blocks of wide items come first: they take longest.
+// softmax(x) less one at the level.
+template <class T, class Team>
+__device__ __forceinline__ void add_cross_entropy(const Team& team, int width, int level, T scale, const T* x,
+                                                  T* grad) {
+  T v[held];
+  const auto load_piece = [&](int first) {
+    for_held(team, first, width, [&](int k, int column) { v[k] = x[column]; });
+  };
+  load_piece(0);
+  T most = T(-INFINITY), sum = 0;
+  for_pieces<Team>(width, load_piece,
+                   [&](int first) { for_held(team, first, width, [&](int k, int) { most = larger(most, v[k]); }); });
+  most = team.largest(most);
+  // As torch.logsumexp: of an infinite logit the others have no share, and its own is NaN.
+  most = select(abs_(most) == T(INFINITY), T(0), most);
+  for_pieces<Team>(width, load_piece,
+                   [&](int first) { for_held(team, first, width, [&](int k, int) { sum += exp_(v[k] - most); }); });
+  const T inverse = T(1) / team.sum(sum);
+  for_pieces<Team>(width, load_piece, [&](int first) {
+    for_held(team, first, width, [&](int k, int column) {
+      grad[column] += scale * (exp_(v[k] - most) * inverse - select(column == level, T(1), T(0)));
+    });
+  });
+}
+
+// Calls item(team, run, row) of the items of this block. Those of wide runs come first: they take longest.
+template <class Item>
+__device__ __forceinline__ void for_item(const RunTable& table, int64_t rows, const Item& item) {
+  const int64_t wide = rows * table.wide;
+  if (blockIdx.x < wide) {
+    const int64_t row = blockIdx.x / table.wide;
+    return item(WholeBlock{}, table.runs[table.narrow + int(blockIdx.x - row * table.wide)], row);
+  }
+  const int64_t i = (blockIdx.x - wide) * (threads / group) + threadIdx.x / group;
+  if (i >= rows * table.narrow) return;
+  const int64_t row = i / table.narrow;
+  item(Lanes{}, table.runs[i - row * table.narrow], row);
+}
+
 template <Way way, class T>
 __global__ void __launch_bounds__(threads, sizeof(T) == 8 ? 2 : 4)
     segmented_kernel(const __grid_constant__ RunTable table, const __grid_constant__ SegmentedPass<T> pass) {
-  const int64_t wide = pass.rows * table.wide;
-  if (blockIdx.x < wide) {
-    const int64_t row = blockIdx.x / table.wide;
-    const Segment& run = table.runs[table.narrow + int(blockIdx.x - row * table.wide)];
-    return run_item<way>(WholeBlock{}, table, run, pass, row);
-  }
-  const int64_t item = (blockIdx.x - wide) * (threads / group) + threadIdx.x / group;
-  if (item >= pass.rows * table.narrow) return;
-  const int64_t row = item / table.narrow;
-  run_item<way>(Lanes{}, table, table.runs[item - row * table.narrow], pass, row);
+  for_item(table, pass.rows,
+           [&](const auto& team, const Segment& run, int64_t row) { run_item<way>(team, table, run, pass, row); });
 }
-
-template <Way way, class T>
-void launch_way(const Context& context, const RunTable& table, const SegmentedPass<T>& pass) {
-  constexpr int items = threads / group;
-  const int64_t blocks = pass.rows * table.wide + (pass.rows * table.narrow + items - 1) / items;
-  launch(context, "segmented", segmented_kernel<way, T>, Grid{dim3(static_cast<unsigned>(blocks)), dim3(threads)},
-         table, pass);
-}
-
-}  // namespace
 
 template <class T>
-void segmented(const Context& context, const Segments& segments, const SegmentedPass<T>& pass) {
-  if (pass.rows == 0) return;
+__global__ void __launch_bounds__(threads, sizeof(T) == 8 ? 2 : 4)
+    segmented_asked_kernel(const __grid_constant__ RunTable table, const __grid_constant__ SegmentedPass<T> pass,
+                           const __grid_constant__ AskedLevels<T> asked) {
+  for_item(table, pass.rows, [&](const auto& team, const Segment& run, int64_t row) {
+    run_item<Way::backward>(team, table, run, pass, row);
+    if (run.kind != SegmentKind::gumbel_softmax || run.noise < asked.from) return;
+    const int64_t level = asked.level[row] + asked.from - run.noise;
+    if (level < 0 || level >= run.width) return;
+    const int64_t place = row * table.columns + run.begin;
+    add_cross_entropy(team, run.width, int(level), asked.scale, asked.input + place, pass.grad_input + place);
+  });
+}
+
+// The blocks of a launch.
+Grid grid_of(const RunTable& table, int64_t rows) {
+  constexpr int items = threads / group;
+  const int64_t blocks = rows * table.wide + (rows * table.narrow + items - 1) / items;
+  return Grid{dim3(static_cast<unsigned>(blocks)), dim3(threads)};
+}
+
+// Calls f(table) of all runs, as many at a time as a launch takes.
+template <class F>
+void for_tables(const Segments& segments, const F& f) {
   for (int first = 0; first < segments.count; first += most_runs) {
     const Segment *const begin = segments.list + first, *const end =
                                                             begin + std::min(segments.count - first, most_runs);
@@ -256,14 +298,39 @@ void segmented(const Context& context, const Segments& segments, const Segmented
     std::copy_if(begin, end, wide, [&](const Segment& run) { return !is_narrow(run); });
     table.narrow = static_cast<int>(wide - table.runs);
     table.wide = static_cast<int>(end - begin) - table.narrow;
-    if (pass.input != nullptr)
-      launch_way<Way::forward>(context, table, pass);
-    else if (pass.cotangent == nullptr)
-      launch_way<Way::backward>(context, table, pass);
-    else
-      launch_way<Way::double_backward>(context, table, pass);
+    f(table);
   }
 }
+
+}  // namespace
+
+template <class T>
+void segmented(const Context& context, const Segments& segments, const SegmentedPass<T>& pass) {
+  if (pass.rows == 0) return;
+  for_tables(segments, [&](const RunTable& table) {
+    const Grid grid = grid_of(table, pass.rows);
+    if (pass.input != nullptr)
+      launch(context, "segmented", segmented_kernel<Way::forward, T>, grid, table, pass);
+    else if (pass.cotangent == nullptr)
+      launch(context, "segmented", segmented_kernel<Way::backward, T>, grid, table, pass);
+    else
+      launch(context, "segmented", segmented_kernel<Way::double_backward, T>, grid, table, pass);
+  });
+}
+
+template <class T>
+void segmented_backward(const Context& context, const Segments& segments, const SegmentedPass<T>& pass,
+                        const AskedLevels<T>& asked) {
+  for_tables(segments, [&](const RunTable& table) {
+    launch(context, "segmented_asked", segmented_asked_kernel<T>, grid_of(table, pass.rows), table, pass, asked);
+  });
+}
+
+#define FASTGAN_INSTANTIATE(T) \
+  template void segmented_backward<T>(const Context&, const Segments&, const SegmentedPass<T>&, const AskedLevels<T>&);
+FASTGAN_INSTANTIATE(float)
+FASTGAN_INSTANTIATE(double)
+#undef FASTGAN_INSTANTIATE
 
 #define FASTGAN_INSTANTIATE(T) template void segmented<T>(const Context&, const Segments&, const SegmentedPass<T>&);
 FASTGAN_EACH_FLOATING(FASTGAN_INSTANTIATE)

@@ -4,6 +4,7 @@
 
 #include "batch_norm.h"
 #include "mlp.h"
+#include "segmented.h"
 #include "step.h"
 #include "step_buffers.h"
 
@@ -55,7 +56,9 @@ class Passes {
           dropout_forward(context_, dropout(layer), layer.activation, x(l), z, own.y);
           break;
         case LayerKind::segmented:
-          break;  // Python composes these
+          segmented(context_, layer.segments,
+                    SegmentedPass<T>{.rows = rows(), .input = x(l), .noise = layer.gumbel, .y = own.y});
+          break;
       }
     }
   }
@@ -137,7 +140,8 @@ class Passes {
         add(target);
         break;
       case LayerKind::segmented:
-        break;  // Python composes these
+        if (target.grad != nullptr) segments_backward(l, target);
+        break;
     }
   }
 
@@ -306,6 +310,22 @@ class Passes {
   void add(const GradientTarget& target) const {
     if (target.added == nullptr) return;
     add_rows(context_, target.added_rows * target.width, target.added, target.grad + target.added_begin * target.width);
+  }
+
+  // Of a layer of segments, whose own activation is the identity.
+  void segments_backward(int l, const GradientTarget& target) const {
+    const StepLayer<T>& layer = network_.layers[l];
+    const LayerBuffers<T>& own = buffers_.layers[l];
+    T* const by_input = target.as_it_is != nullptr ? target.as_it_is : target.grad;
+    const SegmentedPass<T> pass{.rows = rows(), .output = own.y, .grad_output = own.grad_z, .grad_input = by_input};
+    if (layer.asked == nullptr)
+      segmented(context_, layer.segments, pass);
+    else
+      segmented_backward(context_, layer.segments, pass,
+                         AskedLevels<T>{layer.asked, layer.asked_from, T(layer.asked_scale), x(l)});
+    if (target.saved != nullptr)
+      act_backward<T>(context_, target.activation, rows(), target.width, by_input, target.saved, target.grad, nullptr);
+    add(target);
   }
 
   // A pass takes the masks from its first part's on.

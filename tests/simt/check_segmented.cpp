@@ -74,10 +74,61 @@ void check_runs(const std::vector<std::pair<int, SegmentKind>>& table, int64_t r
   }
 }
 
+// The derivative of each row's cross-entropy, on top of the backward pass; every third row is asked for nothing.
+template <class T>
+void check_asked(const std::vector<std::pair<int, SegmentKind>>& table, int64_t rows, int first_asked, int offset) {
+  const Context context;
+  std::vector<Segment> list;
+  int columns = 0, gumbel = 0, from = 0;
+  for (const auto& [width, kind] : table) {
+    if (int(list.size()) == first_asked) from = gumbel;
+    list.push_back({columns, width, gumbel, kind});
+    columns += width;
+    if (kind == SegmentKind::gumbel_softmax) gumbel += width;
+  }
+  const std::string about = std::string(name_of<T>()) + " levels of " + std::to_string(columns) + " columns";
+  const fastgan::Segments segments{list.data(), static_cast<int>(list.size()), columns, gumbel, 0.5};
+  const int64_t n = rows * columns;
+  const auto x = random<T>(n, -3, 3, offset), y = random<T>(n, 0, 1), v = random<T>(n, -1, 1, offset);
+  Buffer<T> without(n, offset), with(n, offset);
+  Buffer<int64_t> level(rows);
+  for (int64_t row = 0; row < rows; ++row)
+    level.data()[row] = row % 3 == 2 ? (row % 2 == 0 ? -1 : gumbel - from) : row * 7 % std::max(1, gumbel - from);
+  fastgan::SegmentedPass<T> pass{};
+  pass.rows = rows, pass.output = y.data(), pass.grad_output = v.data(), pass.grad_input = without.data();
+  fastgan::cuda::segmented(context, segments, pass);
+  pass.grad_input = with.data();
+  const double scale = 0.25;
+  fastgan::cuda::segmented_backward(context, segments, pass,
+                                    fastgan::cuda::AskedLevels<T>{level.data(), from, T(scale), x.data()});
+  for (int64_t row = 0; row < rows; ++row)
+    for (const Segment& run : list) {
+      const int64_t begin = row * columns + run.begin, asked = level.data()[row] + from - run.noise;
+      const bool is_asked = level.data()[row] >= 0 && run.kind == SegmentKind::gumbel_softmax && run.noise >= from &&
+                            asked >= 0 && asked < run.width;
+      double sum = 0;
+      for (int i = 0; i < run.width; ++i) sum += std::exp(double(x[begin + i]));
+      for (int i = 0; i < run.width; ++i) {
+        const double share = is_asked ? scale * (std::exp(double(x[begin + i])) / sum - (i == asked)) : 0;
+        expect_close(with[begin + i], without[begin + i] + share, 4, tolerance<T>, about);
+      }
+    }
+}
+
 }  // namespace
 
 void check_segmented() {
   using enum SegmentKind;
+  const auto check_levels = [](auto type) {
+    using T = decltype(type);
+    check_asked<T>({{3, gumbel_softmax}, {2, SegmentKind::tanh}, {7, gumbel_softmax}, {70, gumbel_softmax}}, 9, 1, 1);
+    if (few) return;
+    check_asked<T>({{2500, gumbel_softmax}, {4, softmax}, {64, gumbel_softmax}}, 7, 0, 0);
+    std::vector<std::pair<int, SegmentKind>> many;
+    for (int i = 0; i < 401; ++i) many.push_back({i % 5 + 1, i % 2 == 0 ? gumbel_softmax : SegmentKind::tanh});
+    check_asked<T>(many, 40, 11, 1);
+  };
+  check_levels(float()), check_levels(double());
   for_each_type([](auto type) {
     using T = decltype(type);
     const std::vector<std::pair<int, SegmentKind>> some = {
