@@ -184,10 +184,9 @@ def beside_each_other(items: list[pytest.Item]) -> list[pytest.Item]:
     computed once, where it is kept."""
     first: dict[Any, int] = {}
     for i, item in enumerate(items):
-        indices = getattr(item, "callspec", None) and item.callspec.indices
-        case = tuple((name, index) for name, index in (indices or {}).items() if name not in OF_BACKENDS)
-        first.setdefault((item.path, getattr(item, "originalname", item.name), case), i)
-        item.stash[PLACE] = first[item.path, getattr(item, "originalname", item.name), case]
+        values = item.callspec.params if hasattr(item, "callspec") else {}
+        case = tuple(sorted((name, id(value)) for name, value in values.items() if name not in OF_BACKENDS))
+        item.stash[PLACE] = first.setdefault((item.path, getattr(item, "originalname", item.name), case), i)
     return sorted(items, key=lambda item: item.stash[PLACE])
 
 
