@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections
 import contextlib
+import gc
 import os
 from collections.abc import Iterator
 from typing import Any
@@ -122,7 +123,16 @@ def seed() -> None:
     torch.manual_seed(0)
 
 
+def forget_absent_devices() -> None:
+    """torch.manual_seed keeps its seed for the devices that may yet be there, each with the stack of its caller as
+    text: a millisecond and more a call, of which the tests make hundreds of thousands."""
+    for device in (torch.cuda, torch.xpu, torch.mtia):
+        if not device.is_available():
+            device.manual_seed_all = lambda seed: None
+
+
 def pytest_configure(config: pytest.Config) -> None:
+    forget_absent_devices()
     unknown = set(listed("FASTGAN_TEST_BACKENDS")) - set(BACKENDS)
     if unknown:
         raise pytest.UsageError(
@@ -152,10 +162,14 @@ def given(item: pytest.Item, parameter: str) -> Any:
     return item.callspec.params.get(parameter) if hasattr(item, "callspec") else None
 
 
+# The fixtures whose parameter is a backend.
+OF_BACKENDS = ("backend", "compiled_backend", "device_backend", "place", "forward_place")
+PLACE = pytest.StashKey[int]()
+
+
 def parameter_of(item: pytest.Item) -> str | None:
     """The backend that a test is parametrised with."""
-    fixtures = ("backend", "compiled_backend", "device_backend", "place", "forward_place")
-    return next((name for fixture in fixtures if (name := given(item, fixture)) is not None), None)
+    return next((name for fixture in OF_BACKENDS if (name := given(item, fixture)) is not None), None)
 
 
 def backend_of(item: pytest.Item) -> str | None:
@@ -163,6 +177,17 @@ def backend_of(item: pytest.Item) -> str | None:
     if item.path.name in ("test_gpu.py", "test_gpu_step.py"):
         return "cuda"
     return parameter_of(item) or ("cpu" if "compiled" in item.fixturenames else None)
+
+
+def beside_each_other(items: list[pytest.Item]) -> list[pytest.Item]:
+    """The tests of one case on several backends one after the other, on one worker: so what they are compared with is
+    computed once, where it is kept."""
+    first: dict[Any, int] = {}
+    for i, item in enumerate(items):
+        values = item.callspec.params if hasattr(item, "callspec") else {}
+        case = tuple(sorted((name, id(value)) for name, value in values.items() if name not in OF_BACKENDS))
+        item.stash[PLACE] = first.setdefault((item.path, getattr(item, "originalname", item.name), case), i)
+    return sorted(items, key=lambda item: item.stash[PLACE])
 
 
 @pytest.hookimpl(tryfirst=True)  # before -m
@@ -180,9 +205,15 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         other = bool(chosen) and backend_of(item) not in chosen
         same = bool(os.environ.get("FASTGAN_ISA")) and item.get_closest_marker("above_kernels") is not None
         (left if other or same else kept).append(item)
-    items[:] = kept
+    items[:] = beside_each_other(kept)
     if left:
         config.hook.pytest_deselected(items=left)
+
+
+def pytest_collection_finish() -> None:
+    """What the collection made stays: the garbage collector need not look through it again and again."""
+    gc.collect()
+    gc.freeze()
 
 
 # How many tests each file leaves to another command, for the end of the report. Each worker of xdist collects all.

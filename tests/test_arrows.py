@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import arrows
 import pytest
+import warm
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -54,12 +57,32 @@ def test_the_order_of_the_rooms() -> None:
     assert arrows.rooms_below("reference") == {"reference"}
 
 
+PARTS = ("csrc", "fastgan", "bench")
+
+
+@pytest.fixture(scope="module")
+def copied(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[Path, bytes]]:
+    """A copy of the sources, and what is in it."""
+    folder = tmp_path_factory.mktemp("checkout")
+    for part in PARTS:
+        shutil.copytree(ROOT / part, folder / part, ignore=shutil.ignore_patterns("*.so", "__pycache__", "results"))
+    return folder, contents(folder)
+
+
+def contents(folder: Path) -> dict[Path, bytes]:
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
 @pytest.fixture
-def checkout(tmp_path: Path) -> Path:
-    """A copy of the sources, to plant something in."""
-    for part in ("csrc", "fastgan", "bench"):
-        shutil.copytree(ROOT / part, tmp_path / part, ignore=shutil.ignore_patterns("*.so", "__pycache__", "results"))
-    return tmp_path
+def checkout(copied: tuple[Path, dict[Path, bytes]]) -> Iterator[Path]:
+    """The copy, to plant something in; afterwards it is as it was."""
+    folder, before = copied
+    yield folder
+    for path, content in contents(folder).items():
+        if path not in before:
+            path.unlink()
+        elif content != before[path]:
+            path.write_bytes(before[path])
 
 
 @pytest.mark.parametrize(
@@ -176,7 +199,7 @@ except ImportError:
 
 
 def alone(code: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, "-c", ALONE + code], cwd=ROOT, capture_output=True, text=True)
+    return warm.run(["-c", ALONE + code], ROOT, os.environ)
 
 
 def test_fastgan_needs_only_torch_and_numpy() -> None:

@@ -6,13 +6,13 @@ import json
 import os
 import shutil
 import subprocess
-import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import warm
 from conformance import assert_within_bound
 
 import fastgan
@@ -27,14 +27,7 @@ NO_CUDA = unavailable_reason("cuda") or ""
 def python(code: str, package: Path = PACKAGE, **environment: str) -> subprocess.CompletedProcess[str]:
     """Run code in a process of its own that imports fastgan from the given folder."""
     inherited = {k: v for k, v in os.environ.items() if not k.startswith("FASTGAN_") and k != "PYTHONWARNINGS"}
-    return subprocess.run(
-        [sys.executable, "-c", code],
-        cwd=package.parent,
-        env={**inherited, "PYTHONPATH": str(package.parent), **environment},
-        capture_output=True,
-        text=True,
-        timeout=400,
-    )
+    return warm.run(["-c", code], package.parent, {**inherited, "PYTHONPATH": str(package.parent), **environment})
 
 
 def answer(result: subprocess.CompletedProcess[str]) -> dict:

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import pytest
 import typer
+import warm
 from PIL import Image
 from safetensors.numpy import load_file, save_file
 from typer.testing import CliRunner
@@ -51,11 +52,19 @@ def start(*arguments: object, folder: Path) -> subprocess.Popen[str]:
     )
 
 
-def run(*arguments: object, folder: Path, code: int = 0) -> tuple[str, str]:
-    """The output and the error output of a command that must end with the code, and with no traceback."""
-    process = start(*arguments, folder=folder)
-    out, err = process.communicate(timeout=400)
-    assert process.returncode == code, out + err
+def run(*arguments: object, folder: Path, code: int = 0, fresh: bool = False) -> tuple[str, str]:
+    """The output and the error output of a command that must end with the code, and with no traceback.
+
+    A fresh one begins with the start of Python; else what fastgan imports is there.
+    """
+    if fresh:
+        process = start(*arguments, folder=folder)
+        out, err = process.communicate(timeout=400)
+        found = process.returncode
+    else:
+        done = warm.run(["-m", "fastgan", *map(str, arguments)], folder, environment(), warm.OF_TRAINING)
+        found, out, err = done.returncode, done.stdout, done.stderr
+    assert found == code, out + err
     assert "Traceback" not in out + err
     return out, err
 
@@ -114,7 +123,7 @@ def test_train_resume_sample(here: Path) -> None:
 
 
 def test_version_help_and_unknown_options(here: Path) -> None:
-    assert run("--version", folder=here)[0].startswith("fastgan 0.")
+    assert run("--version", folder=here, fresh=True)[0].startswith("fastgan 0.")
     result = CliRunner().invoke(app, ["train", "--help"], env={"COLUMNS": "200"})
     assert result.exit_code == 0
     for words in ("default: 15000", "0 to 1", "wasserstein or least_squares", "--no-ema", "default: 0.001"):
@@ -235,7 +244,7 @@ def test_divergence(here: Path) -> None:
 def test_without_the_extra(here: Path) -> None:
     """Where typer is not installed, the command says what to install; `import fastgan` imports none of it."""
     (here / "typer.py").write_text("raise ModuleNotFoundError(\"No module named 'typer'\", name='typer')\n")
-    _, err = run("train", "ring8", folder=here, code=2)
+    _, err = run("train", "ring8", folder=here, code=2, fresh=True)
     assert err.strip().endswith('the command line needs typer: pip install "fastgan[train]"')
     extras = ["typer", "rich", "safetensors", "matplotlib", "PIL", "tomlkit", "sklearn"]
     code = f"import fastgan, sys; print([name for name in {extras} if name in sys.modules])"

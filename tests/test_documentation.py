@@ -52,7 +52,11 @@ NOT_RUN: dict[str, int] = {}
 BLOCKS = {shown(document): blocks(document, "python") for document in DOCUMENTS}
 COMMANDS = [example for document in DOCUMENTS for example in commands(document)]
 # Each once, where it stands first: several pages show the same.
-FASTGAN = list({example.text: example for example in COMMANDS[::-1] if example.text.startswith("fastgan ")}.values())
+FASTGAN = list(
+    {
+        tuple(arguments(example.text)): example for example in COMMANDS[::-1] if example.text.startswith("fastgan ")
+    }.values()
+)
 OTHERS = [example for example in COMMANDS if not example.text.startswith("fastgan ")]
 
 

@@ -123,16 +123,22 @@ def plain_results(case: str, dtype: torch.dtype, steps: int) -> Results:
     return train_plain(case, dtype, steps, torch.get_default_device().type)
 
 
-def many(engine_backend: str) -> int:
-    """Steps; fewer on the host model, which takes its time."""
-    return 50 if engine_backend == "simt" else 200
+def deep_in_200_steps(test: Any) -> Any:
+    """A test of 50 steps, and of 200 where it is deep: there not on the host model, which takes its time."""
+    return pytest.mark.parametrize("steps", [50, pytest.param(200, marks=pytest.mark.deep)])(test)
 
 
+def skip_where_slow(engine_backend: str, steps: int) -> None:
+    if steps == 200 and engine_backend in ("simt", "cpu"):
+        pytest.skip("the host model takes its time, and the kernels of cpu are those of auto")
+
+
+@deep_in_200_steps
 @pytest.mark.deep_on("simt")
 @pytest.mark.parametrize("case", CASES)
-def test_200_steps(engine_backend: str, case: str) -> None:
+def test_many_steps(engine_backend: str, case: str, steps: int) -> None:
     """In float64, where 200 steps amplify rounding to no more than this."""
-    steps = many(engine_backend)
+    skip_where_slow(engine_backend, steps)
     ours, statistics = train(TrainStep, case, torch.float64, steps)
     assert ours.plan.startswith(NATIVE)
     state, expected = plain_results(case, torch.float64, steps)
@@ -140,16 +146,17 @@ def test_200_steps(engine_backend: str, case: str) -> None:
     assert_close_in_float64(state_of(ours), state, bound=1e-6)
 
 
+@deep_in_200_steps
 @pytest.mark.deep_on("simt")
 @pytest.mark.parametrize("case", [case for case in CASES if not CASES[case][2]])
-def test_200_steps_in_float32(engine_backend: str, case: str) -> None:
+def test_many_steps_in_float32(engine_backend: str, case: str, steps: int) -> None:
     """No further from float64 than twice what plain PyTorch in float32 is.
 
     Not where a bias is followed by BatchNorm: its gradient is zero but for rounding, and Adam makes a full step of it.
     """
+    skip_where_slow(engine_backend, steps)
     if engine_backend == "simt" and case not in ("mnist", "two D steps, reused", "amsgrad"):
         pytest.skip("the host model takes its time, and the other cases are the same kernels")
-    steps = many(engine_backend)
     exact, _ = plain_results(case, torch.float64, steps)
     plain, _ = plain_results(case, torch.float32, steps)
     ours, _ = train(TrainStep, case, torch.float32, steps)

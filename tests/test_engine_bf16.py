@@ -5,13 +5,12 @@ from __future__ import annotations
 import functools
 import json
 import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import warm
 from conformance import as_double, overall_error
 from plain_step import Plain, adam, state_of, twin
 from rounded_linear import RoundedLinear
@@ -190,8 +189,7 @@ def test_the_environment_limits_the_instructions(compiled: None) -> None:
     found = {}
     for isa in ("", "avx512_bf16", "avx512"):
         environment = {**os.environ, "PYTHONPATH": str(ROOT), "FASTGAN_ISA": isa, "FASTGAN_TUNE": "0"}
-        command = [sys.executable, "-c", PLAN]
-        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+        done = warm.run(["-c", PLAN], ROOT, environment)
         assert done.returncode == 0, done.stderr
         found[isa] = json.loads(done.stdout.splitlines()[-1])
     best = found[""][0]

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import subprocess
-import sys
 import threading
 import time
 import warnings
@@ -15,6 +13,7 @@ from typing import Any
 
 import pytest
 import torch
+import warm
 from planted import CPU, new_process, nothing_verified, plant
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
@@ -375,5 +374,5 @@ def test_a_fake_tensor_of_a_device_that_is_not_here_is_not_checked(checks: list[
 
 def test_importing_fastgan_imports_no_check() -> None:
     code = "import sys, fastgan; print([n for n in sys.modules if 'verification' in n or n == 'torch._dynamo'])"
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "[]"
+    done = warm.run(["-c", code], ROOT, os.environ)
+    assert (done.returncode, done.stdout.strip()) == (0, "[]"), done.stderr

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import copy
 import io
+import os
 import pickle
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
+import warm
 from conformance import assert_close_in_float64, assert_within_bound
 from fused_calls import FusedCalls
 from torch import nn
@@ -315,5 +315,5 @@ assert layers.fused_activation(nn.LeakyReLU(0.2)) == ("leaky_relu", 0.2)
 
 def test_constructors_that_were_wrapped_before_fastgan_was_imported() -> None:
     """A tool that sees every module made, and hides the signature: the layers are what their attributes say."""
-    done = subprocess.run([sys.executable, "-c", WRAPPED_EARLY], cwd=ROOT, capture_output=True, text=True)
+    done = warm.run(["-c", WRAPPED_EARLY], ROOT, os.environ)
     assert done.returncode == 0, done.stderr

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
 from collections.abc import Callable
@@ -40,12 +41,16 @@ def derived(function: Callable[..., Tensor], given: list[Tensor]) -> list[Tensor
     return derivatives(function, given, [x.new_ones(()) for x in given[:1]] + [torch.ones_like(x) for x in given])
 
 
+def of_torch(torchs: Callable[..., Tensor], given: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+    """What torch makes of it, and what it makes of it in float64."""
+    theirs = derived(torchs, given)
+    return theirs, theirs if given[0].dtype == torch.float64 else derived(torchs, [x.double() for x in given])
+
+
 def compare(
     ours: Callable[..., Tensor], torchs: Callable[..., Tensor], given: list[Tensor], size: float | Tensor = 1.0
 ) -> None:
-    theirs = derived(torchs, given)
-    exact = theirs if given[0].dtype == torch.float64 else derived(torchs, [x.double() for x in given])
-    assert_like_torch(derived(ours, given), theirs, exact, torch.as_tensor(size, dtype=torch.float64))
+    assert_like_torch(derived(ours, given), *of_torch(torchs, given), torch.as_tensor(size, dtype=torch.float64))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -125,6 +130,17 @@ KINDS: dict[str, tuple[Callable[..., Tensor], Callable[..., Tensor]]] = {
 }
 
 
+@functools.lru_cache(maxsize=2048)  # of the pairs of some tests: those of the backends come one after the other
+def of_torch_each(
+    kind: str, half: int, factor: str, values: tuple[str, ...], dtype: torch.dtype, device: str
+) -> tuple[list[Tensor], list[Tensor]]:
+    """The same of D's loss (half 0) or G's times a factor, at a pair or at a logit; numbers as text, NaN among them."""
+    return of_torch(
+        lambda *x: float(factor) * KINDS[kind][half](*x).sum(),
+        [torch.tensor([float(value)], dtype=dtype, device=device) for value in values],
+    )
+
+
 # Of a loss that pairs its logits, all pairs. The others are sums of two terms, each of a logit of its own: a term of
 # every value meets one that is finite, infinite and NaN.
 ALL_PAIRS = tuple(itertools.product(LOGITS, LOGITS))
@@ -141,7 +157,6 @@ def test_losses_of_every_kind_that_are_not_finite(kind, factor, dtype, backend) 
     give gives nothing of what is infinite."""
     if kind == "relativistic" and factor == inf:
         pytest.skip("of a large logit torch's sigma(x) - 1 is zero, whose product with infinity is NaN; ours is not")
-    d_torchs, g_torchs = KINDS[kind]
     paired = kind == "relativistic"
 
     def d_ours(x: Tensor, y: Tensor) -> Tensor:
@@ -150,14 +165,16 @@ def test_losses_of_every_kind_that_are_not_finite(kind, factor, dtype, backend) 
     def g_ours(*x: Tensor) -> Tensor:
         return factor * generator_loss(*x, kind=kind, reduction="sum")
 
-    for ours, torchs, batches in (
-        (d_ours, d_torchs, ALL_PAIRS if paired else PAIRS),
-        (g_ours, g_torchs, ALL_PAIRS if paired else [(x,) for x in LOGITS]),
+    device = torch.get_default_device().type
+    for half, ours, batches in (
+        (0, d_ours, ALL_PAIRS if paired else PAIRS),
+        (1, g_ours, ALL_PAIRS if paired else [(x,) for x in LOGITS]),
     ):
         for values in batches:
             given = [torch.tensor([v], dtype=dtype) for v in values]
             size = max(1.0, *(min(abs(v), 1e4) for v in values if not math.isnan(v)), 0.0) ** 2
-            compare(ours, lambda *x, torchs=torchs: factor * torchs(*x).sum(), given, size)
+            torchs = of_torch_each(kind, half, str(factor), tuple(map(str, values)), dtype, device)
+            assert_like_torch(derived(ours, given), *torchs, torch.as_tensor(size, dtype=torch.float64))
 
 
 @pytest.mark.parametrize("activation", ACTIVATIONS)

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import itertools
 import os
-import subprocess
-import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
+import warm
 from conformance import DTYPES, assert_within_bound
 from torch import Tensor
 
@@ -86,7 +86,8 @@ def test_sums_over_many_rows(backend: str) -> None:
 def test_every_instruction_set_has_them(compiled: None, isa: str) -> None:
     code = "import torch, test_thin_layers as t; torch.manual_seed(0); t.check_layers()"
     environment = {**os.environ, "FASTGAN_ISA": isa, "FASTGAN_BACKEND": "auto", "PYTHONPATH": os.path.dirname(__file__)}
-    subprocess.run([sys.executable, "-c", code], check=True, env=environment)
+    done = warm.run(["-c", code], Path(__file__).parent.parent, environment)
+    assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.parametrize("shape", [(40, 20, 1), (40, 20, 3), (40, 2, 20), (40, 1, 1)], ids=str)

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import torch
 import tuned_step
+import warm
 from made_up_clock import MadeUpClock
 from plain_step import DATA, adam, inputs, networks, state_of, twin
 from tuned_step import clear, run, the_choice, trained
@@ -235,15 +236,13 @@ def test_a_state_that_is_none_is_refused(state: Any, error: type[Exception], mes
 def test_the_setting(value: str, word: str) -> None:
     code = "import fastgan; print(fastgan.info()['tuning'])"
     settings = {**os.environ, "FASTGAN_TUNE": value}
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=settings, capture_output=True, text=True)
+    done = warm.run(["-c", code], ROOT, settings)
     assert done.stdout.startswith(word), done.stderr
 
 
 def test_a_setting_that_is_none() -> None:
     settings = {**os.environ, "FASTGAN_TUNE": "yes"}
-    done = subprocess.run(
-        [sys.executable, "-c", "import fastgan"], cwd=ROOT, env=settings, capture_output=True, text=True
-    )
+    done = warm.run(["-c", "import fastgan"], ROOT, settings)
     assert done.returncode != 0
     assert done.stderr.splitlines()[-1] == "ValueError: FASTGAN_TUNE must be one of 0, 1, not 'yes'"
 

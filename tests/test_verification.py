@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 import torch
+import warm
 from conformance import DTYPES, assert_within_bound, in_double
 from plain_step import Plain, adam
 from planted import CPU, KERNELS, Planted, new_process, nothing_verified, plant
@@ -140,12 +141,11 @@ print(len(checks), len(calls), sum(w.category is RuntimeWarning for w in found))
     environment = {**os.environ, "XDG_CACHE_HOME": str(tmp_path), "PYTHONPATH": f"{ROOT}:{ROOT}/tests"}
     lines = []
     for _ in range(2):
-        command = [sys.executable, "-c", code]
-        done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
+        done = warm.run(["-c", code], ROOT, environment)
         assert done.returncode == 0, done.stderr
         lines.append(done.stdout.strip())
     assert lines == ["1 0 1", "0 0 1"]
-    done = subprocess.run([sys.executable, "-m", "fastgan", "doctor"], env=environment, capture_output=True, text=True)
+    done = warm.run(["-m", "fastgan", "doctor"], ROOT, environment)
     assert "switched off: layers in float32 on cpu; plain PyTorch runs instead" in done.stdout
 
 
