@@ -86,14 +86,14 @@ def train(
     **options: Any,
 ) -> None:
     """Train on DATA; everything goes to a new folder such as runs/00003-digits/."""
-    with _one_line_errors(TypeError, ValueError):
-        from fastgan.training.trainer import Trainer
+    with _processes() as job:
+        with _one_line_errors(TypeError, ValueError):
+            from fastgan.training.trainer import Trainer
 
-        for name in ("g_hidden", "d_hidden"):
-            options[name] = _widths(name, options[name])
-        trainer = Trainer(data, **options)
-    with _one_line_errors():
-        trainer.train()
+            for name in ("g_hidden", "d_hidden"):
+                options[name] = _widths(name, options[name])
+            trainer = Trainer(data, process_group=job and job.group, **options)
+        _train(trainer, job)
 
 
 @app.command()
@@ -110,13 +110,14 @@ def resume(
     runs: Annotated[str, typer.Option(help="Folder of the run folders.")] = "runs",
 ) -> None:
     """Go on with RUN from its newest checkpoint, exactly as if it had not been interrupted."""
-    with _one_line_errors(TypeError, ValueError):
-        from fastgan.training.config import parse_extension
-        from fastgan.training.trainer import Trainer
+    with _processes() as job:
+        with _one_line_errors(TypeError, ValueError):
+            from fastgan.training.config import parse_extension
+            from fastgan.training.trainer import Trainer
 
-        trainer = Trainer.resume(run, steps=steps, extend=parse_extension(extend or ()), runs=runs)
-    with _one_line_errors():
-        trainer.train()
+            changed = parse_extension(extend or ())
+            trainer = Trainer.resume(run, steps=steps, extend=changed, runs=runs, process_group=job and job.group)
+        _train(trainer, job)
 
 
 @app.command()
@@ -273,6 +274,30 @@ def _widths(name: str, text: str | None) -> tuple[int, ...] | None:
         return tuple(int(width) for width in text.split(",") if text.strip())
     except ValueError:
         raise ValueError(f"{name} must be widths separated by commas, such as 256,512, not {text!r}") from None
+
+
+@contextlib.contextmanager
+def _processes() -> Iterator[Any]:
+    """The job of torchrun that this process is one of, or None; where another of its processes has ended, one of the
+    others says so."""
+    with _one_line_errors():
+        from fastgan.processes import ProcessesError
+        from fastgan.training.job import launched
+    with launched() as job:
+        try:
+            yield job
+        except ProcessesError as error:
+            sentence = str(error) if job is None else job.tell_of_the_dead()
+            if sentence is not None:
+                complain(f"fastgan: {sentence}")
+            raise typer.Exit(1) from None
+
+
+def _train(trainer: Any, job: Any) -> None:
+    if job is not None:
+        job.how_to_go_on = trainer.how_to_go_on
+    with _one_line_errors():
+        trainer.train()
 
 
 @contextlib.contextmanager

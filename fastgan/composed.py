@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
 import torch
@@ -15,6 +15,7 @@ from fastgan.condition import cross_entropy
 from fastgan.condition import run as run_condition
 from fastgan.discriminator_output import DiscriminatorOutput
 from fastgan.nn import is_fully_fused
+from fastgan.processes import Processes
 from fastgan.statistics import DiscriminatorStats, StepStats
 from fastgan.step_options import AUTOCAST_DTYPES, DiscriminatorOptions, DiscriminatorParts, StepOptions, StepParts
 
@@ -65,6 +66,7 @@ class DiscriminatorPart:
         progress: Progress,
         are_due: bool,
         noise_scale: float = 0.0,
+        processes: Processes | None = None,
     ) -> None:
         """Look at how D ends.
 
@@ -74,7 +76,9 @@ class DiscriminatorPart:
             progress: is told of the update.
             are_due: whether R1 and R2 are part of the step.
             noise_scale: standard deviation of the instance noise.
+            processes: that take the step together, or None.
         """
+        self._processes, self._cancelled = processes, layers.cancelled_biases(discriminator)
         self._discriminator, self._options, self._progress = discriminator, options, progress
         self._noise_scale = noise_scale
         lazy = 0.5 * options.r1_every if are_due else 0.0
@@ -107,7 +111,13 @@ class DiscriminatorPart:
                 terms.append(self._options.gp_weight * self._interpolates(samples, conditions[0]))
             penalty = sum(terms[1:], start=terms[0]) if terms else torch.zeros_like(d_loss)
         self._progress.has_updated = True
-        update(optimizer, d_loss + penalty if terms else d_loss, self._discriminator, self._options.clip_grad_norm)
+        update(
+            optimizer,
+            d_loss + penalty if terms else d_loss,
+            self._cancelled,
+            self._options.clip_grad_norm,
+            self._processes,
+        )
         return Updated(d_loss.detach(), penalty.detach(), of_real, of_fake)
 
     def generator_loss(self, real: Tensor, fake: Tensor, condition: Tensor | None) -> Tensor:
@@ -190,7 +200,13 @@ class DiscriminatorPart:
 
 
 def train_step(
-    parts: StepParts, options: StepOptions, real: Tensor, conditions: Tensor | None, noise: Tensor, steps_done: int
+    parts: StepParts,
+    options: StepOptions,
+    real: Tensor,
+    conditions: Tensor | None,
+    noise: Tensor,
+    steps_done: int,
+    processes: Processes | None = None,
 ) -> StepStats:
     """One step of alternating training.
 
@@ -201,6 +217,7 @@ def train_step(
         conditions: (d_steps, batch, classes), one-hot labels; None without classes.
         noise: (d_steps + 1, batch, latent), with reuse_fake (d_steps, batch, latent).
         steps_done: so many steps were before.
+        processes: that take the step together, each with a batch of its own; None for this one alone.
 
     Returns:
         The statistics of the last D step and the G step.
@@ -217,9 +234,13 @@ def train_step(
         output, before = run_condition(generator, input)
         return output
 
-    with Progress((generator, parts.discriminator)) as progress:
-        due = options.penalties_are_due(steps_done)
-        part = DiscriminatorPart(parts.discriminator, options, progress, due, options.noise_scale(steps_done))
+    networks = generator, parts.discriminator
+    progress, cancelled = Progress(networks), layers.cancelled_biases(generator)
+    due = options.penalties_are_due(steps_done)
+    part = DiscriminatorPart(
+        parts.discriminator, options, progress, due, options.noise_scale(steps_done), processes=processes
+    )
+    with progress, together(processes, networks):
         for i in range(options.d_steps):
             condition = conditions[i] if conditions is not None else None
             # The reused fake keeps its graph for G's backward; any other needs none.
@@ -234,12 +255,13 @@ def train_step(
         total = g_loss
         if before is not None and condition is not None:
             total = g_loss + options.condition_weight * cross_entropy(generator, before, condition)
-        update(parts.g_optimizer, total, generator, options.clip_grad_norm)
+        update(parts.g_optimizer, total, cancelled, options.clip_grad_norm, processes)
         if parts.ema is not None:
             _update_average(parts.ema, generator, options.ema_decay)
         with torch.no_grad():
             scores = part.score(updated.real), part.score(updated.fake)
-            return StepStats(updated.d_loss, g_loss.detach(), *scores)
+            statistics = updated.d_loss, g_loss.detach(), *scores
+            return StepStats(*(statistics if processes is None else processes.mean_of(statistics)))
 
 
 def discriminator_step(
@@ -249,6 +271,7 @@ def discriminator_step(
     fake: Tensor,
     conditions: Conditions,
     steps_done: int,
+    processes: Processes | None = None,
 ) -> DiscriminatorStats:
     """One update of D alone.
 
@@ -259,16 +282,20 @@ def discriminator_step(
         fake: (fake batch, data).
         conditions: the labels of each as one-hot columns, or None.
         steps_done: so many steps were before.
+        processes: that take the step together, each with a batch of its own; None for this one alone.
 
     Returns:
         The statistics.
     """
-    with Progress((parts.discriminator,)) as progress:
-        part = DiscriminatorPart(parts.discriminator, options, progress, options.penalties_are_due(steps_done))
+    progress = Progress((parts.discriminator,))
+    due = options.penalties_are_due(steps_done)
+    part = DiscriminatorPart(parts.discriminator, options, progress, due, processes=processes)
+    with progress, together(processes, (parts.discriminator,)):
         updated = part.update(parts.optimizer, real, fake, conditions)
         with torch.no_grad():
             scores = part.score(updated.real), part.score(updated.fake)
-            return DiscriminatorStats(updated.d_loss, updated.penalty, *scores)
+            statistics = updated.d_loss, updated.penalty, *scores
+            return DiscriminatorStats(*(statistics if processes is None else processes.mean_of(statistics)))
 
 
 def text(discriminator: nn.Module, options: Any, why: str) -> str:
@@ -304,14 +331,32 @@ def conditioned(value: Tensor, condition: Tensor | None) -> Tensor:
     return value if condition is None else torch.cat([value, condition.to(value.dtype)], dim=1)
 
 
-def update(optimizer: Optimizer, loss: Tensor, network: nn.Module, clip_norm: float | None) -> None:
+@contextlib.contextmanager
+def together(processes: Processes | None, networks: Iterable[nn.Module]) -> Iterator[None]:
+    """A `with` block around what a rank computes of a step of several processes."""
+    if processes is None:
+        yield
+        return
+    with processes.in_step(), processes.synchronised(networks):
+        yield
+
+
+def update(
+    optimizer: Optimizer,
+    loss: Tensor,
+    cancelled: Iterable[Tensor],
+    clip_norm: float | None,
+    processes: Processes | None,
+) -> None:
     """One optimizer step. `inputs` keeps backward from computing gradients of the other network's parameters."""
     optimizer.zero_grad(set_to_none=True)
     held = [p for group in optimizer.param_groups for p in group["params"]]
     loss.backward(inputs=[p for p in held if p.requires_grad])
-    for parameter in layers.cancelled_biases(network):  # whose gradient is zero, but for rounding
+    for parameter in cancelled:  # whose gradient is zero, but for rounding
         if parameter.grad is not None:
             parameter.grad.mul_(0)  # NaN and infinity stay to be seen
+    if processes is not None:
+        processes.average(held)
     if clip_norm is not None:
         nn.utils.clip_grad_norm_(held, clip_norm)
     optimizer.step()

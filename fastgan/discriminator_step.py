@@ -53,6 +53,8 @@ class DiscriminatorStep(Planned[DiscriminatorOptions]):
         clip_grad_norm: float | None = None,
         precision: str = "fp32",
         engine: bool = True,
+        process_group: Any = None,
+        sync_batch_norm: bool = True,
     ) -> None:
         """Bind the step to a discriminator and its optimizer.
 
@@ -79,6 +81,8 @@ class DiscriminatorStep(Planned[DiscriminatorOptions]):
                 as by torch.nn.utils.clip_grad_norm_. None is off.
             precision: `fp32` (the parameters' own dtype), or `bf16` for autocast with full-precision parameters.
             engine: whether the step may run as one native call; False composes it of the fused ops.
+            process_group: of torch.distributed, whose processes take each step together; see `fastgan.TrainStep`.
+            sync_batch_norm: of several processes, whether BatchNorm's statistics are of all their samples.
 
         Raises:
             TypeError, ValueError: an argument is of the wrong kind or out of range; the message names it.
@@ -98,9 +102,11 @@ class DiscriminatorStep(Planned[DiscriminatorOptions]):
         self.clip_grad_norm = None if clip_grad_norm is None else float(clip_grad_norm)
         self._labels = LabelCheck()
         self._begin_without_plan(DiscriminatorOptions())
+        self._join(process_group, sync_batch_norm)
         self._current_plan()
 
     def __getstate__(self) -> dict[str, object]:
+        self._refuse_copies()
         # A copy or a pickle plans anew, and hears nothing of the labels of others.
         return {**vars(self), "_plan": None, "_plan_again": 0, "_labels": LabelCheck()}
 
@@ -118,7 +124,8 @@ class DiscriminatorStep(Planned[DiscriminatorOptions]):
         """One line: which path runs and, when it is not the fastest, why."""
         self._plan_again = 0
         plan = self._current_plan()
-        return composed.text(self.discriminator, self, self._no_plan) if plan is None else plan.text
+        text = composed.text(self.discriminator, self, self._no_plan) if plan is None else plan.text
+        return text + self._of_processes()
 
     def _parts_in_force(self) -> DiscriminatorParts:
         return read(DiscriminatorParts, self)
@@ -142,7 +149,10 @@ class DiscriminatorStep(Planned[DiscriminatorOptions]):
         Raises:
             ValueError, TypeError, RuntimeError: a shape, dtype, label or device does not fit, or labels of an earlier
                 step on a GPU did not; nothing was updated.
+            ProcessesError: another process refused its inputs, and nothing was updated; or it has ended.
         """
+        if self._processes is not None:
+            return self._step_of_many(real, fake, labels, fake_labels)
         self._labels.hear()
         fake = fake.detach() if isinstance(fake, Tensor) else fake
         statistics = self._planned_step(real, fake, labels, fake_labels)
@@ -152,6 +162,31 @@ class DiscriminatorStep(Planned[DiscriminatorOptions]):
             if self._current_plan() is not None:
                 statistics = self._planned_step(real, fake, labels, fake_labels)
         if statistics is None:
+            statistics = self._composed_step(real, fake, labels, fake_labels)
+        self.steps_done += 1
+        return statistics
+
+    def _step_of_many(
+        self, real: Tensor, fake: Tensor, labels: Tensor | None, fake_labels: Tensor | None
+    ) -> DiscriminatorStats:
+        """A step that several processes take together, if none of them has anything against it."""
+        problem, can_plan, batches = None, False, (0, 0)
+        try:
+            self._labels.hear()
+            fake = fake.detach() if isinstance(fake, Tensor) else fake
+            real, fake, labels, fake_labels = self._check_inputs(real, fake, labels, fake_labels)
+            batches = len(real), len(fake)
+            plan = self._current_plan()
+            plan, are_due = (None, False) if plan is None else self._plan_for_now()
+            can_plan = plan is not None and self._accepts(plan, real, fake, labels, fake_labels, are_due)
+        except Exception as error:
+            problem = error
+        if self._agree(problem, {"real's batch": batches[0], "fake's batch": batches[1]}, can_plan):
+            assert plan is not None
+            statistics = plan.run_discriminator(real, fake, labels, fake_labels, are_due)
+            if statistics is None:
+                raise RuntimeError("a step's parts were changed by another thread while its processes agreed on it")
+        else:
             statistics = self._composed_step(real, fake, labels, fake_labels)
         self.steps_done += 1
         return statistics
@@ -197,7 +232,9 @@ class DiscriminatorStep(Planned[DiscriminatorOptions]):
             columns = self._labels.one_hot(both, options.num_classes, real.dtype)
             conditions = columns[: len(real)], columns[len(columns) - len(fake) :]
         parts = read(DiscriminatorParts, self)
-        statistics = composed.discriminator_step(parts, options, real, fake, conditions, self.steps_done)
+        statistics = composed.discriminator_step(
+            parts, options, real, fake, conditions, self.steps_done, self._processes
+        )
         return statistics if labels is None else DiscriminatorStats(*map(self._labels.marked, statistics))
 
     def _check_inputs(

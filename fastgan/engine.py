@@ -15,6 +15,7 @@ from torch.utils._device import DeviceContext
 from fastgan import backend, functional, gate, layers, plan_layers, plan_optimizers, plan_ways, reference
 from fastgan.plan_layers import DROPOUT, LINEAR, SEGMENTED, CannotPlan, Layer
 from fastgan.plan_ways import Way
+from fastgan.processes import Processes
 from fastgan.statistics import DiscriminatorStats, StepStats
 from fastgan.step_options import DiscriminatorOptions, DiscriminatorParts, StepOptions, StepParts, names_of
 
@@ -45,6 +46,7 @@ class Plan:
         parts: StepParts | DiscriminatorParts,
         options: StepOptions | DiscriminatorOptions,
         attributes: dict[str, Any],
+        processes: Processes | None = None,
     ) -> None:
         """Read the networks, optimizers and average.
 
@@ -52,6 +54,7 @@ class Plan:
             parts: what is trained.
             options: how.
             attributes: of the step that has both, by name; when one of them is replaced, the plan is out of date.
+            processes: that take each step together; None for this one alone.
 
         Raises:
             CannotPlan: with the reason.
@@ -70,6 +73,9 @@ class Plan:
             plan_layers.read(parts.discriminator, "discriminator", self._watch),
         ]
         dtype, self.device = plan_layers.common_kind(self._layers)
+        self._processes = processes
+        if processes is not None:
+            _check_processes(processes, self._layers, self.device)
         # A Sigmoid at D's end is the loss's own: cross-entropy with logits is BCELoss of its output.
         folds = reference.GAN_LOSSES[options.loss].discriminator == "bce" and plan_layers.fold_sigmoid(self._layers[1])
         _check_precision(options.precision, dtype, self.device)
@@ -182,6 +188,21 @@ class Plan:
             self._engine.step_discriminator(real, fake, labels, fake_labels, self.asks, are_due)
         )
         return None if statistics is None else DiscriminatorStats(*statistics)
+
+    def accepts(self, *inputs: Any) -> bool:
+        """Whether `run`, or `run_discriminator`, of these inputs would take its step.
+
+        Raises:
+            CannotPlan: as `run`.
+        """
+        if self._engine is None:
+            if not self.is_current():
+                return False
+            self._bind()
+        *tensors, last = inputs
+        of_both = isinstance(last, float)  # the scale of the noise
+        found: bool = self._engine.accepts(*tensors[:3]) if of_both else self._engine.accepts_discriminator(*tensors)
+        return found
 
     def _handed_over(self, statistics: Any) -> Any:
         """What a native call returned, after the optimizers were given what it made for them."""
@@ -333,6 +354,8 @@ class Plan:
                 self._watch.items(group.options, ("lr",))
                 self._watch.tensor(rate)
             engine.add_group(group.options, group.decoupled, rate if on_device else None)
+        if self._processes is not None:
+            engine.set_exchange(self._processes.add_up, self._processes.size)
         self._engine = engine
 
 
@@ -348,6 +371,15 @@ def _check_process(options: DiscriminatorOptions) -> None:
         raise CannotPlan(f"{patched} is not torch's own")
     if options.precision not in _IS_BF16:
         raise CannotPlan(f"precision is {options.precision}")
+
+
+def _check_processes(processes: Processes, networks: list[list[Layer]], device: torch.device) -> None:
+    """Raise CannotPlan where the engine has no steps of several processes."""
+    if not _has_cpu_kernels(device):
+        raise CannotPlan("several processes take each step, which the engine has on the CPU alone")
+    batch_norm = next((layer for network in networks for layer in network if layer.uses_batch_statistics()), None)
+    if processes.synchronises and batch_norm is not None:
+        raise CannotPlan(f"the statistics of {batch_norm.path} are of several processes' samples")
 
 
 def _check_precision(precision: str, dtype: torch.dtype, device: torch.device) -> None:

@@ -86,6 +86,8 @@ class TrainStep(Planned[StepOptions]):
         instance_noise: float = 0.0,
         instance_noise_steps: int = 0,
         condition_weight: float = 0.0,
+        process_group: Any = None,
+        sync_batch_norm: bool = True,
     ) -> None:
         """Bind the step to two modules and their optimizers.
 
@@ -123,6 +125,14 @@ class TrainStep(Planned[StepOptions]):
                 0 is off. G must be an nn.Sequential that ends in `fastgan.nn.SegmentedActivation`, whose
                 gumbel_softmax columns, in their order, are the num_classes classes, all of them or those of the last
                 segments: a label asks for one level of one of these. `StepStats.g_loss` is without it.
+            process_group: of torch.distributed, such as torch.distributed.group.WORLD after init_process_group: its
+                processes take each step together, each with a batch of its own, as large as the others'. What N
+                processes with a batch of B do follows one process with a batch of N B: gradients and statistics are
+                the means over all. Every process makes the step at the same place of its program; parameters, buffers
+                and optimizers' state become those of rank 0, and processes that were seeded alike are seeded anew by
+                their ranks, so that noise and masks differ. None is this process alone.
+            sync_batch_norm: of several processes, whether BatchNorm's statistics are of all their samples, which runs
+                composed; False keeps those of each process's own, as torch does.
 
         Raises:
             TypeError, ValueError: an argument is of the wrong kind or out of range; the message names it.
@@ -150,9 +160,11 @@ class TrainStep(Planned[StepOptions]):
         self._labels = LabelCheck()
         self._begin_without_plan(StepOptions())
         self._choices: tuning.Choices | None = tuning.Choices()
+        self._join(process_group, sync_batch_norm)
         self._current_plan()
 
     def __getstate__(self) -> dict[str, object]:
+        self._refuse_copies()
         # A copy or a pickle plans anew, and hears nothing of the labels of others.
         return {**vars(self), "_plan": None, "_plan_again": 0, "_labels": LabelCheck()}
 
@@ -176,14 +188,15 @@ class TrainStep(Planned[StepOptions]):
         plan = self._current_plan()
         if plan is not None:
             ways = "" if self._choices is None else self._choices.text(plan)
-            return f"{plan.text}; {ways}" if ways else plan.text
-        return composed.text(self.discriminator, self, self._no_plan)
+            return (f"{plan.text}; {ways}" if ways else plan.text) + self._of_processes()
+        return composed.text(self.discriminator, self, self._no_plan) + self._of_processes()
 
     def _parts_in_force(self) -> StepParts:
         return read(StepParts, self)
 
     def _is_planned(self, plan: Plan) -> None:
-        plan.asks = self._choices is not None and self._choices.are_wanted()
+        # Of several processes none waits for another that measures: all take the default.
+        plan.asks = self._processes is None and self._choices is not None and self._choices.are_wanted()
 
     def step(self, real: Tensor, labels: Tensor | None = None, noise: Tensor | None = None) -> StepStats:
         """Run one step: `d_steps` updates of D, then one of G.
@@ -202,7 +215,10 @@ class TrainStep(Planned[StepOptions]):
         Raises:
             ValueError, TypeError, RuntimeError: a shape, dtype, label or device does not fit, or labels of an earlier
                 step on a GPU did not; nothing was updated.
+            ProcessesError: another process refused its inputs, and nothing was updated; or it has ended.
         """
+        if self._processes is not None:
+            return self._step_of_many(real, labels, noise)
         self._labels.hear()
         statistics = self._planned_step(real, labels, noise)
         if statistics is None:
@@ -214,6 +230,29 @@ class TrainStep(Planned[StepOptions]):
             way = "" if self._plan is None else self._plan.way(real.shape[1]).composed
             with tuning.layers_of_ops(way):
                 statistics = self._composed_step(real, labels, noise)
+        self.steps_done += 1
+        return statistics
+
+    def _step_of_many(self, real: Tensor, labels: Tensor | None, noise: Tensor | None) -> StepStats:
+        """A step that several processes take together, if none of them has anything against it."""
+        problem, can_plan, batch = None, False, 0
+        try:
+            self._labels.hear()
+            real, labels, noise = self._check_inputs(real, labels, noise)
+            batch = real.shape[1]
+            plan = self._current_plan()
+            plan, are_due = (None, False) if plan is None else self._plan_for_now()
+            inputs = real, labels, noise, are_due, self._planned_options.noise_scale(self.steps_done)
+            can_plan = plan is not None and self._accepts(plan, *inputs)
+        except Exception as error:
+            problem = error
+        if self._agree(problem, {"real's batch": batch, "noise's being given": int(noise is not None)}, can_plan):
+            assert plan is not None
+            statistics = plan.run(*inputs)
+            if statistics is None:
+                raise RuntimeError("a step's parts were changed by another thread while its processes agreed on it")
+        else:
+            statistics = self._composed_step(real, labels, noise)
         self.steps_done += 1
         return statistics
 
@@ -315,7 +354,7 @@ class TrainStep(Planned[StepOptions]):
         if noise is None:
             shape = self._noise_rows(), real.shape[1], latent_size(self.generator, self.num_classes)
             noise = torch.randn(shape, device=real.device, dtype=real.dtype)
-        statistics = composed.train_step(parts, options, real, conditions, noise, self.steps_done)
+        statistics = composed.train_step(parts, options, real, conditions, noise, self.steps_done, self._processes)
         return statistics if labels is None else StepStats(*map(self._labels.marked, statistics))
 
     def _noise_rows(self) -> int:

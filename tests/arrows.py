@@ -49,7 +49,11 @@ ROOMS = {
     ),
     "functional": Room("fastgan/functional.py", "reference base", "torch"),
     "nn": Room("fastgan/nn.py fastgan/layers.py fastgan/other_tools.py", "functional", "torch"),
-    "engine": Room("fastgan/engine.py fastgan/plan_*.py fastgan/step_options.py fastgan/statistics.py", "nn", "torch"),
+    "engine": Room(
+        "fastgan/engine.py fastgan/plan_*.py fastgan/step_options.py fastgan/statistics.py fastgan/processes.py",
+        "nn",
+        "torch",
+    ),
     "step": Room(
         "fastgan/step.py fastgan/discriminator_step.py fastgan/planned.py fastgan/composed.py fastgan/step_inputs.py "
         "fastgan/labels.py fastgan/condition.py "

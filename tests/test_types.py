@@ -39,13 +39,13 @@ def test_every_option_is_declared_whole() -> None:
 
 
 def test_the_arguments_of_a_step_are_its_parts_and_options() -> None:
-    """With the same defaults, and as attributes of these names."""
+    """With the same defaults, and as attributes of these names; and the processes that take it together."""
     for step, parts, options in (
         (TrainStep, StepParts, StepOptions),
         (DiscriminatorStep, DiscriminatorParts, DiscriminatorOptions),
     ):
         arguments = inspect.signature(step).parameters
-        assert set(arguments) == {*names_of(parts), *names_of(options)}
+        assert set(arguments) == {*names_of(parts), *names_of(options), "process_group", "sync_batch_norm"}
         for each in fields(options):
             assert arguments[each.name].default == each.default, each.name
     shared = {each.name for each in fields(TrainConfig)} & set(names_of(StepOptions))

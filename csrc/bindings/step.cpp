@@ -137,20 +137,19 @@ class StepEngine {
                   double noise_scale) {
     const Running running(is_running_, "TrainStep");
     const Holding holding(tensors_);
-    if (!is_current_here()) return py::none();
-    const at::NoGradGuard no_grad;
     StepInputs inputs;
     inputs.penalties_are_due = due, inputs.noise_scale = noise_scale;
-    const bool has_noise = !noise.is_none();
-    if (!take_data(real, labels, inputs.real, inputs.labels)) return py::none();
-    if (has_noise) {
-      if (!is_input(noise, inputs.real.scalar_type(), inputs.noise)) return py::none();
-      if (inputs.noise.dim() != 3 || inputs.noise.size(0) != settings_.rows_of_noise() ||
-          inputs.noise.size(1) != inputs.batch() || inputs.noise.size(2) != settings_.latent)
-        return py::none();
-      if (has_odd_mask(generator_index, inputs.noise)) return py::none();
-    }
-    return run(inputs, asks, !has_noise, {0, 1, 2, 3});
+    if (!take_inputs_of_step(real, labels, noise, inputs)) return py::none();
+    const at::NoGradGuard no_grad;
+    return run(inputs, asks, noise.is_none(), {0, 1, 2, 3});
+  }
+
+  // Whether `step` of such inputs would take its step, but for a choice of another way.
+  bool accepts(const py::object& real, const py::object& labels, const py::object& noise) {
+    const Running running(is_running_, "TrainStep");
+    const Holding holding(tensors_);
+    StepInputs inputs;
+    return take_inputs_of_step(real, labels, noise, inputs) && watch_->hyperparameters(groups_);
   }
 
   // The half of D alone: real and fake are (batch, data), of as many samples or different ones, labels (batch) each,
@@ -160,22 +159,34 @@ class StepEngine {
                                 const py::object& fake_labels, bool asks, bool due) {
     const Running running(is_running_, "DiscriminatorStep");
     const Holding holding(tensors_);
-    if (!is_current_here()) return py::none();
-    const at::NoGradGuard no_grad;
     StepInputs inputs;
     inputs.penalties_are_due = due;
-    const auto is_of = [](const py::object& object, int64_t dimensions) {
-      return object.is_none() || !THPVariable_Check(object.ptr()) ||
-             THPVariable_Unpack(object.ptr()).dim() == dimensions;
-    };
-    if (!is_of(real, 2) || !is_of(fake, 2) || !is_of(labels, 1) || !is_of(fake_labels, 1)) return py::none();
-    if (!take_data(real, labels, inputs.real, inputs.labels)) return py::none();
-    if (!take_data(fake, fake_labels.is_none() ? labels : fake_labels, inputs.fake, inputs.fake_labels))
-      return py::none();
-    if (inputs.batch() != inputs.fake_batch() && (settings_.loss.is_paired || settings_.penalties.gp > 0))
-      return py::none();
+    if (!take_inputs_of_discriminator(real, fake, labels, fake_labels, inputs)) return py::none();
+    const at::NoGradGuard no_grad;
     return run(inputs, asks, false, {0, 4, 2, 3});
   }
+
+  // As `accepts`, of `step_discriminator`.
+  bool accepts_discriminator(const py::object& real, const py::object& fake, const py::object& labels,
+                             const py::object& fake_labels, bool) {
+    const Running running(is_running_, "DiscriminatorStep");
+    const Holding holding(tensors_);
+    StepInputs inputs;
+    return take_inputs_of_discriminator(real, fake, labels, fake_labels, inputs) && watch_->hyperparameters(groups_);
+  }
+
+#ifndef FASTGAN_SIMT
+  // So many processes take each step together; add_up(tensor) puts the sum over all of them in its place.
+  void set_exchange(py::object add_up, int64_t processes) {
+    TORCH_CHECK(!is_on_cuda(), "the engine has steps of several processes on the CPU alone");
+    cpu_.processes = processes;
+    add_up_ = std::move(add_up);
+    cpu_.exchange = [this](const Tensor& values) {
+      const py::gil_scoped_acquire gil;
+      add_up_(py::reinterpret_steal<py::object>(THPVariable_Wrap(values)));
+    };
+  }
+#endif
 
   // What a step of such a batch, and such a rounding of float products, is to take; a later choice replaces a former.
   void set_choice(int64_t batch, bool tf32, const StepChoice& choice) { choices_.set(batch, tf32, choice); }
@@ -245,6 +256,35 @@ class StepEngine {
     if (!watch_->is_current() || !is_usual_mode(first().device(), device_mode_.ptr())) return false;
     check_labels_before();
     return true;
+  }
+
+  // The inputs of `step`, where the plan is current and they are such.
+  bool take_inputs_of_step(const py::object& real, const py::object& labels, const py::object& noise,
+                           StepInputs& inputs) {
+    if (!is_current_here()) return false;
+    const at::NoGradGuard no_grad;
+    if (!take_data(real, labels, inputs.real, inputs.labels)) return false;
+    if (noise.is_none()) return true;
+    if (!is_input(noise, inputs.real.scalar_type(), inputs.noise)) return false;
+    if (inputs.noise.dim() != 3 || inputs.noise.size(0) != settings_.rows_of_noise() ||
+        inputs.noise.size(1) != inputs.batch() || inputs.noise.size(2) != settings_.latent)
+      return false;
+    return !has_odd_mask(generator_index, inputs.noise);
+  }
+
+  // Likewise of `step_discriminator`.
+  bool take_inputs_of_discriminator(const py::object& real, const py::object& fake, const py::object& labels,
+                                    const py::object& fake_labels, StepInputs& inputs) {
+    if (!is_current_here()) return false;
+    const at::NoGradGuard no_grad;
+    const auto is_of = [](const py::object& object, int64_t dimensions) {
+      return object.is_none() || !THPVariable_Check(object.ptr()) ||
+             THPVariable_Unpack(object.ptr()).dim() == dimensions;
+    };
+    if (!is_of(real, 2) || !is_of(fake, 2) || !is_of(labels, 1) || !is_of(fake_labels, 1)) return false;
+    if (!take_data(real, labels, inputs.real, inputs.labels)) return false;
+    if (!take_data(fake, fake_labels.is_none() ? labels : fake_labels, inputs.fake, inputs.fake_labels)) return false;
+    return inputs.batch() == inputs.fake_batch() || !(settings_.loss.is_paired || settings_.penalties.gp > 0);
   }
 
   // Real data or fakes, and their labels, if they are such as the kernels read.
@@ -388,6 +428,7 @@ class StepEngine {
   mutable std::optional<bool> on_cuda_;
 #ifndef FASTGAN_SIMT
   CpuStep cpu_{tensors_};
+  py::object add_up_;
   bool timed_ = false;
   double seconds_[cpu::step_phase_count] = {};
 #endif
@@ -465,6 +506,7 @@ void register_step_engine(py::module_& m) {
       .def("add_copied_buffer", &StepEngine::add_copied_buffer)
       .def("add_group", &StepEngine::add_group)
 #ifndef FASTGAN_SIMT
+      .def("set_exchange", &StepEngine::set_exchange, py::arg("add_up"), py::arg("processes"))
       .def("set_timed", &StepEngine::set_timed)
       .def("seconds", &StepEngine::seconds)
 #endif
@@ -478,6 +520,9 @@ void register_step_engine(py::module_& m) {
       .def("rounds_to_tf32", &StepEngine::rounds_to_tf32)
       .def("is_on_cuda", &StepEngine::is_on_cuda)
       .def("taken", &StepEngine::taken)
+      .def("accepts", &StepEngine::accepts, py::arg("real"), py::arg("labels"), py::arg("noise"))
+      .def("accepts_discriminator", &StepEngine::accepts_discriminator, py::arg("real"), py::arg("fake"),
+           py::arg("labels"), py::arg("fake_labels"), py::arg("due") = false)
       .def("step", &StepEngine::step, py::arg("real"), py::arg("labels"), py::arg("noise"), py::arg("asks") = false,
            py::arg("due") = false, py::arg("noise_scale") = 0.0)
       .def("step_discriminator", &StepEngine::step_discriminator, py::arg("real"), py::arg("fake"), py::arg("labels"),

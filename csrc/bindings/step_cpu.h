@@ -1,6 +1,9 @@
 // A whole step on the CPU: csrc/cpu/step.h over the engine's tensors.
 #pragma once
 
+#include <algorithm>
+#include <functional>
+#include <initializer_list>
 #include <utility>
 
 #include "../cpu/step.h"
@@ -14,6 +17,10 @@ class CpuStep {
 
   // Where not null, seconds of each phase are added up there.
   double* seconds = nullptr;
+
+  // Of so many processes that take each step together, puts the sum over all of them in the place of a tensor.
+  std::function<void(const Tensor&)> exchange;
+  int64_t processes = 1;
 
   // d_loss, g_loss, real_score and fake_score, into `result`.
   template <class T>
@@ -38,21 +45,65 @@ class CpuStep {
     const std::pair<int64_t, int64_t> batch{problem.batch, problem.fake_batch};
     if (workspace_.defined() && workspace_batch_ == batch) return;
     workspace_ = Tensor();  // before the new one is made
-    workspace_ = at::zeros({int64_t(step_workspace(here_, problem))}, networks_.first().options().dtype(at::kByte));
+    const size_t bytes = step_workspace(here_, with_gradients(problem));
+    workspace_ = at::zeros({int64_t(bytes)}, networks_.first().options().dtype(at::kByte));
     workspace_batch_ = batch;
   }
 
   template <class T>
   void discriminator_step(const StepProblem<T>& problem) {
-    cpu::discriminator_step(here_, problem, workspace_.mutable_data_ptr(), sums<T>(), seconds);
+    void* const workspace = workspace_.mutable_data_ptr();
+    if (!exchange) return cpu::discriminator_step(here_, problem, workspace, sums<T>(), seconds);
+    const StepProblem<T> own = with_gradients(problem);
+    cpu::discriminator_step(here_, own, workspace, sums<T>(), seconds);
+    StepSums<T>& found = *sums<T>();
+    exchange_with<T>(discriminator_index, {&found.d_loss, &found.real_score, &found.fake_score, &found.penalty});
+    cpu::apply_gradients(here_, own, workspace, false, seconds);
   }
 
   template <class T>
   void generator_step(const StepProblem<T>& problem, bool fresh) {
-    cpu::generator_step(here_, problem, workspace_.mutable_data_ptr(), fresh, sums<T>(), seconds);
+    void* const workspace = workspace_.mutable_data_ptr();
+    if (!exchange) return cpu::generator_step(here_, problem, workspace, fresh, sums<T>(), seconds);
+    const StepProblem<T> own = with_gradients(problem);
+    cpu::generator_step(here_, own, workspace, fresh, sums<T>(), seconds);
+    exchange_with<T>(generator_index, {&sums<T>()->g_loss});
+    cpu::apply_gradients(here_, own, workspace, true, seconds);
   }
 
  private:
+  // Of a step of several processes, what is exchanged of a network: its gradients, and so many statistics behind them.
+  static constexpr int64_t most_statistics = 4;
+
+  // The problem, its gradients to be handed in where they are exchanged.
+  template <class T>
+  StepProblem<T> with_gradients(const StepProblem<T>& problem) {
+    StepProblem<T> own = problem;
+    if (!exchange) return own;
+    own.gradient_scale = 1.0 / double(processes);
+    StepNetwork<T>* const networks[] = {&own.generator, &own.discriminator};
+    for (int n = 0; n < 2; ++n) {
+      Tensor& flat = gradients_[n];
+      const int64_t elements = cpu::gradient_elements(*networks[n]) + most_statistics;
+      if (!flat.defined() || flat.numel() != elements) flat = at::zeros({elements}, networks_.first().options());
+      networks[n]->gradients = mutable_data<T>(flat);
+    }
+    return own;
+  }
+
+  // The gradients' sums over all processes, and the statistics' means.
+  template <class T>
+  void exchange_with(int network, std::initializer_list<T*> statistics) {
+    const Tensor& flat = gradients_[network];
+    T* const behind = mutable_data<T>(flat) + flat.numel() - most_statistics;
+    std::fill_n(behind, most_statistics, T(0));
+    int64_t i = 0;
+    for (const T* each : statistics) behind[i++] = *each;
+    exchange(flat);
+    i = 0;
+    for (T* each : statistics) *each = behind[i++] / T(processes);
+  }
+
   template <class T>
   StepSums<T>* sums() const {
     return static_cast<StepSums<T>*>(result_);
@@ -62,7 +113,7 @@ class CpuStep {
   const cpu::Context here_{};
   const std::vector<AdamGroup>* groups_ = nullptr;
   void* result_ = nullptr;
-  Tensor workspace_;
+  Tensor workspace_, gradients_[2];
   std::pair<int64_t, int64_t> workspace_batch_{0, 0};  // of real data and of fakes
 };
 

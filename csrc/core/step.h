@@ -56,6 +56,9 @@ template <class T>
 struct StepNetwork {
   int count = 0;
   StepLayer<T>* layers = nullptr;
+  // Where the gradients are handed in rather than applied: those of each layer that is updated, in turn, weight and
+  // bias; or null.
+  T* gradients = nullptr;
 
   int64_t in() const { return layers[0].in; }
   int64_t out() const { return layers[count - 1].out; }
@@ -106,6 +109,7 @@ struct StepProblem {
   bool has_noise = false;       // whether D's inputs have noise, in any step
   double noise_scale = 0;       // of that
   double condition_weight = 0;  // of the cross-entropy by the input of G's last layer, which is segmented
+  double gradient_scale = 1;    // of gradients that are applied after they were handed in
   bool bf16 = false;            // products of operands rounded to bfloat16, sums in float; only where T is float
 
   // Of one D step or G step:

@@ -25,6 +25,8 @@ namespace fastgan::cpu {
     static void discriminator_step(const StepProblem<T>&, const StepBuffers<T>&, Team&, int thread, double* seconds); \
     static void generator_step(const StepProblem<T>&, const StepBuffers<T>&, bool fresh, Team&, int thread,           \
                                double* seconds);                                                                      \
+    static void apply_gradients(const StepProblem<T>&, const StepBuffers<T>&, bool of_generator, Team&, int thread,   \
+                                double* seconds);                                                                     \
   };                                                                                                                  \
   }
 FASTGAN_DECLARE_KERNELS(baseline)

@@ -30,12 +30,26 @@ struct Layout {
 };
 
 template <class T>
+bool has_updates(const StepLayer<T>& layer) {
+  return layer.weight.is_updated() || layer.bias.is_updated();
+}
+
+// Elements of a layer's gradient, weight and bias.
+template <class T>
+int64_t gradient_size(const StepLayer<T>& layer) {
+  if (!has_updates(layer)) return 0;
+  return layer.kind == LayerKind::linear ? layer.out * (layer.in + 1) : 2 * layer.out;
+}
+
+template <class T>
 LayerBuffers<T> lay_out_layer_of(StepArena& arena, const StepLayer<T>& layer, const Layout& layout,
-                                 const LayerMatrices<Panels<T>>& matrices, const Panels<T>& x) {
+                                 const LayerMatrices<Panels<T>>& matrices, const Panels<T>& x, T* given) {
   LayerBuffers<T> own{{matrices}};
   own.x = x;
-  if (layout.clips && (layer.weight.is_updated() || layer.bias.is_updated()))
-    own.gradient = arena.take<T>(layer.kind == LayerKind::linear ? layer.out * (layer.in + 1) : 2 * layer.out);
+  if (given != nullptr)
+    own.gradient = given;
+  else if (layout.clips && has_updates(layer))
+    own.gradient = arena.take<T>(gradient_size(layer));
   switch (layer.kind) {
     case LayerKind::linear:
       if (layout.bf16) {
@@ -84,12 +98,14 @@ NetworkBuffers<T> lay_out(StepArena& arena, const StepNetwork<T>& network, const
   const auto take = [&](int64_t width) { return take_panels<T>(arena, layout.panels, width); };
   Panels<T> x = buffers.input;
   int64_t chunks = 0;
-  LayerBuffers<T> before;
+  T* given = network.gradients;
   for (int l = 0; l < network.count; ++l) {
     const StepLayer<T>& layer = network.layers[l];
     const bool is_last = l == network.count - 1;
-    LayerBuffers<T> own = lay_out_layer_of(arena, layer, layout,
-                                           is_last ? last(layer) : lay_out_layer<Panels<T>>(layer, nullptr, take), x);
+    LayerBuffers<T> own =
+        lay_out_layer_of(arena, layer, layout, is_last ? last(layer) : lay_out_layer<Panels<T>>(layer, nullptr, take),
+                         x, has_updates(layer) ? given : nullptr);
+    if (given != nullptr) given += gradient_size(layer);
     if (is_last && layout.is_penalized) own.tangent_of_y = take(layer.out);
     if (buffers.layers != nullptr) {
       buffers.layers[l] = own;
@@ -231,6 +247,24 @@ void discriminator_step(const Context&, const StepProblem<T>& problem, void* wor
 }
 
 template <class T>
+int64_t gradient_elements(const StepNetwork<T>& network) {
+  int64_t elements = 0;
+  for (int l = 0; l < network.count; ++l) elements += gradient_size(network.layers[l]);
+  return elements;
+}
+
+template <class T>
+void apply_gradients(const Context&, const StepProblem<T>& problem, void* workspace, bool of_generator,
+                     double* seconds) {
+  StepArena arena(workspace);
+  const StepBuffers<T> buffers = lay_out(arena, problem);
+  run(problem, [&](Team& team, int thread) {
+    with_kernels_of(
+        problem, [&](auto kernels) { kernels.apply_gradients(problem, buffers, of_generator, team, thread, seconds); });
+  });
+}
+
+template <class T>
 void generator_step(const Context&, const StepProblem<T>& problem, void* workspace, bool fresh, StepSums<T>* sums,
                     double* seconds) {
   StepArena arena(workspace);
@@ -242,10 +276,12 @@ void generator_step(const Context&, const StepProblem<T>& problem, void* workspa
   sums->g_loss = T(mean_over(buffers, problem, 1, 0));
 }
 
-#define FASTGAN_INSTANTIATE(T)                                                                              \
-  template size_t step_workspace<T>(const Context&, const StepProblem<T>&);                                 \
-  template void discriminator_step<T>(const Context&, const StepProblem<T>&, void*, StepSums<T>*, double*); \
-  template void generator_step<T>(const Context&, const StepProblem<T>&, void*, bool, StepSums<T>*, double*);
+#define FASTGAN_INSTANTIATE(T)                                                                                \
+  template size_t step_workspace<T>(const Context&, const StepProblem<T>&);                                   \
+  template void discriminator_step<T>(const Context&, const StepProblem<T>&, void*, StepSums<T>*, double*);   \
+  template void generator_step<T>(const Context&, const StepProblem<T>&, void*, bool, StepSums<T>*, double*); \
+  template int64_t gradient_elements<T>(const StepNetwork<T>&);                                               \
+  template void apply_gradients<T>(const Context&, const StepProblem<T>&, void*, bool, double*);
 FASTGAN_INSTANTIATE(float)
 FASTGAN_INSTANTIATE(double)
 #undef FASTGAN_INSTANTIATE

@@ -39,4 +39,14 @@ template <class T>
 void generator_step(const Context&, const StepProblem<T>& problem, void* workspace, bool fresh, StepSums<T>* sums,
                     double* seconds = nullptr);
 
+// Elements of StepNetwork::gradients, where the gradients are handed in.
+template <class T>
+int64_t gradient_elements(const StepNetwork<T>& network);
+
+// The second half of a step whose gradients were handed in: the update by them, times gradient_scale, and clipped. With
+// the problem and the workspace of the first half.
+template <class T>
+void apply_gradients(const Context&, const StepProblem<T>& problem, void* workspace, bool of_generator,
+                     double* seconds = nullptr);
+
 }  // namespace fastgan::cpu

@@ -164,6 +164,16 @@ void Kernels<T>::discriminator_step(const StepProblem<T>& problem, const StepBuf
 }
 
 template <class T>
+void Kernels<T>::apply_gradients(const StepProblem<T>& problem, const StepBuffers<T>& buffers, bool of_generator,
+                                 Team& team, int thread, double* seconds) {
+  Clock clock{thread == 0 ? seconds : nullptr};
+  stored_update(Worker(team, thread), of_generator ? problem.generator : problem.discriminator,
+                of_generator ? buffers.generator : buffers.discriminator, problem.clip_norm, problem.gradient_scale,
+                T(of_generator ? problem.average_rate : 0));
+  clock.ended(of_generator ? StepPhase::generator_update : StepPhase::discriminator_update);
+}
+
+template <class T>
 void Kernels<T>::generator_step(const StepProblem<T>& problem, const StepBuffers<T>& buffers, bool fresh, Team& team,
                                 int thread, double* seconds) {
 #if defined(FASTGAN_ISA_AMX)

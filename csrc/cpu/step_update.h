@@ -177,10 +177,11 @@ void for_updated(const StepNetwork<T>& network, const NetworkBuffers<T>& buffers
   }
 }
 
-// torch.nn.utils.clip_grad_norm_ of the gradients that were handed in, and the update.
+// The update by the gradients that were handed in, times `gradient_scale`, and with a clip_norm above 0 as
+// torch.nn.utils.clip_grad_norm_ leaves them.
 template <class T>
-void clipped_update(const Worker& worker, const StepNetwork<T>& network, const NetworkBuffers<T>& buffers,
-                    double clip_norm, T average_rate) {
+void stored_update(const Worker& worker, const StepNetwork<T>& network, const NetworkBuffers<T>& buffers,
+                   double clip_norm, double gradient_scale, T average_rate) {
   const int64_t thread = worker.thread, threads = worker.team.threads;
   const auto for_own_chunks = [&](const auto& f) {
     int64_t chunk = 0;
@@ -190,18 +191,21 @@ void clipped_update(const Worker& worker, const StepNetwork<T>& network, const N
     });
     return chunk;
   };
+  T scale = T(gradient_scale);
   worker.team.barrier.wait();
-  const int64_t chunks =
-      for_own_chunks([&](int64_t chunk, const AdamParameter<T>&, const T* gradient, int64_t at, int64_t end) {
-        double total = 0;
-        for (; at < end; ++at) total += double(gradient[at]) * double(gradient[at]);
-        buffers.squares[chunk] = total;
-      });
-  worker.team.barrier.wait();
-  double total = 0;
-  for (int64_t chunk = 0; chunk < chunks; ++chunk) total += buffers.squares[chunk];
-  const double wanted = clip_norm / (std::sqrt(total) + 1e-6);
-  const T scale = T(wanted > 1 ? 1 : wanted);  // NaN stays
+  if (clip_norm > 0) {
+    const int64_t chunks =
+        for_own_chunks([&](int64_t chunk, const AdamParameter<T>&, const T* gradient, int64_t at, int64_t end) {
+          double total = 0;
+          for (; at < end; ++at) total += double(gradient[at]) * double(gradient[at]);
+          buffers.squares[chunk] = total;
+        });
+    worker.team.barrier.wait();
+    double total = 0;
+    for (int64_t chunk = 0; chunk < chunks; ++chunk) total += buffers.squares[chunk];
+    const double wanted = clip_norm / (gradient_scale * std::sqrt(total) + 1e-6);
+    scale = T(gradient_scale * (wanted > 1 ? 1 : wanted));  // NaN stays
+  }
   for_own_chunks([&](int64_t, const AdamParameter<T>& parameter, const T* gradient, int64_t at, int64_t end) {
     alignas(64) T tile[gradient_rows * panel] = {};
     while (at < end) {
@@ -236,5 +240,6 @@ void update_network(const Worker& worker, const StepNetwork<T>& network, const N
         break;  // without parameters
     }
   }
-  if (clip_norm > 0) clipped_update(worker, network, buffers, clip_norm, average_rate);
+  if (clip_norm > 0 && network.gradients == nullptr)
+    stored_update(worker, network, buffers, clip_norm, 1, average_rate);
 }

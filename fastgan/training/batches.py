@@ -90,8 +90,13 @@ class Batches(Rounds):
         device: torch.device,
         seed: int,
         dtype: torch.dtype = torch.float32,
+        share: tuple[int, int] = (0, 1),
     ) -> None:
-        """Move the samples to the device and dtype, and the labels where the data set has them."""
+        """Move the samples to the device and dtype, and the labels where the data set has them.
+
+        Of a batch that several processes share, `share` is which of the parts, and of how many, `next` gives.
+        """
+        self._share = share
         self._samples = on_device(dataset.samples, device, dtype)
         self._device, self._dtype = device, dtype
         self._labels = None if dataset.labels is None else dataset.labels.to(device)
@@ -108,7 +113,9 @@ class Batches(Rounds):
     def _next_rows(self) -> Tensor:
         if self._position + self._batch_size > len(self._order):
             self._begin()
-        rows = self._order[self._position : self._position + self._batch_size]
+        part = self._batch_size // self._share[1]
+        first = self._position + self._share[0] * part
+        rows = self._order[first : first + part]
         self._position += self._batch_size
         return rows
 
@@ -140,8 +147,11 @@ class LevelBatches(Rounds):
         device: torch.device,
         seed: int,
         dtype: torch.dtype = torch.float32,
+        share: tuple[int, int] = (0, 1),
     ) -> None:
-        """Move the samples to the device and dtype, and find the rows of each level."""
+        """Move the samples to the device and dtype, and find the rows of each level. `share` is as of `Batches`."""
+        part = batch_size // share[1]
+        self._part = slice(share[0] * part, share[0] * part + part)
         assert dataset.table is not None
         self._samples = dataset.samples.to(device, dtype)
         self._batch_size, self._d_steps = batch_size, d_steps
@@ -162,7 +172,7 @@ class LevelBatches(Rounds):
         """Samples (batch, data) and labels (batch,); with d_steps > 1, (d_steps, batch, ...)."""
         if self._position == self._BLOCK:
             self._begin()
-        draws = self._draws[self._position]
+        draws = self._draws[self._position][..., self._part]
         self._position += 1
         labels = torch.searchsorted(self._bounds, draws[0], right=True).clamp_(max=len(self._bounds) - 1)
         places = (draws[1] * self._sizes[labels]).long()  # below the size: the largest draw is 1 - 2^-53

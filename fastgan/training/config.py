@@ -61,7 +61,7 @@ class TrainConfig:
     Attributes:
         data: what `fastgan.data.load` loads.
         steps: training steps in all.
-        batch_size: samples a batch, at most those of the data.
+        batch_size: samples a batch, at most those of the data; several processes share it.
         latent_size: width of z.
         g_hidden: widths of the generator's hidden layers.
         d_hidden: widths of the discriminator's hidden layers.
@@ -113,7 +113,7 @@ class TrainConfig:
 
     data: str = option("digits", "", path)
     steps: int = option(15_000, "Training steps, at least 1.", integer(MOST_INTEGER))
-    batch_size: int = option(128, "1 to the number of samples.", integer(MOST_SIZE))
+    batch_size: int = option(128, "1 to the number of samples; of several processes, of all.", integer(MOST_SIZE))
     latent_size: int = option(64, "Width of z, at least 1.", integer(MOST_SIZE))
     g_hidden: tuple[int, ...] = option((256, 512), "Generator's hidden widths.", widths)
     d_hidden: tuple[int, ...] = option((512, 256), "Discriminator's.", widths)
@@ -175,6 +175,15 @@ class TrainConfig:
             )
         if self.batch_size % self.pac:
             raise ValueError(f"batch_size must be a multiple of pac={self.pac}, not {self.batch_size}")
+
+    def check_processes(self, count: int) -> None:
+        """ValueError where so many processes cannot share a batch."""
+        if self.batch_size % (count * self.pac):
+            packs = f" with pac={self.pac}" if self.pac > 1 else ""
+            raise ValueError(
+                f"batch_size must be a multiple of {count * self.pac} where {count} processes share it{packs}, not "
+                f"{self.batch_size}"
+            )
 
     def check_dataset(self, dataset: Dataset) -> None:
         """ValueError where the options ask for what the data set does not have."""

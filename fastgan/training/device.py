@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+from typing import Any
+
 import torch
 
 
@@ -22,8 +25,11 @@ def parse_device(name: str) -> torch.device | None:
     return device
 
 
-def pick_device(name: str) -> torch.device:
+def pick_device(name: str, process_group: Any = None) -> torch.device:
     """The device that `auto`, `cpu`, `cuda` or `cuda:N` means on this machine.
+
+    Of several processes each takes a GPU of its own, where the name leaves open which: that of torchrun's LOCAL_RANK,
+    or else of its rank.
 
     Raises:
         ValueError: the name is none of these, or this machine has no such device.
@@ -32,5 +38,8 @@ def pick_device(name: str) -> torch.device:
     device = parse_device(name) or torch.device("cuda" if count else "cpu")
     if device.type == "cuda" and (device.index or 0) >= count:
         raise ValueError(f"device must be one that this machine has, with {count} CUDA devices, not {name!r}")
+    if device.type == "cuda" and device.index is None and process_group is not None:
+        device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", process_group.rank())) % count)
+        torch.cuda.set_device(device)
     # Random states and streams belong to one numbered device.
     return torch.device("cuda", device.index or 0) if device.type == "cuda" else device

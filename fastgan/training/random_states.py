@@ -31,6 +31,13 @@ class RandomStates:
             finally:
                 self._saved = self.current()
 
+    def begin_at(self, seed: int) -> None:
+        """Go on from the states that another seed gives."""
+        with self.in_force():
+            torch.default_generator.manual_seed(seed)
+            if self._device.type == "cuda":
+                torch.cuda.default_generators[self._device.index].manual_seed(seed)
+
     def put_in_force(self) -> None:
         """Inside `in_force`, go on from what was loaded since."""
         if "cpu" in self._saved:

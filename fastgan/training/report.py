@@ -22,9 +22,9 @@ from fastgan.training.run_folder import RunFolder
 class Reporter:
     """Prints a run's progress; a context manager, because the progress bar has to be closed."""
 
-    def __init__(self, run: RunFolder, step: int, steps: int, quiet: bool = False) -> None:
-        """Report steps from `step` to `steps`; a quiet one writes log.txt alone."""
-        self._run, self._quiet = run, quiet
+    def __init__(self, run: RunFolder, step: int, steps: int, quiet: bool = False, writes: bool = True) -> None:
+        """Report steps from `step` to `steps`; a quiet one writes log.txt alone, one that does not write nothing."""
+        self._run, self._quiet, self._writes = run, quiet, writes
         self._live: Live | None = None
         if not quiet and is_terminal():
             self._progress = Progress(
@@ -52,7 +52,8 @@ class Reporter:
 
     def line(self, text: str) -> None:
         """A line for the user and for log.txt."""
-        self._run.log(text)
+        if self._writes:
+            self._run.log(text)
         if self._live:
             console = self._live.console
             console.print(printable(text, console.encoding), markup=False, soft_wrap=True)
@@ -77,7 +78,8 @@ class Reporter:
         )
         line = f"step {row['step']:>6}  {status}"
         if self._live:
-            self._run.log(line)
+            if self._writes:
+                self._run.log(line)
             self._progress.update(self._task, completed=row["step"])
             self._status.plain = status
         else:

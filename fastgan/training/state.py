@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.optim import Adam, Optimizer
 
 from fastgan.data.dataset import Dataset
+from fastgan.processes import Processes, seed_of_rank
 from fastgan.step import StepStats, TrainStep, average_of
 from fastgan.training.batches import Batches, LevelBatches
 from fastgan.training.checkpoint import (
@@ -67,6 +68,8 @@ class TrainState:
         discriminator: nn.Module | None = None,
         g_optimizer: Optimizer | None = None,
         d_optimizer: Optimizer | None = None,
+        process_group: Any = None,
+        sync_batch_norm: bool = True,
     ) -> TrainState:
         """The state that a run begins with. Networks and optimizers that are given replace those of the options."""
         random_states = RandomStates(device, config.seed)
@@ -79,11 +82,26 @@ class TrainState:
         g_optimizer = g_optimizer or Adam(generator.parameters(), lr=config.g_lr, betas=betas, fused=True)
         d_optimizer = d_optimizer or Adam(discriminator.parameters(), lr=config.d_lr, betas=betas, fused=True)
         step_options = config.step_options(dataset.conditions)
-        train_step = TrainStep(generator, discriminator, g_optimizer, d_optimizer, ema=ema, **step_options)
+        rank, size = (0, 1) if process_group is None else (process_group.rank(), process_group.size())
+        config.check_processes(size)
+        if rank > 0:
+            random_states.begin_at(seed_of_rank(config.seed, rank))
+        with random_states.in_force():
+            train_step = TrainStep(
+                generator,
+                discriminator,
+                g_optimizer,
+                d_optimizer,
+                ema=ema,
+                process_group=process_group,
+                sync_batch_norm=sync_batch_norm,
+                **step_options,
+            )
         # The MLPs of the options are float32 whatever torch's default dtype is; a network that is given keeps its own.
         dtype = next((p.dtype for p in discriminator.parameters() if p.is_floating_point()), torch.float32)
         kind = LevelBatches if dataset.table is not None and config.conditional else Batches
-        batches = kind(dataset, config.batch_size, config.d_steps, device, config.seed, dtype)
+        share = rank, size
+        batches = kind(dataset, config.batch_size, config.d_steps, device, config.seed, dtype, share)
         return cls(generator, discriminator, ema, g_optimizer, d_optimizer, train_step, batches, random_states)
 
     def take_step(self, config: TrainConfig, real: Tensor, labels: Tensor | None) -> StepStats:
@@ -113,6 +131,8 @@ class TrainState:
     ) -> Path:
         """Write folder/step_N, whole or not at all, and return its path. Call it inside `random_states.in_force()`.
 
+        Of several processes each must call it; rank 0 writes, after all have been found to have the same bits.
+
         Args:
             folder: the run's checkpoints folder.
             more: facts to keep beside the state, as JSON has them.
@@ -122,13 +142,20 @@ class TrainState:
             OSError: it cannot be written.
             TypeError: an optimizer's state is of what a checkpoint without pickle cannot hold.
         """
+        random = self.random_states.current()
+        self.train_step.check_processes()
+        if self.processes is not None:
+            for rank, states in enumerate(self.processes.gather(random)):
+                random.update({f"{name}.{rank}": state for name, state in states.items() if rank > 0})
+            if self.processes.rank == 0:  # which goes on from its own
+                random.update(self.random_states.current())
         tensors: Tensors = {}
         options = {key: flatten(each.state_dict(), key, tensors) for key, each in self.optimizers.items()}
         epoch_state, position = self.batches.state()
         groups = {
             **{name: network.state_dict() for name, network in self.networks.items()},
             "optimizers": tensors,
-            "random": {**self.random_states.current(), "batches": epoch_state},
+            "random": {**random, "batches": epoch_state},
             **(tensors_too or {}),
         }
         facts = {
@@ -136,9 +163,17 @@ class TrainState:
             "position": position,
             "train_step": self.train_step.state_dict(),
             "seconds": self.seconds,
+            "processes": 1 if self.processes is None else self.processes.size,
             **(more or {}),
         }
-        return save_checkpoint(folder, self.step, groups, facts)
+        if self.processes is None:
+            return save_checkpoint(folder, self.step, groups, facts)
+        return self.processes.on_first(lambda: save_checkpoint(folder, self.step, groups, facts))
+
+    @property
+    def processes(self) -> Processes | None:
+        """Those that take the steps together; None where this one does alone."""
+        return self.train_step.processes
 
     def load(self, path: Path) -> tuple[dict[str, Any], dict[str, Tensors]]:
         """Go on from a checkpoint, all of which is verified before anything is changed.
@@ -165,13 +200,25 @@ class TrainState:
                 f"{path / MANIFEST} has a train_step that this fastgan cannot take: {error}"
             ) from error
         self.batches.load_state(groups["random"].pop("batches"), facts["position"])
-        self.random_states.load(groups["random"])
+        self._load_random(groups["random"], facts.get("processes", 1), facts["step"])
         for name, network in self.networks.items():
             network.load_state_dict(groups[name])
         for key, optimizer in self.optimizers.items():
             optimizer.load_state_dict(states[key])
         self.step, self.seconds = facts["step"], facts["seconds"]
         return facts, groups
+
+    def _load_random(self, states: Tensors, saved: int, step: int) -> None:
+        """Go on from the random states of a checkpoint of so many processes: each from its own, where there is one.
+        Another number of processes draws other noise anyway; those that are new are seeded by step and rank."""
+        rank = 0 if self.processes is None else self.processes.rank
+        if rank == 0:
+            self.random_states.load({name: state for name, state in states.items() if "." not in name})
+        elif rank < saved:
+            own = {name.partition(".")[0]: state for name, state in states.items() if name.endswith(f".{rank}")}
+            self.random_states.load(own)
+        else:
+            self.random_states.begin_at(seed_of_rank(step + 1, rank))
 
 
 def _check_optimizer(name: str, state: dict[str, Any], optimizer: Optimizer) -> None:

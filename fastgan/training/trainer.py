@@ -7,9 +7,9 @@ import errno
 import os
 import shutil
 import signal
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -28,6 +28,8 @@ from fastgan.training.report import Reporter, StopSignals
 from fastgan.training.run_folder import RunFolder, is_same_data
 from fastgan.training.state import TrainState
 from fastgan.training.table_report import load_again
+
+Result = TypeVar("Result")
 
 # What a full or failing disk answers, and one that may only be read.
 _DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO, errno.EACCES, errno.EPERM)
@@ -58,6 +60,8 @@ class Trainer:
         discriminator: nn.Module | None = None,
         g_optimizer: Optimizer | None = None,
         d_optimizer: Optimizer | None = None,
+        process_group: Any = None,
+        sync_batch_norm: bool = True,
         **options: Unpack[TrainOptions],
     ) -> None:
         """Load the data and build what trains; see TrainConfig for the options.
@@ -70,6 +74,9 @@ class Trainer:
                 (batch / pac, pac (data [+ classes])) to one for each pack.
             g_optimizer: instead of Adam; given together with the network it updates.
             d_optimizer: likewise.
+            process_group: of torch.distributed, whose processes train one run together: each makes the same Trainer and
+                calls `train` at the same place of its program. They share each batch, and rank 0 writes the run folder.
+            sync_batch_norm: of several processes, whether BatchNorm's statistics are of all their samples.
             options: the fields of TrainConfig, but for data; None stands for the default.
 
         Raises:
@@ -80,11 +87,21 @@ class Trainer:
             if optimizer is not None and network is None:
                 raise ValueError(f"{name}_optimizer must come with the network that it updates, which is missing")
         self.config, self.dataset = configure(data, dataset, options)
-        self.device = pick_device(self.config.device)
+        self.device = pick_device(self.config.device, process_group)
         self.run: RunFolder | None = None
         self.state = TrainState.build(
-            self.config, self.dataset, self.device, generator, discriminator, g_optimizer, d_optimizer
+            self.config,
+            self.dataset,
+            self.device,
+            generator,
+            discriminator,
+            g_optimizer,
+            d_optimizer,
+            process_group,
+            sync_batch_norm,
         )
+        self._processes = self.state.processes
+        self._writes = self._processes is None or self._processes.rank == 0
         # Of steps since the last regular row of metrics.jsonl, their statistics and seconds; see Readings.
         self._pending: list[list[float]] = []
         self._pending_seconds = 0.0
@@ -142,6 +159,8 @@ class Trainer:
         discriminator: nn.Module | None = None,
         g_optimizer: Optimizer | None = None,
         d_optimizer: Optimizer | None = None,
+        process_group: Any = None,
+        sync_batch_norm: bool = True,
     ) -> Trainer:
         """A Trainer that goes on exactly where a run's newest checkpoint was taken.
 
@@ -158,6 +177,9 @@ class Trainer:
             discriminator: likewise.
             g_optimizer: likewise.
             d_optimizer: likewise.
+            process_group: as of a new Trainer. It may have another number of processes than the run had: all but the
+                noise then goes on exactly.
+            sync_batch_norm: likewise.
 
         Returns:
             The Trainer, at the step of the checkpoint.
@@ -188,6 +210,8 @@ class Trainer:
             discriminator=discriminator,
             g_optimizer=g_optimizer,
             d_optimizer=d_optimizer,
+            process_group=process_group,
+            sync_batch_norm=sync_batch_norm,
         )
         if not begins:
             loaded_facts, _ = trainer.state.load(folder.newest_checkpoint())
@@ -215,32 +239,53 @@ class Trainer:
             NonFiniteError: a loss or parameter became infinite or NaN. It is looked for once a log interval
                 and before every checkpoint, so that no checkpoint holds such a value.
             OSError: the run folder cannot be written.
+            ProcessesError: another process of the group has ended, or could not go on.
         """
         created = self.run is None
         if self.run is None:
-            self.run = RunFolder.create(self.config, self.dataset.name, self.dataset.describe())
+            self.run = self._on_first(lambda: RunFolder.create(self.config, self.dataset.name, self.dataset.describe()))
         run = self.run
         try:
-            with run.held():
-                if not created:
-                    self._refuse_another_state(run)
-                    run.write_config(self.config)
-                    run.drop_metrics_after(self.step - len(self._pending))
-                    prune_checkpoints(run.checkpoints, self.config.keep_checkpoints, self.config.keep_best)
+            with contextlib.ExitStack() as held:
+                self._on_first(lambda: self._take_over(run, created, held))
                 with self.state.random_states.in_force(), StopSignals() as stop:
-                    with Reporter(run, self.step, self.config.steps, quiet) as report:
+                    with Reporter(run, self.step, self.config.steps, quiet or not self._writes, self._writes) as report:
                         self._begin(run, report, created)
                         self._loop(run, report, stop)
         except BaseException as error:
             if created and not self._has_stepped:
-                run.remove()
+                if self._writes:
+                    run.remove()
                 self.run = None
             if isinstance(error, OSError) and error.errno in _DISK:
                 raise self._about_disk(error, run) from error
             raise
         if stop.received is not None:
             raise KeyboardInterrupt if stop.received == signal.SIGINT else SystemExit(128 + stop.received)
+        if self.step < self.config.steps:  # another process was asked to
+            raise SystemExit(128 + signal.SIGTERM)
         return run.path
+
+    def _on_first(self, work: Callable[[], Result]) -> Result:
+        """What is written is written once: by this process, or by the first of several."""
+        return work() if self._processes is None else self._processes.on_first(work)
+
+    def _take_over(self, run: RunFolder, created: bool, held: contextlib.ExitStack) -> None:
+        """Hold the run folder, and bring it to the state that is gone on from."""
+        held.enter_context(run.held())
+        if created:
+            return
+        self._refuse_another_state(run)
+        run.write_config(self.config)
+        run.drop_metrics_after(self.step - len(self._pending))
+        prune_checkpoints(run.checkpoints, self.config.keep_checkpoints, self.config.keep_best)
+
+    def how_to_go_on(self) -> str:
+        """What is kept of the run, and what goes on with it, as the end of a sentence."""
+        if self.run is None or not self.run.has_begun():
+            return "nothing was kept"
+        path = self.run.path
+        return f"{path} is whole up to step {self._saved_step(self.run)}: go on with fastgan resume {path}"
 
     def sample(self, count: int, *, label: int | None = None, seed: int = 0) -> Tensor:
         """Draw samples, from the EMA generator where there is one.
@@ -274,8 +319,8 @@ class Trainer:
     def _about_disk(self, error: OSError, run: RunFolder) -> OSError:
         """One sentence of an error of the disk, with what is kept."""
         place = os.fsdecode(error.filename) if error.filename else str(run.path)
-        kept = f"{run.path} is whole up to step {self._saved_step(run)}: go on with fastgan resume {run.path}"
-        sentence = f"{place} cannot be written: {error.strerror}; {'nothing was kept' if self.run is None else kept}"
+        kept = "nothing was kept" if self.run is None else self.how_to_go_on()
+        sentence = f"{place} cannot be written: {error.strerror}; {kept}"
         told = OSError(sentence)
         told.errno = error.errno
         return told
@@ -301,9 +346,10 @@ class Trainer:
             rows = [(column.name, column.kind, column.in_words()) for column in table.columns]
             report.table(("column", "kind", "holds"), rows)
         report.line(f"plan: {self.train_step.plan}")
-        real = self.dataset.examples(self._picture_size(), self.config.seed, self.config.conditional)
-        self._save_picture(run, real, "real.png")
-        self._save_picture(run, self.sample(self._picture_size(), seed=self.config.seed), "fakes_step_0.png")
+        if self._writes:
+            real = self.dataset.examples(self._picture_size(), self.config.seed, self.config.conditional)
+            self._save_picture(run, real, "real.png")
+            self._save_picture(run, self.sample(self._picture_size(), seed=self.config.seed), "fakes_step_0.png")
         # So that there is a good checkpoint from the first step on, whatever happens to the second.
         self._save_checkpoint(run, self._distance())
 
@@ -314,10 +360,12 @@ class Trainer:
         readings = Readings(length, self.device, self._pending, self._pending_seconds)
         plan = self.train_step.plan
         while state.step < config.steps:
+            if self._processes is not None:
+                self._processes.asks_to_stop = stop.received is not None
             readings.add(state.take_step(config, *state.batches.next()))
             self._has_stepped = True
             is_regular = not all(state.step % period for period in periods)
-            last = state.step == config.steps or stop.received is not None
+            last = state.step == config.steps or self._is_asked_to_stop(stop)
             if not last and not is_regular:
                 continue
             values, seconds, passed = readings.read()  # The only place where the host waits for the device.
@@ -331,15 +379,16 @@ class Trainer:
             row = dict(zip(StepStats._fields, values.mean(dim=0).tolist(), strict=True))
             row["samples_per_second"] = len(values) * config.batch_size * config.d_steps / seconds if seconds else 0.0
             row = {"step": state.step, "seconds": round(state.seconds, 3), **row}
-            if saves and (distance := self._distance()) is not None:
-                row["distance"] = distance
-            run.append_metrics(row)
+            if self._writes:
+                if saves and (distance := self._distance()) is not None:
+                    row["distance"] = distance
+                run.append_metrics(row)
             report.row(row)
-            if is_regular:  # a run that goes on sees the others again
+            if is_regular and self._writes:  # a run that goes on sees the others again
                 self._diagnose(report, values)
             if plan != (plan := self.train_step.plan):  # the first step chooses its way, which the plan then names
                 report.line(f"plan: {plan}")
-            if last or state.step % config.sample_every == 0:
+            if self._writes and (last or state.step % config.sample_every == 0):
                 fakes = self.sample(self._picture_size(), seed=config.seed)
                 self._save_picture(run, fakes, f"fakes_step_{state.step}.png")
                 pictures.save_loss_plot(run.read_metrics(), run.loss_plot, config.loss)
@@ -349,13 +398,17 @@ class Trainer:
             if last:
                 break
             readings.begin()
-        if config.report:
+        if config.report and self._writes:
             page.write(run, config, self.dataset, self.diagnosis.warnings, self.train_step.plan)
             report.line(f"The run on one page: {run.report}")
         if state.step < config.steps:
             report.line(f"Saved at step {state.step}. Go on with: fastgan resume {run.path}")
         else:
             report.line(f"Done: {state.step} steps. The pictures are in {run.samples}")
+
+    def _is_asked_to_stop(self, stop: StopSignals) -> bool:
+        """Whether the run is to end after this step: of several processes, all say the same."""
+        return stop.received is not None if self._processes is None else self._processes.was_asked_to_stop
 
     def _diagnose(self, report: Reporter, values: Tensor) -> None:
         """Tell what goes wrong, once."""
@@ -391,7 +444,7 @@ class Trainer:
 
     def _distance(self) -> float | None:
         """How far samples are from the data, where the best checkpoint is kept."""
-        if not self.config.keep_best:
+        if not self.config.keep_best or not self._writes:
             return None
         if self._reference is None:
             by_class = self.config.conditional and self.dataset.table is None  # as the samples' classes take turns
@@ -399,8 +452,11 @@ class Trainer:
         return judge.sliced_distance(self._reference, self.sample(len(self._reference), seed=self.config.seed))
 
     def _save_checkpoint(self, run: RunFolder, distance: float | None) -> None:
-        run.sync_metrics()
+        if self._writes:
+            run.sync_metrics()
         self.state.save(run.checkpoints, {**self._facts(), "distance": distance})
+        if not self._writes:
+            return
         if run.failure.exists():  # of a step that this run has passed by now
             shutil.rmtree(run.failure, ignore_errors=True)
         self._digest = run.newest_facts()["digest"]
@@ -438,15 +494,17 @@ class Trainer:
         if fault:
             kept = run.newest_checkpoint()
             found = None
-            with contextlib.suppress(OSError, CheckpointError):  # a disk that is full keeps no more
-                report.line(f"{fault}: looking for the step where it began, from {kept} on")
-                found = failure.keep(self.state, self.config, self.dataset.conditions, run, values, stop)
+            if self._processes is None:  # the noise of several is not drawn again by one
+                with contextlib.suppress(OSError, CheckpointError):  # a disk that is full keeps no more
+                    report.line(f"{fault}: looking for the step where it began, from {kept} on")
+                    found = failure.keep(self.state, self.config, self.dataset.conditions, run, values, stop)
             message = f"training stopped at {fault}; the last good checkpoint is kept: {kept}"
             if found is not None:
                 message += f"; it began at {found[1]}; take that step again with: fastgan replay {run.path}"
             message += "; try smaller --g-lr and --d-lr, or --clip-grad-norm 1"
-            run.log(message)
-            if self.config.report:
+            if self._writes:
+                run.log(message)
+            if self.config.report and self._writes:
                 warnings = [*self.diagnosis.warnings, {"step": self.step, "text": message}]
                 with contextlib.suppress(OSError):
                     page.write(run, self.config, self.dataset, warnings, self.train_step.plan)
