@@ -226,9 +226,9 @@ def test_a_million_samples_in_bounded_memory(name: str, ending: str, runs: dict[
     """Under 500 MB at the peak, Python and PyTorch among them."""
     out = tmp_path / f"x.{ending}"
     code = (
-        "import resource, sys; from fastgan.__main__ import main\n"
+        "import sys; from fastgan.__main__ import main\n"
         "sys.argv = ['fastgan', *sys.argv[1:]]\n"
-        "try:\n    main()\nfinally:\n    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)"
+        "try:\n    main()\nfinally:\n    print(open('/proc/self/status').read().split('VmHWM:')[1].split()[0])"
     )
     words = ["sample", str(runs[name]), "--number", "1000000", "--out", str(out)]
     root = str(Path(__file__).resolve().parent.parent)
@@ -240,7 +240,7 @@ def test_a_million_samples_in_bounded_memory(name: str, ending: str, runs: dict[
         timeout=900,
     )
     assert done.returncode == 0, done.stderr
-    peak = int(done.stdout.split()[-1]) * 1024  # KiB on Linux
+    peak = int(done.stdout.split()[-1]) * 1024  # not getrusage's, which begins with that of the process that forked
     assert peak < 500e6
     if ending == "npz":
         samples = np.load(out, mmap_mode="r")["samples"]
