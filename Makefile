@@ -102,9 +102,11 @@ $(VENV)/test-tools: $(VENV)/installed Makefile
 		tree-sitter tree-sitter-cpp pandas
 	touch $@
 
-# What a deep test compares the scores of tables with, and the packages that fastgan.integrations accelerates.
+# What deep tests compare the scores of tables with and load exported models by, and the packages that
+# fastgan.integrations accelerates.
 $(VENV)/deep-tools: $(VENV)/test-tools
-	$(BIN)/python -m pip install --quiet -c constraints.txt sdmetrics 'ctgan>=0.12,<0.13' 'skrl>=2.1.0,<=2.1.1'
+	$(BIN)/python -m pip install --quiet -c constraints.txt onnx onnxscript onnxruntime sdmetrics \
+		'ctgan>=0.12,<0.13' 'skrl>=2.1.0,<=2.1.1'
 	touch $@
 
 $(VENV)/dev-tools: $(VENV)/torch Makefile

@@ -7,7 +7,11 @@ FASTGAN_BUILD chooses what is built:
   none            nothing
 TORCH_CUDA_ARCH_LIST, CUDA_HOME, MAX_JOBS and CXX are respected, as torch.utils.cpp_extension documents them. Without
 TORCH_CUDA_ARCH_LIST the kernels are compiled for the GPUs of this machine or, where it has none, for every generation
-from compute capability 8.0 on.
+from compute capability 8.0 on. Ninja compiles on every core, through ccache where there is one.
+
+A compiled wheel runs with the PyTorch that it was built with, and requires it: its Requires-Dist is torch==2.13.0 where
+that of the sources is torch>=2.8. With FASTGAN_WHEEL=1, for wheels that are given to others, the version says it too,
+as in 0.1.0+torch2.13.0.cpu and 0.1.0+torch2.13.0.cu13: one wheel for each PyTorch and each major version of CUDA.
 """
 
 from __future__ import annotations
@@ -27,6 +31,11 @@ from setuptools import setup
 
 ROOT = Path(__file__).parent
 MODES = ("auto", "cuda", "cpu", "none")
+OLDEST_TORCH = "2.8"
+# The commands, pip's and build's among them, whose metadata is that of what was compiled here.
+OF_A_BUILD = ("bdist_wheel", "dist_info", "editable_wheel")
+# Folders in which distributions keep compilers' names as links to ccache.
+CCACHE_LINKS = ("/usr/lib/ccache", "/usr/lib64/ccache", "/usr/lib/ccache/bin", "/opt/homebrew/opt/ccache/libexec")
 # The kernels need cp.async and bfloat16 on tensor cores. Code for x.0 runs on every later x.y.
 OLDEST = (8, 0)
 EVERY_GENERATION = "8.0;9.0;10.0;12.0+PTX"
@@ -227,11 +236,40 @@ def choose_architectures() -> None:
         os.environ["TORCH_CUDA_ARCH_LIST"] = EVERY_GENERATION if new else EVERY_GENERATION_BEFORE_12_8
 
 
+def use_ccache() -> None:
+    """Have compilers run through ccache, where it is installed and CXX does not say otherwise.
+
+    PyTorch does so itself from 2.13 on. Paths count from this folder: the same sources elsewhere are found, too.
+    """
+    if not shutil.which("ccache") or os.environ.get("CXX", "").strip():
+        return
+    links = next((folder for folder in CCACHE_LINKS if Path(folder, "g++").exists()), None)
+    if links is not None and links not in os.environ.get("PATH", "").split(os.pathsep):
+        os.environ["PATH"] = os.pathsep.join([links, os.environ.get("PATH", "")])
+    os.environ.setdefault("CCACHE_BASEDIR", str(ROOT.resolve()))
+    os.environ.setdefault("CCACHE_NOHASHDIR", "1")
+
+
+def metadata(mode: str) -> dict:
+    """The arguments of setup that name PyTorch: which one is required, and what is added to the version."""
+    if mode == "none" or not any(command in sys.argv for command in OF_A_BUILD):
+        return {"install_requires": [f"torch>={OLDEST_TORCH}", "numpy"]}
+    import torch
+
+    release = torch.__version__.partition("+")[0]
+    given: dict = {"install_requires": [f"torch=={release}", "numpy"]}
+    if os.environ.get("FASTGAN_WHEEL", "").strip() == "1":
+        kind = f"cu{torch.version.cuda.partition('.')[0]}" if mode == "cuda" else "cpu"
+        given["options"] = {"egg_info": {"tag_build": f"+torch{release}.{kind}"}}
+    return given
+
+
 mode = choose_mode()
 if mode == "cuda":
     choose_architectures()
 if mode == "none":
-    setup()
+    setup(**metadata(mode))
 else:
     say(f"compiling for {'CPU and CUDA' if mode == 'cuda' else 'the CPU'}")
-    setup(ext_modules=[extension(mode)], cmdclass={"build_ext": build_command()})
+    use_ccache()
+    setup(ext_modules=[extension(mode)], cmdclass={"build_ext": build_command()}, **metadata(mode))

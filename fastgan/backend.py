@@ -11,6 +11,7 @@ import importlib.machinery
 import importlib.util
 import json
 import os
+import re
 import struct
 import sys
 import warnings
@@ -33,6 +34,19 @@ REBUILD = (
 _FACTS = Path(__file__).with_name("_build_facts.json")
 
 
+def fits(built_for: str, running: str) -> bool:
+    """Whether a module that was built for one PyTorch may be loaded into another.
+
+    Both are `torch.__version__`. PyTorch promises no binary interface between two releases, so it must be the same one;
+    its builds for CUDA of one major version (2.13.0+cu130 and 2.13.0+cu132) share their libraries' interface.
+    """
+    if built_for == running:
+        return True
+    (release, _, label), (own_release, _, own_label) = built_for.partition("+"), running.partition("+")
+    majors = [re.fullmatch(r"cu(\d+)\d", each) for each in (label, own_label)]
+    return release == own_release and None not in majors and len({match[1] for match in majors if match}) == 1
+
+
 def _load() -> tuple[Any, str]:
     """The compiled module, or None and the reason in a sentence."""
     if not _FACTS.exists():
@@ -42,7 +56,7 @@ def _load() -> tuple[Any, str]:
     except (OSError, ValueError, KeyError, TypeError) as error:
         return None, f"the build facts beside the compiled module are unreadable ({error})"
     # Checked before loading: a library built for another PyTorch may load and then crash.
-    if built_for != torch.__version__:
+    if not fits(str(built_for), torch.__version__):
         return None, f"the compiled module was built for PyTorch {built_for}, and this is {torch.__version__}"
     # From this folder alone: an editable install elsewhere on the path would offer its own.
     spec = importlib.machinery.PathFinder.find_spec("fastgan._C", [str(_FACTS.parent)])

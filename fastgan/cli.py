@@ -1,4 +1,4 @@
-"""The command line: `fastgan train|resume|replay|sample|eval|bench|doctor`.
+"""The command line: `fastgan train|resume|replay|sample|export|eval|bench|doctor`.
 
 Exit codes: 0 done; 1 a kernel failed its verification; 2 refused, or training diverged; 130 and 143 stopped by Ctrl-C
 and SIGTERM, after saving a checkpoint.
@@ -143,23 +143,74 @@ def sample(
         typer.Argument(help="A run folder or its number; without it, the newest run.", show_default=False),
     ] = None,
     count: Annotated[int, typer.Option("--number", "--count", "-n", help="Number of samples, at least 1.")] = 100,
-    label: Annotated[int | None, _option("Class of all samples, of a conditional run.", "the classes in turn")] = None,
+    label: Annotated[
+        str | None,
+        _option("Of a conditional run, class of all samples, or several that take turns: 3, or 0,3,7.", "all in turn"),
+    ] = None,
     where: Annotated[str | None, _option("Of a table, column=level that all rows have.", "rows as the data's")] = None,
+    interpolate: Annotated[
+        int | None,
+        _option("Frames from each sample to the next, at least 1: a walk through all, back to the first.", "none"),
+    ] = None,
+    checkpoint: Annotated[str | None, _option("The step of one that is kept, best or newest.", "newest")] = None,
     seed: Annotated[int, typer.Option(help="Of the noise, at least 0.")] = 0,
     out: Annotated[
         Path,
-        typer.Option("--out", "-o", help="A .png picture, a .npy array in the data's own units, or a .csv table."),
+        typer.Option(
+            "--out",
+            "-o",
+            help="A .png picture, a .gif of a walk, a .npy or .npz array in the data's own units, or a .csv table.",
+        ),
     ] = Path("samples.png"),
     runs: Annotated[str, typer.Option(help="Folder of the run folders.")] = "runs",
 ) -> None:
-    """Draw samples from RUN's newest checkpoint; the run stays as it is."""
+    """Draw samples from one of RUN's checkpoints, any number of them; the run stays as it is."""
     with _one_line_errors(TypeError, ValueError):
-        from fastgan.training.sampling import check_out, sample_run, write_samples
+        from fastgan.training.run_samples import open_run
+        from fastgan.training.sample_files import check_out, write_parts
 
-        check_out(out)
-        samples, facts = sample_run(run, count, label=label, seed=seed, runs=runs, where=where)
-        write_samples(samples, facts, out)
-        say(f"{count} samples in {out}")
+        check_out(out, frames=interpolate)
+        labels = _labels(label)
+        if interpolate is not None and where is not None:
+            raise ValueError("where must not be given beside interpolate: a walk passes through other levels")
+        opened = open_run(run, runs, checkpoint)
+        if interpolate is None:
+            parts, number = opened.drawn(count, label=labels, seed=seed, where=where), count
+        else:
+            parts, number = opened.walk(count, interpolate, label=labels, seed=seed), count * interpolate
+        write_parts(parts, number, {**opened.facts, "classes": opened.turns(labels)}, out, interpolate)
+        say(f"{number} samples in {out}")
+
+
+@app.command()
+def export(
+    run: Annotated[
+        str | None,
+        typer.Argument(help="A run folder or its number; without it, the newest run.", show_default=False),
+    ] = None,
+    format: Annotated[
+        str, typer.Option("--format", help="pt2 (torch.export), onnx, state_dict (of plain torch layers) or all.")
+    ] = "all",
+    checkpoint: Annotated[str | None, _option("The step of one that is kept, best or newest.", "newest")] = None,
+    out: Annotated[
+        Path | None,
+        _option("Folder of the files; made where it is not there.", "export in the run folder", "--out", "-o"),
+    ] = None,
+    runs: Annotated[str, typer.Option(help="Folder of the run folders.")] = "runs",
+) -> None:
+    """Write RUN's generator, which sample draws from, in formats that load without fastgan, with a model card."""
+    with _one_line_errors(TypeError, ValueError):
+        from fastgan.training.export import ExportError, export_run
+
+        try:
+            files, left_out = export_run(run, out=out, formats=format, checkpoint=checkpoint, runs=runs)
+        except ExportError as error:
+            _refuse(str(error))
+        for file, difference in files.items():
+            checked = "" if difference is None else f", within {difference:.1e} of the run's own samples"
+            say(f"{file}: {file.stat().st_size:,} bytes{checked}")
+        if left_out:
+            complain(f"fastgan: {left_out}")
 
 
 @app.command("eval")
@@ -274,6 +325,16 @@ def _widths(name: str, text: str | None) -> tuple[int, ...] | None:
         return tuple(int(width) for width in text.split(",") if text.strip())
     except ValueError:
         raise ValueError(f"{name} must be widths separated by commas, such as 256,512, not {text!r}") from None
+
+
+def _labels(text: str | None) -> int | list[int] | None:
+    if text is None:
+        return None
+    try:
+        labels = [int(label) for label in text.split(",")]
+    except ValueError:
+        raise ValueError(f"label must be a class, or classes separated by commas such as 0,3,7, not {text!r}") from None
+    return labels if len(labels) > 1 else labels[0]
 
 
 @contextlib.contextmanager

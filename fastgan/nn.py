@@ -164,6 +164,38 @@ class GeneratorLoss(nn.Module):
         return f"kind={self.kind!r}, target={self.target}, reduction={self.reduction!r}"
 
 
+def _ordinary_segments(self: SegmentedActivation, input: Tensor, noise: Tensor | None = None) -> Tensor:
+    """The forward of a SegmentedActivation in ordinary ops and in TorchScript's Python; the same draws of a seed."""
+    gumbel = 0
+    for width, kind in zip(self.widths, self.kinds):  # noqa: B905  # TorchScript knows no strict
+        if kind == "gumbel_softmax":
+            gumbel += width
+    wide = input.dtype
+    if wide == torch.float16 or wide == torch.bfloat16:
+        wide = torch.float32
+    draws = noise
+    if draws is None:
+        uniform = torch.rand(list(input.shape[:-1]) + [gumbel], dtype=wide, device=input.device)  # noqa: RUF005
+        draws = -(-uniform.clamp_min(2.0**-126 if wide == torch.float32 else 2.0**-1022).log()).log()
+    outputs: list[Tensor] = []
+    start = 0
+    used = 0
+    for width, kind in zip(self.widths, self.kinds):  # noqa: B905
+        part = input.narrow(-1, start, width)
+        start += width
+        if kind == "gumbel_softmax":
+            scaled = (part.to(wide) + draws.narrow(-1, used, width).to(wide)) / self.tau
+            outputs.append(torch.softmax(scaled, -1).to(input.dtype))
+            used += width
+        elif kind == "softmax":
+            outputs.append(torch.softmax(part, -1))
+        elif kind == "tanh":
+            outputs.append(torch.tanh(part))
+        else:
+            outputs.append(part)
+    return torch.cat(outputs, -1)
+
+
 class SegmentedActivation(nn.Module):
     """`fastgan.functional.segmented_activation` as a module, the last one of a generator of tables.
 
@@ -199,7 +231,12 @@ class SegmentedActivation(nn.Module):
         Raises:
             RuntimeError: input or noise has another number of columns, a dtype that is not floating, or another device.
         """
+        if torch.compiler.is_exporting():  # what torch.export records is to run without fastgan
+            return _ordinary_segments(self, input, noise)
         return functional.segmented_activation(input, self.widths, self.kinds, tau=self.tau, noise=noise)
+
+    # torch.jit.script compiles the source of what a function wraps.
+    forward.__wrapped__ = _ordinary_segments  # type: ignore[attr-defined]
 
     def extra_repr(self) -> str:
         return f"widths={self.widths}, kinds={self.kinds}, tau={self.tau:g}"

@@ -72,7 +72,7 @@ ROOMS = {
     "training": Room(
         "fastgan/training/*.py fastgan/trainer.py fastgan/config.py fastgan/sampling.py",
         "step data metrics output",
-        "torch numpy PIL matplotlib rich safetensors sklearn tomlkit typing_extensions",
+        "torch numpy PIL matplotlib rich safetensors sklearn tomlkit typing_extensions onnxruntime",
     ),
     "evaluation": Room("fastgan/evaluation/*.py", "library training", "torch"),
     "bench": Room(

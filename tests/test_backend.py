@@ -123,6 +123,7 @@ def facts(content: bytes) -> Callable[[Path], None]:
 
 
 OTHER_TORCH = f"the compiled module was built for PyTorch 1.0.0, and this is {torch.__version__}"
+OTHER_KIND = torch.__version__.partition("+")[0] + "+cu118"  # of the same release
 UNREADABLE = "the build facts beside the compiled module are unreadable ("
 FAULTS: dict[str, tuple[Callable[[Path], None], str]] = {
     "nothing built": (remove_module, "the compiled module was not built"),
@@ -130,6 +131,10 @@ FAULTS: dict[str, tuple[Callable[[Path], None], str]] = {
     "module cut": (cut_module, "the compiled module does not load (its file is cut short)"),
     "module of text": (module_of_text, "the compiled module does not load ("),
     "another torch": (facts(b'{"torch": "1.0.0"}'), OTHER_TORCH),
+    "another kind of torch": (
+        facts(f'{{"torch": "{OTHER_KIND}"}}'.encode()),
+        f"the compiled module was built for PyTorch {OTHER_KIND}, and this is {torch.__version__}",
+    ),
     "facts cut": (facts(b'{"torch": '), UNREADABLE),
     "facts without torch": (facts(b"{}"), UNREADABLE),
     "facts of another kind": (facts(b"[1]"), UNREADABLE),
@@ -176,13 +181,39 @@ def package(tmp_path: Path) -> Path:
     return folder
 
 
+@pytest.mark.parametrize(
+    ("built_for", "running", "fits"),
+    [
+        ("2.13.0+cpu", "2.13.0+cpu", True),
+        ("2.13.0+cu130", "2.13.0+cu132", True),  # CUDA of one major version
+        ("2.13.0+cu126", "2.13.0+cu130", False),
+        ("2.13.0+cpu", "2.13.0+cu130", False),
+        ("2.13.0+cu130", "2.13.0+cpu", False),
+        ("2.13.0+cu130", "2.13.1+cu130", False),
+        ("2.13.0+cu130", "2.14.0+cu130", False),
+        ("2.13.0", "2.13.0+cu130", False),
+        ("2.13.0a0+git1", "2.13.0a0+git2", False),
+        ("2.13.0a0+git1", "2.13.0a0+git1", True),
+    ],
+)
+def test_which_pytorch_a_module_may_be_loaded_into(built_for: str, running: str, fits: bool) -> None:
+    assert backends.fits(built_for, running) is fits
+
+
 def test_the_copied_package_loads(package: Path) -> None:
     assert answer(python(REPORT, package))["backends"]["cpu"] == "available"
 
 
 def few_quick(faults: Iterable[str]) -> list[Any]:
     """Each is a process that imports PyTorch: the rarer ones are deep."""
-    rare = ("module of text", "facts cut", "facts without torch", "facts of another kind", "facts no text")
+    rare = (
+        "another kind of torch",
+        "module of text",
+        "facts cut",
+        "facts without torch",
+        "facts of another kind",
+        "facts no text",
+    )
     return [pytest.param(fault, marks=pytest.mark.deep if fault in rare else ()) for fault in faults]
 
 

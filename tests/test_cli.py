@@ -399,6 +399,6 @@ def test_bad_checkpoints_leave_the_run_as_it_is(here: Path) -> None:
     refused("resume", path, "--steps", 3, words=("steps must be at least 6",))
     refused("sample", "--label", 0, words=("not conditional",))
     refused("sample", "-n", 0, words=("count must be at least 1",))
-    refused("sample", "-o", "x.jpg", words=(".png, .npy or .csv",))
+    refused("sample", "-o", "x.jpg", words=(".png, .gif, .npy, .npz or .csv",))
     assert tree(path) == good
     assert sorted(found.name for found in here.iterdir()) == ["runs"]

@@ -23,7 +23,8 @@ from PIL import Image
 import fastgan
 from fastgan.data import DataError, Dataset, load
 from fastgan.training.run_folder import RunFolder
-from fastgan.training.sampling import sample_run, write_samples
+from fastgan.training.run_samples import sample_run
+from fastgan.training.sample_files import write_samples
 
 RNG = np.random.default_rng(0)
 SMALL: dict[str, Any] = {"g_hidden": (8,), "d_hidden": (8,), "latent_size": 4, "batch_size": 16}

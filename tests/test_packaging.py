@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import email
 import os
 import shutil
 import subprocess
@@ -123,3 +124,31 @@ def test_automatic_build_without_compiler_compiles_nothing(checkout: Path, tmp_p
     )
     assert result.returncode == 0, result.stderr
     assert "nothing is compiled: there is no C++ compiler (no-such-compiler)" in result.stderr
+
+
+def requirements(folder: Path) -> tuple[str, str]:
+    """The version and the PyTorch that the metadata in a folder name."""
+    (file,) = [*folder.glob("*.dist-info/METADATA"), *folder.glob("*.egg-info/PKG-INFO")]
+    facts = email.message_from_string(file.read_text())
+    (torchs,) = [line for line in facts.get_all("Requires-Dist") if line.startswith("torch")]
+    return facts["Version"], torchs
+
+
+@pytest.mark.parametrize("mode", ["cpu", "none"])
+def test_a_compiled_wheel_names_its_pytorch(mode: str, checkout: Path, tmp_path: Path) -> None:
+    """In its requirements, and with FASTGAN_WHEEL=1 in its version; what is compiled later, from an sdist, does not."""
+    import torch
+
+    release = torch.__version__.partition("+")[0]
+    for wheel, named in (("", ""), ("1", f"+torch{release}.cpu")):
+        out = tmp_path / f"metadata{wheel}"
+        out.mkdir()
+        words = ["setup.py", "--quiet", "dist_info", "--output-dir", str(out)]
+        result = run(words, checkout, FASTGAN_BUILD=mode, FASTGAN_WHEEL=wheel)
+        assert result.returncode == 0, result.stderr
+        compiled = mode == "cpu"
+        wanted = f"torch=={release}" if compiled else "torch>=2.8"
+        assert requirements(out) == (f"0.1.0{named if compiled else ''}", wanted)
+    result = run(["setup.py", "--quiet", "egg_info", "--egg-base", str(tmp_path)], checkout, FASTGAN_BUILD=mode)
+    assert result.returncode == 0, result.stderr
+    assert requirements(tmp_path) == ("0.1.0", "torch>=2.8")

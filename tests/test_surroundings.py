@@ -29,7 +29,7 @@ from fastgan.nn import MLP
 from fastgan.training import pictures, state
 from fastgan.training.checkpoint import CheckpointError, complete_checkpoints
 from fastgan.training.run_folder import RunFolder
-from fastgan.training.sampling import sample_run
+from fastgan.training.run_samples import sample_run
 
 ROOT = Path(__file__).resolve().parent.parent
 SMALL: dict[str, Any] = {"g_hidden": (8,), "d_hidden": (8,), "latent_size": 4, "batch_size": 16}

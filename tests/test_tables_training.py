@@ -288,8 +288,8 @@ def test_refusals_of_sample(trained: Path, tmp_path: Path) -> None:
     digits = fastgan.Trainer("digits", steps=1, g_hidden=(8,), d_hidden=(8,), runs=str(tmp_path)).train(quiet=True)
     for words, sentence in (
         ([trained, "--out", "x.npy"], "out must end in .csv or .png for a table of words and numbers"),
-        ([trained, "--out", "x.txt"], "out must end in .png, .npy or .csv"),
-        ([digits, "--out", "x.csv"], "out must end in .png or .npy for images"),
+        ([trained, "--out", "x.txt"], "out must end in .png, .gif, .npy, .npz or .csv"),
+        ([digits, "--out", "x.csv"], "out must end in .png, .gif, .npy or .npz for images"),
         ([digits, "--where", "a=b"], "is no run on a table"),
     ):
         result = CliRunner().invoke(app, ["sample", *map(str, words)])

@@ -9,7 +9,7 @@ import io
 import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TextIO
 
 import numpy as np
 import torch
@@ -194,11 +194,15 @@ class Table:
     def write(self, values: Values, count: int) -> bytes:
         """A .csv file of values, with the names, the separator and the encoding of the table's own."""
         text = io.StringIO()
+        self.write_to(text, values, count)
+        return text.getvalue().encode(self.encoding)
+
+    def write_to(self, text: TextIO, values: Values, count: int, names: bool = True) -> None:
+        """Write values as lines of a .csv file, after the names where the table has them and they are wanted."""
         writer = csv.writer(text, delimiter=self.separator, lineterminator="\n")
-        if self.has_names:
+        if self.has_names and names:
             writer.writerow([column.name for column in self.columns if column.kind != "drop"])
         writer.writerows(self.rows(values, count))
-        return text.getvalue().encode(self.encoding)
 
     def as_json(self) -> dict[str, Any]:
         """As JSON has it."""

@@ -12,7 +12,7 @@ from fastgan.data import load
 from fastgan.data.dataset import DataError, Dataset
 from fastgan.evaluation import measures
 from fastgan.training.run_folder import RunFolder, is_same_data
-from fastgan.training.sampling import sample_run
+from fastgan.training.run_samples import sample_run
 from fastgan.training.table_report import load_again
 
 # Samples that are drawn where no number is asked for.

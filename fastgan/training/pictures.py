@@ -47,11 +47,23 @@ def save_samples(
         image_grid(samples, image_shape, columns).save(path, format="PNG")
 
 
-def image_grid(samples: Tensor, image_shape: Sequence[int], columns: int = 10) -> Image.Image:
+def _enlargement(image_shape: Sequence[int], cell: int = _CELL) -> int:
+    """The whole factor by which small images are enlarged."""
+    return max(1, round(cell / max(image_shape[:2])))
+
+
+def cell_pixels(image_shape: Sequence[int]) -> int:
+    """Numbers that a cell of a grid has, its border and colours included."""
+    factor = _enlargement(image_shape)
+    height, width = (side * factor + _BORDER for side in image_shape[:2])
+    return height * width * (image_shape[2] if len(image_shape) == 3 else 1)
+
+
+def image_grid(samples: Tensor, image_shape: Sequence[int], columns: int = 10, cell: int = _CELL) -> Image.Image:
     """Images (N, h * w [* 3]) in [-1, 1], row by row in a grid; small ones enlarged by a whole factor."""
     pixels = ((samples.detach().float().cpu() + 1) * 127.5).round().clamp(0, 255).byte().numpy()
     pixels = pixels.reshape(len(samples), *image_shape)
-    factor = max(1, round(_CELL / max(image_shape[:2])))
+    factor = _enlargement(image_shape, cell)
     pixels = pixels.repeat(factor, axis=1).repeat(factor, axis=2)
     height, width = pixels.shape[1:3]
     columns = min(columns, len(pixels))
@@ -62,11 +74,11 @@ def image_grid(samples: Tensor, image_shape: Sequence[int], columns: int = 10) -
         96,
         np.uint8,
     )
-    for i, cell in enumerate(pixels):
+    for i, image in enumerate(pixels):
         top, left = (
             _BORDER + at * (size + _BORDER) for at, size in zip(divmod(i, columns), (height, width), strict=True)
         )
-        canvas[top : top + height, left : left + width] = cell
+        canvas[top : top + height, left : left + width] = image
     return Image.fromarray(canvas)
 
 

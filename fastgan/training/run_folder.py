@@ -29,7 +29,7 @@ import numpy as np
 import tomlkit
 from tomlkit.exceptions import TOMLKitError
 
-from fastgan.training.checkpoint import CheckpointError, complete_checkpoints, read_facts, sync
+from fastgan.training.checkpoint import CheckpointError, best_checkpoint, complete_checkpoints, read_facts, sync
 from fastgan.training.config import TrainConfig
 
 _NAME = re.compile(r"(\d+)-.+")
@@ -205,6 +205,34 @@ class RunFolder:
         if not found:
             raise CheckpointError(f"{self.checkpoints} holds no complete checkpoint to go on from")
         return found[-1]
+
+    def checkpoint(self, which: str | int | None = None) -> Path:
+        """The complete checkpoint of a step, the `best` one, or the `newest`, which None is too.
+
+        Raises:
+            CheckpointError: there is no checkpoint at all.
+            TypeError, ValueError: which is none of these, or the run does not keep it.
+        """
+        newest = self.newest_checkpoint()
+        if which is None or which == "newest":
+            return newest
+        if isinstance(which, bool) or not isinstance(which, (str, Integral)):
+            raise TypeError(f"checkpoint must be a step, best or newest, not {type(which).__name__} {which!r}")
+        found = {
+            path.name.strip(".").partition(".")[0].removeprefix("step_"): path
+            for path in complete_checkpoints(self.checkpoints)
+        }
+        if which == "best":
+            best = best_checkpoint(self.checkpoints)
+            if best is None:
+                raise ValueError(f"checkpoint must be a step or newest, not 'best': {self.path} has measured none")
+            return best
+        step = str(which).removeprefix("step_")
+        if step not in found:
+            raise ValueError(
+                f"checkpoint must be best, newest or a step that {self.path} keeps ({', '.join(found)}), not {which!r}"
+            )
+        return found[step]
 
     def log(self, line: str) -> None:
         """Append a line to log.txt."""

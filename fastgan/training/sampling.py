@@ -1,13 +1,9 @@
-"""The networks of a configuration, and samples drawn from a generator or from a run folder."""
+"""The networks of a configuration, and samples drawn from a generator: all at once, or a part at a time."""
 
 from __future__ import annotations
 
-import contextlib
-import io
-import os
-from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import Any
+from collections.abc import Iterable, Iterator, Sequence
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -15,18 +11,16 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fastgan import checks
-from fastgan.data.table import Table, rounded
-from fastgan.data.units import unscale
+from fastgan.data.table import Table
 from fastgan.nn import MLP, SegmentedActivation
-from fastgan.training import pictures
-from fastgan.training.checkpoint import load_checkpoint
 from fastgan.training.config import TrainConfig
-from fastgan.training.run_folder import RunFolder
 
 # Of a grid, and of a scatter plot, which needs more to show a density.
 PICTURE_IMAGES, PICTURE_POINTS = 100, 2000
-# Times as many samples as are wanted that are drawn before a level is given up.
-_ATTEMPTS = 50
+# Numbers of one layer's output, and rows, that are drawn at a time: 4 MB, and few megabytes of text.
+_NUMBERS_AT_A_TIME, _ROWS_AT_A_TIME = 2**20, 2**13
+# PyTorch draws normal numbers in blocks of so many; whole blocks follow each other as if they were drawn at once.
+_BLOCK = 16
 
 
 def build_networks(config: TrainConfig, width: int, num_classes: int, table: Table | None = None) -> tuple[MLP, MLP]:
@@ -59,7 +53,18 @@ def build_networks(config: TrainConfig, width: int, num_classes: int, table: Tab
     return generator, discriminator
 
 
-@torch.no_grad()
+class Drawn(NamedTuple):
+    """Some samples.
+
+    Attributes:
+        samples: (rows, data), float32, on the CPU.
+        labels: (rows,) int64, the class that each was asked for; None where they have none.
+    """
+
+    samples: Tensor
+    labels: Tensor | None
+
+
 def draw(
     generator: nn.Module,
     config: TrainConfig,
@@ -67,7 +72,7 @@ def draw(
     *,
     num_classes: int = 0,
     labels: Sequence[int] = (),
-    label: int | None = None,
+    label: int | Sequence[int] | None = None,
     seed: int = 0,
     table: Table | None = None,
 ) -> Tensor:
@@ -79,8 +84,8 @@ def draw(
         count: number of samples, at least 1.
         num_classes: of the data; used by a conditional generator, as is labels.
         labels: those that samples of the data have; only they can be drawn.
-        label: asked of every sample; None asks for those of labels in turn, of a table for levels as often as the data
-            has them.
+        label: asked of every sample, or several that take turns; None asks for those of labels in turn, of a table for
+            levels as often as the data has them.
         seed: of the noise.
         table: of a table, its Table; labels are not used then.
 
@@ -90,39 +95,214 @@ def draw(
     Raises:
         TypeError, ValueError: count, seed or label is out of range.
     """
+    parts = drawn(generator, config, count, num_classes=num_classes, labels=labels, label=label, seed=seed, table=table)
+    return torch.cat([part.samples for part in parts])
+
+
+def drawn(
+    generator: nn.Module,
+    config: TrainConfig,
+    count: int,
+    *,
+    num_classes: int = 0,
+    labels: Sequence[int] = (),
+    label: int | Sequence[int] | None = None,
+    seed: int = 0,
+    table: Table | None = None,
+) -> Iterator[Drawn]:
+    """The samples of `draw`, a part at a time: of the same noise, in memory that does not grow with their number."""
+    asked = _checked(config, count, num_classes, labels, label, seed, table)
+    runner = _Runner(generator, config, seed)
+    for latents, of_rows in _latents(config, count, seed, num_classes, asked, table, rows_at_a_time(generator)):
+        yield Drawn(runner.run([_input(latents, of_rows, num_classes)])[0], of_rows)
+
+
+def walk(
+    generator: nn.Module,
+    config: TrainConfig,
+    count: int,
+    frames: int,
+    *,
+    num_classes: int = 0,
+    labels: Sequence[int] = (),
+    label: int | Sequence[int] | None = None,
+    seed: int = 0,
+    table: Table | None = None,
+) -> Iterator[Drawn]:
+    """A closed walk through the samples of `draw`: from each to the next, from the last to the first.
+
+    The latents go along great circles (White 2016, arXiv:1609.04468), so that none is nearer to the origin than those
+    of training are; the condition goes in a straight line. The draws of a table's levels are those of the sample that
+    a row begins with.
+
+    Args:
+        generator, config, num_classes, labels, label, seed, table: as in `draw`.
+        count: samples that the walk goes through, at least 2.
+        frames: from one to the next, at least 1: the first of them is the sample itself.
+
+    Returns:
+        Parts of whole rows, each row of `frames` samples: (rows * frames, data) and no labels.
+    """
+    asked = _checked(config, count, num_classes, labels, label, seed, table)
+    checks.number("count", count, 2)
+    checks.integer("frames", frames, 1)
+    runner = _Runner(generator, config, seed)
+    rows = max(_BLOCK, rows_at_a_time(generator) // frames // _BLOCK * _BLOCK)
+    parts = _latents(config, count, seed, num_classes, asked, table, rows)
+    for points in _with_next((latents, _one_hot(of_rows, num_classes, latents)) for latents, of_rows in parts):
+        (latents, conditions), (to_latents, to_conditions) = points
+        inputs = []
+        for share in (frame / frames for frame in range(frames)):
+            condition = torch.lerp(conditions, to_conditions, share)
+            inputs.append(torch.cat([_on_circle(latents, to_latents, share), condition], dim=1))
+        yield Drawn(torch.stack(runner.run(inputs), dim=1).flatten(0, 1), None)
+
+
+def rows_at_a_time(generator: nn.Module) -> int:
+    """Rows that a generator is given at a time, a multiple of 16."""
+    widest = max((max(p.shape) for p in generator.parameters() if p.dim()), default=1)
+    return max(_BLOCK, min(_ROWS_AT_A_TIME, _NUMBERS_AT_A_TIME // widest) // _BLOCK * _BLOCK)
+
+
+class _Runner:
+    """Runs a generator in eval mode, its draws going on from part to part; the caller's random state stays as it is."""
+
+    def __init__(self, generator: nn.Module, config: TrainConfig, seed: int) -> None:
+        self._generator, self._scale = generator, config.data_scale
+        self._like = next(iter(generator.parameters()), torch.zeros(0, dtype=torch.float32, device="cpu"))
+        self._devices = [self._like.device] if self._like.is_cuda else []
+        with torch.random.fork_rng(self._devices):
+            torch.manual_seed(seed)  # of the draws of a SegmentedActivation
+            self._state = self._current()
+
+    @torch.no_grad()
+    def run(self, inputs: Sequence[Tensor]) -> list[Tensor]:
+        """Samples of each of the inputs, all with the same draws."""
+        was_training = self._generator.training
+        found = []
+        try:
+            self._generator.eval()
+            with torch.random.fork_rng(self._devices):
+                for each in inputs:
+                    self._set(self._state)
+                    samples: Tensor = self._generator(each.to(self._like)).float().cpu()
+                    found.append(samples if self._scale == 1 else samples / self._scale)
+                self._state = self._current()
+        finally:
+            self._generator.train(was_training)
+        return found
+
+    def _current(self) -> list[Tensor]:
+        return [torch.get_rng_state(), *(torch.cuda.get_rng_state(device) for device in self._devices)]
+
+    def _set(self, states: list[Tensor]) -> None:
+        torch.set_rng_state(states[0])
+        for device, state in zip(self._devices, states[1:], strict=True):
+            torch.cuda.set_rng_state(state, device)
+
+
+def _checked(
+    config: TrainConfig,
+    count: int,
+    num_classes: int,
+    labels: Sequence[int],
+    label: int | Sequence[int] | None,
+    seed: int,
+    table: Table | None,
+) -> list[int] | None:
+    """The classes that take turns; None where there are none, or those of a table are drawn."""
     checks.integer("count", count, 1)
     checks.number("count", count, 1, 2**31 - 1)
     checks.integer("seed", seed, 0)
     checks.number("seed", seed, 0, 2**63 - 1)
-    if label is not None:
-        checks.integer("label", label, 0)
+    if label is None:
+        return list(labels) if config.conditional and table is None else None
+    asked = list(label) if isinstance(label, (list, tuple)) else [label]
+    if not asked:
+        raise ValueError("label must be a class or several, not an empty list")
+    for each in asked:
+        checks.integer("label", each, 0)
         if not config.conditional:
-            raise ValueError(f"label must not be given, but it is {label}: this generator is not conditional")
-        checks.number("label", label, 0, num_classes - 1)
-        if table is None and label not in labels:
+            raise ValueError(f"label must not be given, but it is {each}: this generator is not conditional")
+        checks.number("label", each, 0, num_classes - 1)
+        if table is None and each not in labels:
             raise ValueError(
-                f"label must be one that samples of the data have ({', '.join(map(str, labels))}), not {label}"
+                f"label must be one that samples of the data have ({', '.join(map(str, labels))}), not {each}"
             )
+    return [int(each) for each in asked]  # type: ignore[arg-type]  # checked above
+
+
+def _latents(
+    config: TrainConfig,
+    count: int,
+    seed: int,
+    num_classes: int,
+    asked: list[int] | None,
+    table: Table | None,
+    rows: int,
+) -> Iterator[tuple[Tensor, Tensor | None]]:
+    """Latents (rows, latent) and classes (rows,) int64 of a part at a time: those that `count` at once would have."""
+    width = config.latent_size
+    sizes = [rows] * (count // rows)
+    left = count % rows
+    if sizes and left * width < _BLOCK:  # too few numbers to be drawn in blocks
+        sizes[-1] += left
+    elif left:
+        sizes.append(left)
     noise = torch.Generator("cpu").manual_seed(seed)
-    z = torch.randn(count, config.latent_size, generator=noise, dtype=torch.float32, device="cpu")
-    if config.conditional:
-        if table is not None and label is None:
-            asked = _levels_of(table, count, noise)
-        else:
-            asked = torch.tensor(labels if label is None else [label], dtype=torch.int64, device="cpu")
-            asked = asked.repeat(-(-count // len(asked)))[:count]
-        z = torch.cat([z, F.one_hot(asked, num_classes).to(z.dtype)], dim=1)
-    first = next(iter(generator.parameters()), z)
-    was_training = generator.training
-    try:
-        with torch.random.fork_rng([first.device] if first.is_cuda else []):
-            torch.manual_seed(seed)  # of the draws of a SegmentedActivation
-            samples: Tensor = generator.eval()(z.to(first)).float().cpu()
-        if config.data_scale != 1:
-            samples = samples / config.data_scale
-        return samples
-    finally:
-        generator.train(was_training)
+    levels = torch.Generator("cpu").manual_seed(seed)
+    draws_levels = config.conditional and asked is None and table is not None
+    if draws_levels:  # which come after all latents
+        for size in sizes:
+            torch.randn(size, width, generator=levels, dtype=torch.float32, device="cpu")
+    done = 0
+    for size in sizes:
+        z = torch.randn(size, width, generator=noise, dtype=torch.float32, device="cpu")
+        of_rows = None
+        if draws_levels:
+            assert table is not None
+            of_rows = _levels_of(table, size, levels)
+        elif asked is not None:
+            turns = torch.arange(done, done + size, device="cpu") % len(asked)
+            of_rows = torch.tensor(asked, dtype=torch.int64, device="cpu")[turns]
+        yield z, of_rows
+        done += size
+
+
+def _one_hot(of_rows: Tensor | None, num_classes: int, like: Tensor) -> Tensor:
+    """(rows, num_classes) of classes; (rows, 0) where there are none."""
+    return like[:, :0] if of_rows is None else F.one_hot(of_rows, num_classes).to(like.dtype)
+
+
+def _input(latents: Tensor, of_rows: Tensor | None, num_classes: int) -> Tensor:
+    return latents if of_rows is None else torch.cat([latents, _one_hot(of_rows, num_classes, latents)], dim=1)
+
+
+def _with_next(
+    parts: Iterable[tuple[Tensor, ...]],
+) -> Iterator[tuple[tuple[Tensor, ...], tuple[Tensor, ...]]]:
+    """Rows and the rows after each; after the last row comes the first."""
+    first: tuple[Tensor, ...] = ()
+    held: tuple[Tensor, ...] = ()
+    for part in parts:
+        first = first or tuple(each[:1] for each in part)
+        rows = tuple(map(torch.cat, zip(held, part, strict=True))) if held else part
+        held = tuple(each[-1:] for each in rows)
+        if len(rows[0]) > 1:
+            yield tuple(each[:-1] for each in rows), tuple(each[1:] for each in rows)
+    yield held, first
+
+
+def _on_circle(start: Tensor, end: Tensor, share: float) -> Tensor:
+    """Points (rows, latent) at a share of the way from start to end; nearly parallel ones are joined by a line."""
+    if share == 0:
+        return start
+    a, b = start.double(), end.double()
+    cosine = (F.normalize(a, dim=1) * F.normalize(b, dim=1)).sum(dim=1, keepdim=True).clamp(-1, 1)
+    angle = cosine.acos()
+    line = torch.lerp(a, b, share)
+    circle = (((1 - share) * angle).sin() * a + (share * angle).sin() * b) / angle.sin()
+    return torch.where(angle.sin() > 1e-6, circle, line).to(start.dtype)
 
 
 def _levels_of(table: Table, count: int, generator: torch.Generator) -> Tensor:
@@ -131,142 +311,3 @@ def _levels_of(table: Table, count: int, generator: torch.Generator) -> Tensor:
     bounds = torch.from_numpy(np.concatenate(shares).cumsum())
     draws = torch.rand(count, generator=generator, dtype=torch.float64, device="cpu")
     return torch.searchsorted(bounds, draws, right=True).clamp_(max=len(bounds) - 1)
-
-
-def sample_run(
-    run: str | os.PathLike[str] | int | None,
-    count: int,
-    *,
-    label: int | None = None,
-    seed: int = 0,
-    runs: str = "runs",
-    where: str | None = None,
-) -> tuple[Tensor, dict[str, Any]]:
-    """Samples of a run's newest checkpoint, from its EMA generator if it has one; the run stays as it is.
-
-    Args:
-        run: a run folder, the number of one in runs, or None for the newest.
-        count: number of samples.
-        label: for conditional runs, the class of all; None for the classes in turn.
-        seed: of the noise.
-        runs: the folder of run folders.
-        where: of a table, `column=level` that all samples must have.
-
-    Returns:
-        The samples (count, data) in [-1, 1], and what dataset.json says of the data, with `classes`: how many
-        take turns in the samples, 0 where they do not.
-
-    Raises:
-        CheckpointError: the run or its checkpoint cannot be used.
-        TypeError, ValueError: count, seed or label is out of range.
-    """
-    folder = RunFolder.find(run, runs)
-    config, facts = folder.read_config(), folder.read_dataset()
-    table = table_of(facts)
-    classes, labels = facts["num_classes"] if table is None else table.num_classes, facts["labels"]
-    if where is not None and table is None:
-        raise ValueError(f"where must not be given, but it is {where!r}: {folder.path} is no run on a table")
-    generator, _ = build_networks(config, facts["width"], classes, table)
-    stem = "ema" if config.ema else "generator"
-    groups, _ = load_checkpoint(folder.newest_checkpoint(), {stem: generator.state_dict()})
-    generator.load_state_dict(groups[stem])
-    if table is not None and where is not None:
-        samples = _where(generator, config, count, table, where, seed)
-    else:
-        samples = draw(
-            generator, config, count, num_classes=classes, labels=labels, label=label, seed=seed, table=table
-        )
-    turns = len(labels) if config.conditional and label is None and table is None else 0
-    return samples, {**facts, "classes": turns}
-
-
-def table_of(facts: Mapping[str, Any]) -> Table | None:
-    """The Table of a run on a table, by what its dataset.json says."""
-    return Table.from_json(facts["table"]) if "table" in facts else None
-
-
-def _where(generator: nn.Module, config: TrainConfig, count: int, table: Table, where: str, seed: int) -> Tensor:
-    """Samples with a level, which the generator is asked for; those that have another are drawn again.
-
-    Raises:
-        ValueError: there is no such column or level, or hardly a sample has it.
-    """
-    name, _, level = where.partition("=")
-    wanted = table.class_of(name.strip(), level.strip())
-    column = table.level_columns[wanted]
-    first, last = table.segment_of(column)
-    found: list[Tensor] = []
-    have = 0
-    for attempt in range(_ATTEMPTS):
-        label = wanted if config.conditional else None
-        samples = draw(
-            generator, config, count, num_classes=table.num_classes, label=label, seed=seed + attempt, table=table
-        )
-        kept = samples[samples[:, first:last].argmax(dim=1) == column - first]
-        found.append(kept)
-        have += len(kept)
-        if have >= count:
-            return torch.cat(found)[:count]
-    raise ValueError(
-        f"where must ask for what the run can draw, but of {_ATTEMPTS * count:,} samples only {have:,} have {where}"
-    )
-
-
-def write_samples(samples: Tensor, facts: dict[str, Any], out: Path) -> None:
-    """Write samples as a picture or as an array.
-
-    Args:
-        samples: (count, data), in [-1, 1].
-        facts: what `sample_run` says of the data.
-        out: a .png; a .npy of shape (count, h, w[, 3]) or (count, data), float64, in the data's own units; or, of
-            what is no image, a .csv as the data's own is written.
-
-    Raises:
-        ValueError: out ends in none of them, or in one that such data cannot be written to.
-        OSError: it cannot be written.
-    """
-    check_out(out)
-    shape, content, table = facts["image_shape"], io.BytesIO(), table_of(facts)
-    kind = out.suffix.lower()
-    if kind == ".npy" and table is not None:
-        raise ValueError(f"out must end in .csv or .png for a table of words and numbers, not {str(out)!r}")
-    if kind == ".csv" and shape:
-        raise ValueError(f"out must end in .png or .npy for images, not {str(out)!r}")
-    if kind == ".csv" and table is not None:
-        content.write(table.write(table.decode(samples), len(samples)))
-    elif kind == ".png" and table is not None:
-        pictures.save_columns(table, table.decode(samples), content)
-    elif kind == ".png":
-        pictures.save_samples(samples, shape, content, classes=facts["classes"])
-    else:
-        scale, offset = (torch.tensor(facts[name], dtype=torch.float64, device="cpu") for name in ("scale", "offset"))
-        values = unscale(samples, scale, offset).reshape(len(samples), *(shape or [-1])).numpy()
-        if kind == ".npy":
-            np.save(content, values)
-        else:
-            content.write(_numbers_as_csv(values, facts))
-    existed = out.exists()
-    try:
-        out.write_bytes(content.getvalue())
-    except OSError as error:
-        if not existed:
-            with contextlib.suppress(OSError):
-                out.unlink()  # half a file, of a full disk
-        raise OSError(f"out cannot be written: {out}: {error.strerror or error}") from error
-
-
-def _numbers_as_csv(values: np.ndarray, facts: Mapping[str, Any]) -> bytes:
-    """Numbers (count, data) as the .csv file that they were learned from was written; without one, as they are."""
-    if "layout" not in facts:
-        text = io.StringIO()
-        np.savetxt(text, values, fmt="%r", delimiter=",")
-        return text.getvalue().encode()
-    layout = Table.from_json(facts["layout"])
-    found = [rounded(column, of_column) for column, of_column in zip(layout.columns, values.T, strict=True)]
-    return layout.write(list(found), len(values))
-
-
-def check_out(out: Path) -> None:
-    """ValueError unless a file's name ends in what `write_samples` can write."""
-    if out.suffix.lower() not in (".png", ".npy", ".csv"):
-        raise ValueError(f"out must end in .png, .npy or .csv, not {str(out)!r}")

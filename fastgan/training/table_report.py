@@ -17,7 +17,7 @@ from fastgan.data.columns import Column
 from fastgan.data.dataset import DataError, Dataset
 from fastgan.data.table import Table, Values, rounded
 from fastgan.data.units import unscale
-from fastgan.training import sampling
+from fastgan.training import run_samples
 from fastgan.training.config import TrainConfig
 from fastgan.training.run_folder import RunFolder, is_same_data
 from fastgan.training.table_metrics import (
@@ -199,7 +199,7 @@ def report_of_run(
         raise DataError(f"{config.data} must hold the data that {folder.path} began with, but it has changed")
     layout = dataset.table or dataset.layout
     assert layout is not None
-    samples, _ = sampling.sample_run(folder.path, count or len(dataset), seed=seed, runs=runs)
+    samples, _ = run_samples.sample_run(folder.path, count or len(dataset), seed=seed, runs=runs)
     unseen = None
     if holdout is not None:
         of_holdout = load(holdout, known=dataset.table, columns=None if dataset.table else "plain")
