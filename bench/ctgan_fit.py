@@ -153,7 +153,7 @@ def parts(fitted: Fitted, calls: int) -> dict[str, dict[str, float]]:
 
     def own_critic() -> None:
         with torch.no_grad():
-            training.fake[:, : training.columns] = training._activated(training.generator.forward(noise))
+            training.fake[:, : training.columns] = training._activated(training._generated(condition))
         training.critic.step(training.real, training.fake)
 
     def plain_generator() -> None:

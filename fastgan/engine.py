@@ -47,6 +47,7 @@ class Plan:
         options: StepOptions | DiscriminatorOptions,
         attributes: dict[str, Any],
         processes: Processes | None = None,
+        draws_bits: bool = False,
     ) -> None:
         """Read the networks, optimizers and average.
 
@@ -55,11 +56,13 @@ class Plan:
             options: how.
             attributes: of the step that has both, by name; when one of them is replaced, the plan is out of date.
             processes: that take each step together; None for this one alone.
+            draws_bits: whether the masks of dropout on a CPU may be other ones than torch would draw, in less time.
 
         Raises:
             CannotPlan: with the reason.
         """
         _check_process(options)
+        self._draws_bits = draws_bits
         self._watch = backend.module.Watch()
         self._watch.items(vars(backend), ("_name", "module"))
         self._watch.items(vars(gate), ("known",))
@@ -322,7 +325,7 @@ class Plan:
                     engine.set_batch_norm(network, *buffers, layer.uses_batch_statistics(), module.momentum, module.eps)
                 elif layer.kind == DROPOUT:
                     if module.training:
-                        engine.set_dropout(network, module.p)
+                        engine.set_dropout(network, module.p, self._draws_bits)
                 elif layer.kind == SEGMENTED:
                     kinds = [functional.SEGMENT_KIND[kind] for kind in module.kinds]
                     engine.set_segments(network, module.widths, kinds, module.tau)

@@ -31,6 +31,7 @@ class Planned(ABC, Generic[Options]):
     steps_done: int
     engine: bool
     _processes: Processes | None
+    _draws_bits = False  # see Plan; of a class, and not of a step, so that no plan is out of date by it
 
     def __del__(self) -> None:
         # The plan holds the dictionary of this step, which holds the plan; and no collector sees into the plan.
@@ -68,7 +69,9 @@ class Planned(ABC, Generic[Options]):
             return None
         try:
             self._planned_options = self._options()
-            self._plan = Plan(self._parts_in_force(), self._planned_options, vars(self), self._processes)
+            self._plan = Plan(
+                self._parts_in_force(), self._planned_options, vars(self), self._processes, self._draws_bits
+            )
             self._is_planned(self._plan)
         except (CannotPlan, ValueError, TypeError) as reason:
             self._no_plan = str(reason)

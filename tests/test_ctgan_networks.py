@@ -11,7 +11,7 @@ from conformance import assert_close_in_float64
 from torch import Tensor, nn
 
 from fastgan.integrations.ctgan_networks import CriticInput, ResidualGenerator
-from fastgan.integrations.ctgan_training import Conditions, segments_of
+from fastgan.integrations.ctgan_training import Conditions, Critic, segments_of
 
 BATCH = 24
 
@@ -52,7 +52,7 @@ def test_the_generator_is_that_of_autograd(widths: tuple[int, ...]) -> None:
     torch.manual_seed(0)
     ours, plain = generator(widths), generator(widths)
     plain.load_state_dict(ours.state_dict())
-    by_hand = ResidualGenerator(ours)
+    by_hand = ResidualGenerator(ours, 7)
     for batch in (BATCH, BATCH // 2):  # another size makes other buffers
         noise, gradient = torch.randn(batch, 7).double(), torch.randn(batch, 9).double()
         output, expected = by_hand.forward(noise), plain.seq(noise)
@@ -64,6 +64,22 @@ def test_the_generator_is_that_of_autograd(widths: tuple[int, ...]) -> None:
             assert_close_in_float64(parameter.grad, twin.grad)
     for buffer, twin in zip(ours.buffers(), plain.buffers(), strict=True):
         assert_close_in_float64(buffer, twin)
+
+
+@pytest.mark.parametrize("widths", [(), (6, 4)])
+def test_a_level_takes_a_column_of_each_weight(widths: tuple[int, ...]) -> None:
+    torch.manual_seed(0)
+    ours = generator(widths)
+    noise, level = torch.randn(BATCH, 7).double(), torch.arange(4).repeat(6)
+    noise[:, 3:] = nn.functional.one_hot(level, 4)
+    expected = ours.seq(noise)
+    by_hand, gradient = ResidualGenerator(ours, 3), torch.randn(BATCH, 9).double()
+    assert_close_in_float64(by_hand.forward(noise, level), expected)
+    expected.backward(gradient)
+    expected_gradients = [parameter.grad for parameter in ours.parameters()]
+    by_hand.backward(gradient)
+    for parameter, twin in zip(ours.parameters(), expected_gradients, strict=True):
+        assert_close_in_float64(parameter.grad, twin)
 
 
 class DropoutByRand(nn.Module):
@@ -115,7 +131,7 @@ def conditions(rows: int = 400) -> tuple[Conditions, np.ndarray, list[int]]:
             [np.nonzero(levels[:, column] == level)[0] for level in range(width)] for column, width in enumerate((3, 2))
         ],
     )
-    return Conditions(sampler, [2, 5], torch.device("cpu")), levels, [3, 2]
+    return Conditions(sampler, [2, 5], 9, torch.device("cpu")), levels, [3, 2]
 
 
 def test_a_condition_is_a_column_each_as_likely_and_a_level_by_its_probability() -> None:
@@ -152,16 +168,25 @@ def test_the_cross_entropy_is_of_the_column_that_was_asked_for() -> None:
     drawn, _, widths = conditions()
     output = torch.randn(BATCH, 9).double().requires_grad_()  # two columns more at the end
     level = torch.arange(5).repeat(5)[:BATCH]
-    result = drawn.cross_entropy(output, level)
+    result, gradient = drawn.cross_entropy(output.detach(), level)
     expected = torch.zeros((), dtype=torch.float64)
     for row, one in enumerate(level.tolist()):
         first, width, within = (2, widths[0], one) if one < 3 else (5, widths[1], one - 3)
         expected = expected - output[row, first : first + width].log_softmax(0)[within]
     assert_close_in_float64(result, expected / BATCH)
-    (gradient,) = torch.autograd.grad(result, output)
     (expected_gradient,) = torch.autograd.grad(expected / BATCH, output)
     assert_close_in_float64(gradient, expected_gradient)
-    assert not gradient.isnan().any()
+
+
+def test_the_cross_entropy_of_logits_far_apart_is_finite() -> None:
+    drawn, _, _ = conditions()
+    output = torch.zeros(2, 9).double()
+    output[0, 2], output[1, 5] = 1e4, -1e4  # of the levels 0 and 3
+    result, gradient = drawn.cross_entropy(output, torch.tensor([1, 3]))
+    assert_close_in_float64(result, torch.tensor(1e4).double())
+    expected = torch.zeros(2, 9).double()
+    expected[0, 2], expected[0, 3], expected[1, 5], expected[1, 6] = 0.5, -0.5, -0.5, 0.5
+    assert_close_in_float64(gradient, expected)
 
 
 def test_segments_are_read_from_the_transformer() -> None:
@@ -172,3 +197,23 @@ def test_segments_are_read_from_the_transformer() -> None:
     assert segments_of(transformer) == ([1, 3, 2], ["tanh", "gumbel_softmax", "gumbel_softmax"])
     transformer.output_info_list.append([span(1, "sigmoid")])
     assert segments_of(transformer) is None
+
+
+@pytest.mark.parametrize("dropped", [0.5, 0.2])
+def test_the_critics_masks_keep_their_share_and_repeat_with_the_seed(dropped: float) -> None:
+    width, batch = 256, 200
+    layers = nn.Sequential(nn.Linear(1, width), nn.Dropout(dropped), nn.Linear(width, 1))
+    for parameter, value in zip(layers.parameters(), (0.0, 1.0, 1 / width, 0.0), strict=True):
+        nn.init.constant_(parameter, value)
+    step = Critic(layers, torch.optim.Adam(layers.parameters(), lr=0.0), loss="wasserstein")
+    assert step.plan.startswith("the whole update of D as one native call")
+    scores = []
+    for _ in range(2):
+        torch.manual_seed(0)
+        statistics = step.step(torch.zeros(batch, 1), torch.zeros(batch, 1))
+        scores.append((float(statistics.real_score), float(statistics.fake_score)))
+    assert scores[0] == scores[1]
+    assert scores[0][0] != scores[0][1]
+    # Each score is the mean of so many masks over the share that is kept, which has the mean 1.
+    deviation = (dropped / (1 - dropped) / (width * batch)) ** 0.5
+    assert all(abs(score - 1) < 5 * deviation for score in scores[0])

@@ -109,7 +109,11 @@ class StepEngine {
                 "the engine has segments in a generator alone, as a layer of their width");
   }
 
-  void set_dropout(int64_t network, double p) { tensors_.networks[network].layers.back().drop = p; }
+  // draws_bits: whether its masks need not be those that torch would draw.
+  void set_dropout(int64_t network, double p, bool draws_bits) {
+    Layer& layer = tensors_.networks[network].layers.back();
+    layer.drop = p, layer.draws_bits = draws_bits;
+  }
 
   // Of the last layer added: its weight, then its bias. Without a group it is frozen, or in no optimizer.
   void add_parameter(int64_t network, bool is_bias, const py::object& value, const py::object& average,

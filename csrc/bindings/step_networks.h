@@ -1,6 +1,7 @@
 // What the whole-step engine knows of the two networks and of the step: read once from Python, kept from step to step.
 #pragma once
 
+#include <ATen/CPUGeneratorImpl.h>
 #include <ATen/core/Generator.h>
 
 #include <algorithm>
@@ -25,6 +26,7 @@ struct Layer {
   Tensor running_mean, running_var, batches;  // of batch_norm
   bool batch_statistics = false, cumulative = false;
   double momentum = 0, eps = 0, drop = 0;
+  bool draws_bits = false;    // of dropout: masks that need not be torch's own, on the CPU
   std::vector<Tensor> masks;  // of dropout: of each part of a batch
   std::shared_ptr<const SegmentList> segments;
   Tensor gumbel;  // of segmented
@@ -117,8 +119,31 @@ struct StepNetworks {
       layer.masks.resize(most_parts);
       Tensor& mask = layer.masks[part];
       if (!mask.defined() || mask.size(0) != batch) mask = at::zeros({batch, layer.out}, first().options());
-      if (layer.drop < 1) mask.bernoulli_(1 - layer.drop, generator);
+      if (layer.drop == 1) continue;
+      if (layer.draws_bits && mask.is_cpu() && mask.scalar_type() == at::kFloat)
+        draw_bits(mask, 1 - layer.drop);
+      else
+        mask.bernoulli_(1 - layer.drop, generator);
     }
+  }
+
+  // As bernoulli_, from other bits of the same generator: one an element where `keep` is a half, else 32. bernoulli_
+  // takes 64 of them, and 12 ns.
+  void draw_bits(const Tensor& mask, double keep) const {
+    auto* const gen =
+        at::get_generator_or_default<at::CPUGeneratorImpl>(generator, at::detail::getDefaultCPUGenerator());
+    const std::lock_guard<std::mutex> lock(gen->mutex_);
+    float* const out = mask.mutable_data_ptr<float>();
+    const int64_t n = mask.numel();
+    if (keep == 0.5) {
+      for (int64_t at = 0; at < n; at += 32) {
+        const uint32_t bits = gen->random();
+        for (int64_t i = 0; i < std::min<int64_t>(32, n - at); ++i) out[at + i] = float(bits >> i & 1);
+      }
+      return;
+    }
+    const double below = keep * 4294967296.0;
+    for (int64_t i = 0; i < n; ++i) out[i] = float(double(gen->random()) < below);
   }
 
   // g = -log(-log u), a zero u taken for the smallest number.

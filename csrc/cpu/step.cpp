@@ -25,6 +25,7 @@ Panels<T> take_panels(StepArena& arena, int64_t count, int64_t width) {
 struct Layout {
   int64_t panels;  // of the whole batch
   int parts;       // of which it consists, each with statistics of its own
+  int64_t inputs;  // of the largest part
   int64_t pac = 1;
   bool bf16, clips, is_penalized = false, is_smooth = false;
 };
@@ -50,6 +51,8 @@ LayerBuffers<T> lay_out_layer_of(StepArena& arena, const StepLayer<T>& layer, co
     own.gradient = given;
   else if (layout.clips && has_updates(layer))
     own.gradient = arena.take<T>(gradient_size(layer));
+  own.short_panels = layout.parts * layout.pac;
+  own.short_samples = samples_in(panel_count(layout.inputs) - 1, layout.inputs);
   switch (layer.kind) {
     case LayerKind::linear:
       if (layout.bf16) {
@@ -130,13 +133,14 @@ StepBuffers<T> lay_out(StepArena& arena, const StepProblem<T>& problem) {
   StepBuffers<T> buffers;
   const StepNetwork<T>& discriminator = problem.discriminator;
   const int64_t pac = problem.pac;
-  buffers.panels = panel_count(std::max(problem.batch, problem.fake_batch) / pac);
+  const int64_t inputs = std::max(problem.batch, problem.fake_batch) / pac;
+  buffers.panels = panel_count(inputs);
   buffers.parts = problem.penalties.gp > 0 ? 3 : 2;
   const int64_t panels = buffers.parts * buffers.panels;
   buffers.sums = arena.take<double>(3 * panels);
   buffers.slopes = arena.take<T>(panels * panel), buffers.factors = arena.take<T>(panels * panel);
   buffers.discriminator = lay_out(arena, discriminator,
-                                  Layout{panels, buffers.parts, 1, problem.bf16, problem.clip_norm > 0,
+                                  Layout{panels, buffers.parts, inputs, 1, problem.bf16, problem.clip_norm > 0,
                                          problem.penalties.exist(), is_smooth(discriminator)},
                                   [&](const StepLayer<T>& layer) {
                                     return lay_out_layer<Panels<T>>(layer, nullptr, [&](int64_t width) {
@@ -149,15 +153,15 @@ StepBuffers<T> lay_out(StepArena& arena, const StepProblem<T>& problem) {
   const int64_t width = discriminator.in() * panel, within = width / pac;
   Panels<T> fakes{input.data == nullptr ? nullptr : input.data + width, buffers.parts * width};
   if (pac > 1) fakes.group = pac, fakes.within = within;
-  buffers.generator =
-      lay_out(arena, problem.generator, Layout{buffers.panels * pac, 1, pac, problem.bf16, problem.clip_norm > 0},
-              [&](const StepLayer<T>& layer) {
-                const auto take = [&](int64_t out) {
-                  if (pac == 1) return take_panels<T>(arena, buffers.panels, out);
-                  return Panels<T>{arena.take<T>(buffers.panels * width), width, pac, within};
-                };
-                return lay_out_layer(layer, problem.has_noise ? nullptr : &fakes, take);
-              });
+  buffers.generator = lay_out(arena, problem.generator,
+                              Layout{buffers.panels * pac, 1, inputs, pac, problem.bf16, problem.clip_norm > 0},
+                              [&](const StepLayer<T>& layer) {
+                                const auto take = [&](int64_t out) {
+                                  if (pac == 1) return take_panels<T>(arena, buffers.panels, out);
+                                  return Panels<T>{arena.take<T>(buffers.panels * width), width, pac, within};
+                                };
+                                return lay_out_layer(layer, problem.has_noise ? nullptr : &fakes, take);
+                              });
   return buffers;
 }
 

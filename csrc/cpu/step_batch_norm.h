@@ -16,8 +16,10 @@ void batch_moments(const Pass& pass, const StepLayer<T>& layer, const LayerBuffe
     T* sums = buffers.sums + p * 2 * width;
     for (int64_t c = worker.from(width); n > 0 && c < worker.to(width); ++c) {
       T total = 0, squares = 0;
+#pragma omp simd reduction(+ : total)
       for (int64_t i = 0; i < n; ++i) total += x[c * panel + i];
       const T mean = total / T(n);
+#pragma omp simd reduction(+ : squares)
       for (int64_t i = 0; i < n; ++i) squares += (x[c * panel + i] - mean) * (x[c * panel + i] - mean);
       sums[c] = mean;
       sums[width + c] = squares;
@@ -83,6 +85,7 @@ void batch_norm_forward(const Pass& pass, const StepLayer<T>& layer, const Layer
       const T weight = layer.weight.value == nullptr ? T(1) : layer.weight.value[c];
       const T bias = layer.bias.value == nullptr ? T(0) : layer.bias.value[c];
       const T scale = moments[width + c] * weight, shift = bias - moments[c] * scale;
+#pragma omp simd
       for (int64_t i = c * panel; i < (c + 1) * panel; ++i) z[i] = x[i] * scale + shift;
     }
   });
@@ -101,6 +104,7 @@ void batch_norm_sums(const Pass& pass, const StepLayer<T>& layer, const LayerBuf
     T* sums = buffers.sums + p * 2 * width;
     for (int64_t c = worker.from(width); c < worker.to(width); ++c) {
       T total = 0, product = 0;
+#pragma omp simd reduction(+ : total, product)
       for (int64_t i = c * panel; i < c * panel + n; ++i) {
         total += g[i];
         product += g[i] * ((x[i] - moments[c]) * moments[width + c]);
@@ -140,6 +144,7 @@ void batch_norm_backward(const Pass& pass, const StepLayer<T>& layer, const Laye
         continue;
       }
       const T mean = sums[c] / batch, slope = sums[width + c] / batch;
+#pragma omp simd
       for (int64_t i = c * panel; i < (c + 1) * panel; ++i) {
         const T normal = (x[i] - moments[c]) * moments[width + c];
         grad[i] = scale * (g[i] - mean - normal * slope);

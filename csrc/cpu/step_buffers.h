@@ -16,6 +16,7 @@ struct LayerBuffers : LinearBuffers<T> {
   // with the samples in pairs, [in / 16][panels][16][16][2].
   T* x_rows = nullptr;
   uint16_t *grad_rounded = nullptr, *x_transposed = nullptr;
+  int64_t short_panels = 0, short_samples = panel;  // the last panels of all parts, and the most samples of one of them
   T* mask = nullptr;      // dropout: in panels, times the scale; segmented: the Gumbel draws in panels
   T* moments = nullptr;   // batch_norm: mean and 1 / standard deviation of each part: [part][2][width]
   T* sums = nullptr;      // batch_norm: of a panel, [panels][2][width]; backward: then of a part

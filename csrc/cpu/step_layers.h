@@ -11,8 +11,8 @@ LinearLayer<T> linear_of(const StepLayer<T>& layer) {
 }
 
 template <class T>
-void forward(const Pass& pass, const StepNetwork<T>& network, const NetworkBuffers<T>& buffers) {
-  for (int l = 0; l < network.count; ++l) {
+void forward(const Pass& pass, const StepNetwork<T>& network, const NetworkBuffers<T>& buffers, int first = 0) {
+  for (int l = first; l < network.count; ++l) {
     const StepLayer<T>& layer = network.layers[l];
     switch (layer.kind) {
       case LayerKind::linear:

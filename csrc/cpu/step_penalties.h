@@ -29,6 +29,36 @@ void begin_backward(const Pass& pass, const StepLayer<T>& last, const LayerBuffe
 
 #if !defined(FASTGAN_ISA_BF16)
 
+// D's first layer, which is linear, on real data and fakes, and on the points between them, of which it is linear:
+// their z is the mixture of both z, so that they need no product. Not with labels, of which the points have the real
+// data's.
+template <class T>
+void mixed_forward(const Pass& real_and_fake, const StepProblem<T>& problem, const LayerBuffers<T>& buffers) {
+  const LinearLayer<T> layer = linear_of(problem.discriminator.layers[0]);
+  TileTask<T> task{};
+  task.epilogue = Epilogue::bias;
+  task.bias = layer.bias;
+  const auto activated = [&](int64_t p, int64_t n, int64_t row, int height) {
+    T* const y = buffers.y.at(p) + row * panel;
+    activate(layer.activation, height * panel, buffers.saved.at(p) + row * panel, y);
+    clear_padding(height, n, y);
+  };
+  multiply_weight(real_and_fake, layer, buffers.x, buffers.saved, task, Panels<T>{},
+                  [&](int64_t p, int64_t row, int height, const T* z_fake) {
+                    if (real_and_fake.part(p) == 0) return;  // its fakes, of the same tile, are next
+                    const int64_t n = real_and_fake.samples(p), first = real_and_fake.in_part(p) * panel;
+                    const T* z_real = buffers.saved.at(p - 1) + row * panel;
+                    T *z = buffers.saved.at(p + 1) + row * panel, u[panel] = {};
+                    for (int64_t i = 0; i < n; ++i) u[i] = problem.mix[first + i];
+                    for (int m = 0; m < height; ++m)
+#pragma omp simd
+                      for (int64_t i = 0; i < panel; ++i)
+                        z[m * panel + i] = u[i] * z_real[m * panel + i] + (T(1) - u[i]) * z_fake[m * panel + i];
+                    for (const int64_t of : {p - 1, p, p + 1}) activated(of, n, row, height);
+                  });
+  real_and_fake.worker.layer_done();
+}
+
 // Of the gradients by the inputs, which `direction` holds: the penalty, what it adds to the derivative by the logit,
 // and, in their place, its own derivative by them.
 template <class T>

@@ -135,13 +135,22 @@ void Kernels<T>::discriminator_step(const StepProblem<T>& problem, const StepBuf
     forward(noise, generator, buffers.generator);
     add_noise_to_fakes(fake, problem, buffers);
   }
+  const Pass real_and_fake = all;
+  bool mixes_outputs = false;  // of the first layer, not its inputs
   if (penalty.has(2)) {
     all.add(2);
-    mix_inputs(Pass(worker, inputs, parts, {2}), problem, input);
-    worker.layer_done();
+    mixes_outputs = problem.classes == 0 && discriminator.layers[0].kind == LayerKind::linear;
+    // Without a second order the weight gradients do not look at these inputs.
+    if (!mixes_outputs || penalty.is_smooth || penalty.with_slopes > 2) {
+      mix_inputs(Pass(worker, inputs, parts, {2}), problem, input);
+      worker.layer_done();
+    }
   }
   clock.ended(StepPhase::generator_forward);
-  forward(all, discriminator, buffers.discriminator);
+#if !defined(FASTGAN_ISA_BF16)
+  if (mixes_outputs) mixed_forward(real_and_fake, problem, buffers.discriminator.layers[0]);
+#endif
+  forward(all, discriminator, buffers.discriminator, mixes_outputs ? 1 : 0);
   clock.ended(StepPhase::discriminator_forward);
   loss(all, problem, buffers, true);
   const int lowest = discriminator.lowest_updated(), last = discriminator.count - 1;

@@ -49,6 +49,8 @@ void gradient_tile(const StepLayer<T>& layer, const LayerBuffers<T>& buffers, in
   TileTask<T> task{};
   task.a_next = buffers.grad_z.stride;
   task.k = each * panel;
+  task.short_k = buffers.short_panels / group * panel;
+  task.short_chunk = (buffers.short_samples + 3) / 4 * 4;
   task.c = tile;
   task.fetch_tile = {{layer.weight.value + at, layer.weight.exp_avg + at, layer.weight.exp_avg_sq + at}, layer.in};
   for (int64_t k = 0; k < group; ++k) {

@@ -18,12 +18,14 @@ class ResidualGenerator:
     on, and nothing is concatenated. Gradients lie in a second buffer in the same way.
     """
 
-    def __init__(self, generator: Any) -> None:
+    def __init__(self, generator: Any, embedding: int) -> None:
         """Take its layers.
 
         Args:
             generator: ctgan's Generator: a `seq` of Residual layers (fc, bn, relu), and a Linear.
+            embedding: the columns of the noise before those of the levels.
         """
+        self._embedding = embedding
         *residuals, self._last = generator.seq
         self._residuals = list(residuals)
         widths = [layer.fc.out_features for layer in self._residuals]
@@ -33,11 +35,13 @@ class ResidualGenerator:
         self._buffer = self._gradient = torch.empty(0)
         self._saved: list[tuple[Tensor, Tensor, Tensor]] = []
 
-    def forward(self, noise: Tensor) -> Tensor:
+    def forward(self, noise: Tensor, level: Tensor | None = None) -> Tensor:
         """The output before its activation, and what `backward` needs of it.
 
         Args:
             noise: (batch, embedding + levels).
+            level: (batch,), of which the last columns of the noise are the one-hot form: of these each layer takes
+                a column of its weight, and multiplies nothing. Or None, where they are any numbers.
         """
         with torch.no_grad():
             shape = (len(noise), self._starts[0] + self._inputs)
@@ -47,7 +51,7 @@ class ResidualGenerator:
             buffer[:, self._starts[0] :] = noise
             self._saved = []
             for layer, (start, end) in zip(self._residuals, pairwise(self._starts), strict=True):
-                linear = functional.linear(buffer[:, start:], layer.fc.weight, layer.fc.bias)
+                linear = self._linear(layer.fc, start, level)
                 norm = layer.bn
                 normalized, mean, inverse = torch.native_batch_norm(
                     linear, norm.weight, norm.bias, norm.running_mean, norm.running_var, True, norm.momentum, norm.eps
@@ -55,7 +59,16 @@ class ResidualGenerator:
                 norm.num_batches_tracked += 1
                 torch.clamp_min(normalized, 0, out=buffer[:, end:start])
                 self._saved.append((linear, mean, inverse))
-            return functional.linear(buffer, self._last.weight, self._last.bias)
+            return self._linear(self._last, 0, level)
+
+    def _linear(self, layer: Any, start: int, level: Tensor | None) -> Tensor:
+        """A layer of the buffer from column `start` on."""
+        if level is None:
+            return functional.linear(self._buffer[:, start:], layer.weight, layer.bias)
+        levels = self._inputs - self._embedding
+        numbers = layer.in_features - levels
+        output = functional.linear(self._buffer[:, start : start + numbers], layer.weight[:, :numbers], layer.bias)
+        return output.add_(layer.weight[:, numbers:].t().contiguous().index_select(0, level))
 
     def backward(self, gradient: Tensor) -> None:
         """Sets the gradients of all parameters.

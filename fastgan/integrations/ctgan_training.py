@@ -11,7 +11,6 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from fastgan.discriminator_step import DiscriminatorStep
 from fastgan.functional import segmented_activation
@@ -47,12 +46,13 @@ class Conditions:
     The tables that ctgan's DataSampler makes, laid out flat, so that a batch is drawn in a few operations.
     """
 
-    def __init__(self, sampler: Any, starts: Sequence[int], device: torch.device) -> None:
+    def __init__(self, sampler: Any, starts: Sequence[int], columns: int, device: torch.device) -> None:
         """Lay out the tables.
 
         Args:
             sampler: ctgan's DataSampler.
             starts: of each discrete column, its first column in the generator's output.
+            columns: of that output.
             device: of the training.
         """
         widths = [int(width) for width in sampler._discrete_column_n_category]
@@ -66,14 +66,15 @@ class Conditions:
         self.rows = torch.from_numpy(np.concatenate(rows)).to(device)
         self.count = torch.from_numpy(counts).to(device)
         self.first = torch.from_numpy(np.cumsum(counts) - counts).to(device)
-        # Of each level: the columns of the output that its column has, padded to the widest, and which of them it is.
-        columns = np.repeat(np.arange(len(widths)), widths)
-        within = np.concatenate([np.arange(width) for width in widths])
-        places = np.array(starts)[columns, None] + np.arange(max(widths))[None, :]
-        is_padding = np.arange(max(widths))[None, :] >= np.array(widths)[columns, None]
-        self.is_padding = torch.from_numpy(is_padding).to(device)
-        self.places = torch.from_numpy(np.where(is_padding, 0, places)).to(device)
-        self.within = torch.from_numpy(within).to(device)
+        # Of each column of the output and of each level: the discrete column that it belongs to, or -1; and of each
+        # level its own column of the output.
+        column_of = np.repeat(np.arange(len(widths)), widths)
+        places = np.concatenate([start + np.arange(width) for start, width in zip(starts, widths, strict=True)])
+        owner = np.full(columns, -1)
+        owner[places] = column_of
+        self.owner, self.owner_of_level, self.place = (
+            torch.from_numpy(table).to(device) for table in (owner, column_of[:, None], places[:, None])
+        )
 
     def draw(self, batch: int) -> Condition:
         """A column, each as likely, and a level of it by ctgan's probabilities, for each of `batch` samples."""
@@ -87,15 +88,21 @@ class Conditions:
         place = (torch.rand(len(level), device=level.device, dtype=torch.float64) * count).long()
         return self.rows[self.first[level] + torch.minimum(place, count - 1)]
 
-    def cross_entropy(self, output: Tensor, level: Tensor) -> Tensor:
+    def cross_entropy(self, output: Tensor, level: Tensor) -> tuple[Tensor, Tensor]:
         """ctgan's _cond_loss: the batch mean of the cross-entropy of each sample's column against its level.
 
         Args:
-            output: of the generator, before its activation; (batch, columns).
+            output: of the generator, before its activation; (batch, columns), without a graph.
             level: (batch,).
+
+        Returns:
+            The mean, 0-d, and its gradient by the output.
         """
-        logits = output.gather(1, self.places[level]).masked_fill(self.is_padding[level], -torch.inf)
-        return functional.cross_entropy(logits, self.within[level])
+        log_shares = output.masked_fill(self.owner != self.owner_of_level[level], -torch.inf).log_softmax(1)
+        place = self.place[level]
+        asked = log_shares.gather(1, place)
+        gradient = log_shares.exp_().div_(len(level))
+        return -asked.mean(), gradient.scatter_add_(1, place, torch.full_like(asked, -1 / len(level)))
 
 
 def fit(module: ModuleType, model: Any, train_data: Any, discrete_columns: Any = (), epochs: int | None = None) -> None:
@@ -144,6 +151,12 @@ def fit(module: ModuleType, model: Any, train_data: Any, discrete_columns: Any =
             progress.set_description(describe(gen=score(gen), dis=score(dis)))
 
 
+class Critic(DiscriminatorStep):
+    """The critic's update. ctgan names no generator of its masks, so that any may draw them."""
+
+    _draws_bits = True
+
+
 class Training:
     """The networks and optimizers of a fit, and its step."""
 
@@ -178,8 +191,8 @@ class Training:
             fused=True,
         )
         self.critic_steps = model._discriminator_steps
-        self.critic = DiscriminatorStep(critic.seq, d_optimizer, loss="wasserstein", gp_weight=GP_WEIGHT, pac=model.pac)
-        self.generator = ResidualGenerator(model._generator)
+        self.critic = Critic(critic.seq, d_optimizer, loss="wasserstein", gp_weight=GP_WEIGHT, pac=model.pac)
+        self.generator = ResidualGenerator(model._generator, model._embedding_dim)
         self.judge = CriticInput(critic.seq, model.pac)
         segments = segments_of(transformer)
         assert segments is not None
@@ -204,7 +217,7 @@ class Training:
                 rows = self.conditions.rows_with(condition.level[order])
             self.real[:, : self.columns] = self.data[rows]
             with torch.no_grad():
-                self.fake[:, : self.columns] = self._activated(self.generator.forward(self.noise))
+                self.fake[:, : self.columns] = self._activated(self._generated(condition))
             d_loss = self.critic.step(self.real, self.fake).d_loss
         return d_loss, self._generator_step()
 
@@ -218,12 +231,15 @@ class Training:
         self.noise[:, self.embedding :] = condition.one_hot
         return condition
 
+    def _generated(self, condition: Condition | None) -> Tensor:
+        return self.generator.forward(self.noise, None if condition is None else condition.level)
+
     def _activated(self, output: Tensor) -> Tensor:
         return segmented_activation(output, *self.segments, tau=TAU)
 
     def _generator_step(self) -> Tensor:
         condition = self._draw_inputs()
-        output = self.generator.forward(self.noise).requires_grad_()
+        output = self._generated(condition).requires_grad_()
         fake = self._activated(output)
         loss: Tensor
         if self.conditions is None or condition is None:
@@ -233,9 +249,10 @@ class Training:
         else:
             whole = torch.cat([fake.detach(), condition.one_hot], dim=1)
             score, to_whole = self.judge.score_and_gradient(whole)
-            entropy = self.conditions.cross_entropy(output, condition.level)
-            loss = entropy.detach() - score
-            (gradient,) = torch.autograd.grad([fake, entropy], output, [-to_whole[:, : self.columns], None])
+            (gradient,) = torch.autograd.grad(fake, output, -to_whole[:, : self.columns])
+            entropy, to_output = self.conditions.cross_entropy(output.detach(), condition.level)
+            loss = entropy - score
+            gradient += to_output
         self.generator.backward(gradient)
         self.g_optimizer.step()
         return loss
@@ -248,7 +265,7 @@ def _conditions(transformer: Any, sampler: Any, device: torch.device) -> Conditi
         if len(column) == 1 and column[0].activation_fn == "softmax":
             starts.append(at)
         at += sum(span.dim for span in column)
-    return Conditions(sampler, starts, device) if starts else None
+    return Conditions(sampler, starts, at, device) if starts else None
 
 
 @contextmanager

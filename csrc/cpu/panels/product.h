@@ -77,6 +77,8 @@ struct TileTask {
   int64_t a_next;
   const T* b;  // k rows of 32
   int64_t k;
+  int64_t short_k,
+      short_chunk;  // with panels: of the last short_k, only the first so many of each panel's are not zero
   T* c;             // rows of 32
   bool accumulate;  // onto what is in c
   Epilogue epilogue;
@@ -122,14 +124,16 @@ void multiply_tile(const TileTask<T>& t) {
       // Of panels the next 32 of a row are elsewhere, where no hardware looks for them.
       const T* ahead = storage == Storage::panels ? a + t.a_next : fetched;
       const int64_t ahead_step = storage == Storage::panels ? 64 / sizeof(T) : t.fetch.step;
+      int64_t length = chunk;
       if constexpr (storage == Storage::panels) {
+        if (left <= t.short_k) length = t.short_chunk;
         const int64_t chunks = t.k / chunk, i = chunks - left / chunk, each = (rows + chunks - 1) / chunks;
         for (int64_t m = i * each; m < rows && m < (i + 1) * each; ++m)
           for (const T* base : t.fetch_tile.from)
             for (int64_t c = 0; c < panel; c += 64 / int64_t(sizeof(T)))
               __builtin_prefetch(base + m * t.fetch_tile.stride + c, 1, 2);
       }
-      for (int k = 0; k < chunk; k += unrolled) {
+      for (int64_t k = 0; k < length; k += unrolled) {
 #pragma GCC unroll 4
         for (int i = 0; i < unrolled; ++i) {
           if (storage == Storage::panels)
@@ -140,7 +144,7 @@ void multiply_tile(const TileTask<T>& t) {
           add(i % chains);
         }
       }
-      if constexpr (storage == Storage::panels) a += t.a_next - chunk;
+      if constexpr (storage == Storage::panels) a += t.a_next - length, b += (chunk - length) * panel;
       fetched += t.fetch.after;
     }
     for (; left > 0; --left) add(0);
