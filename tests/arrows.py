@@ -78,7 +78,7 @@ ROOMS = {
     "bench": Room(
         "bench/*.py",
         "library integrations training",
-        "torch numpy matplotlib rich jax apex tinycudann trainkernel ctgan pandas",
+        "torch numpy matplotlib rich jax apex tinycudann trainkernel ctgan pandas sklearn",
     ),
     "cli": Room("fastgan/cli.py fastgan/__main__.py", "evaluation bench", "torch typer"),
 }
