@@ -26,7 +26,11 @@ from fastgan.training.config import TrainConfig
 ROOT = Path(__file__).parent.parent
 TOLERANCE = 1e-9  # in float64, of what is trained and of the statistics
 # A run of a second or so between two checkpoints.
-RUN = "ring8 --g-hidden 16 --d-hidden 16 --batch-size 64 --log-every 50 --sample-every 100000 --checkpoint-every 50"
+# At constant rates: a run that resumes over more steps would else follow another schedule.
+RUN = (
+    "ring8 --g-hidden 16 --d-hidden 16 --batch-size 64 --lr-schedule constant "
+    "--log-every 50 --sample-every 100000 --checkpoint-every 50"
+)
 CASES = ("default", "r1_r2_pac", "gp_clip", "classes", "batch_norm", "batch_norm_r1", "batch_norm_pac_gp")
 FEW = ("r1_r2_pac True", "batch_norm_r1 False", "bits True 0", "refused")
 
