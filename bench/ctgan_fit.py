@@ -128,8 +128,9 @@ def parts(fitted: Fitted, calls: int) -> dict[str, dict[str, float]]:
     output = generator(noise).detach().requires_grad_()
     weights = torch.randn_like(output)
     condition = training._draw_inputs()
+    conditions = training.conditions
     assert condition is not None
-    assert training.conditions is not None
+    assert conditions is not None
     c, m, *_ = (torch.from_numpy(values) for values in sampler.sample_condvec(batch))
 
     def plain_draws() -> None:
@@ -139,8 +140,7 @@ def parts(fitted: Fitted, calls: int) -> dict[str, dict[str, float]]:
     def draws() -> None:
         drawn = training._draw_inputs()
         assert drawn is not None
-        assert training.conditions is not None
-        _ = training.data[training.conditions.rows_with(drawn.level)]
+        _ = training.data[conditions.rows_with(drawn.level)]
 
     def plain_critic() -> None:
         fake = torch.cat([apply_activate(model, generator(noise)), noise[:, training.embedding :]], dim=1)
@@ -175,7 +175,7 @@ def parts(fitted: Fitted, calls: int) -> dict[str, dict[str, float]]:
         ),
         "cross-entropy of the condition and its gradient": (
             gradient_of(lambda x: model._cond_loss(x, c, m).expand(x.shape)),
-            gradient_of(lambda x: training.conditions.cross_entropy(x, condition.level).expand(x.shape)),  # type: ignore[union-attr]
+            lambda: conditions.cross_entropy(output.detach(), condition.level),
         ),
         "update of the critic, fakes included": (plain_critic, own_critic),
         "update of the generator": (plain_generator, training._generator_step),
@@ -242,7 +242,7 @@ def main() -> None:
     print("milliseconds                                         ctgan  fastgan")
     for name, taken in record["parts"].items():
         print(f"{name:<50} {taken['ctgan']:7.2f}  {taken['fastgan']:7.2f}")
-    record["steps"] = steps(fitted, options.rounds, 1)
+    record["steps"] = steps(fitted, options.rounds, 5)
     middle = {name: statistics.median(record["steps"][name]) for name in ("ctgan", "fastgan")}
     ratios = record["steps"]["ratios"]
     print(f"{'a step of the training':<50} {middle['ctgan']:7.2f}  {middle['fastgan']:7.2f}")

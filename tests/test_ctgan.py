@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import pickle
 import warnings
 from pathlib import Path
@@ -236,3 +237,23 @@ def test_mixtures_fitted_in_processes_are_those_fitted_one_after_the_other(monke
             for name in ("means_", "weights_", "covariances_"):
                 mixture = one.transform._bgm_transformer, other.transform._bgm_transformer
                 np.testing.assert_array_equal(getattr(mixture[0], name), getattr(mixture[1], name))
+
+
+def test_the_benchmarks_run(tmp_path: Path) -> None:
+    """Each part of the step as the benchmark times it, and a table from .csv to .csv by both."""
+    from bench import ctgan_fit, tables
+
+    module = ctgan.synthesizers.ctgan
+    frame, discrete = ctgan_fit.data_frame(600)
+    parts = ctgan_fit.parts(ctgan_fit.Fitted(module, frame, discrete), 1)
+    assert len(parts) == 5
+    assert all(taken > 0 for each in parts.values() for taken in each.values())
+    options = argparse.Namespace(
+        rows=300, seeds=1, steps=3, epochs=1, contenders=("fastgan", "ctgan", "ctgan accelerated")
+    )
+    lines: list[str] = []
+    for name in ("wine", "mixed"):
+        rows = tables.compare(name, tmp_path, options, lines.append)
+        assert [row["contender"] for row in rows] == list(options.contenders)
+        assert all(row["same_kinds"] and 0 <= row["shape"] <= 1 for row in rows)
+    assert len(lines) == 6
