@@ -27,6 +27,7 @@ from torch.optim import Adam
 import fastgan
 
 from .configurations import CONFIGURATIONS
+from .record import environment
 from .training import BETA1, BETA2, LEARNING_RATE, networks
 
 SIZE = 2
@@ -140,6 +141,7 @@ def main() -> None:
     if options.rank is not None:
         serve(options.rank, options.store, options.configuration)
         return
+    facts = environment()  # how busy the machine is before
     rows = measure(options.configuration, options.batches, options.rounds)
     print(f"{SIZE} processes of one thread against one of {SIZE} threads; samples a second")
     for row in rows:
@@ -149,7 +151,8 @@ def main() -> None:
             f"{row['together']:8,.0f}  ratio {row['ratio']:.2f} ({low:.2f} to {high:.2f})"
         )
     if options.json is not None:
-        options.json.write_text(json.dumps(rows, indent=1) + "\n")
+        record = {"environment": facts, "rounds": options.rounds, "rows": rows}
+        options.json.write_text(json.dumps(record, indent=1) + "\n")
 
 
 if __name__ == "__main__":

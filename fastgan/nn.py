@@ -166,10 +166,16 @@ class GeneratorLoss(nn.Module):
 
 def _ordinary_segments(self: SegmentedActivation, input: Tensor, noise: Tensor | None = None) -> Tensor:
     """The forward of a SegmentedActivation in ordinary ops and in TorchScript's Python; the same draws of a seed."""
+    columns = 0
     gumbel = 0
     for width, kind in zip(self.widths, self.kinds):  # noqa: B905  # TorchScript knows no strict
+        columns += width
         if kind == "gumbel_softmax":
             gumbel += width
+    if input.size(-1) != columns:
+        raise RuntimeError(f"input must have {columns} columns, as widths say, not {input.size(-1)}")
+    if noise is not None and noise.size(-1) != gumbel:
+        raise RuntimeError(f"noise must have {gumbel} columns, those of gumbel_softmax, not {noise.size(-1)}")
     wide = input.dtype
     if wide == torch.float16 or wide == torch.bfloat16:
         wide = torch.float32

@@ -148,17 +148,6 @@ class Processes:
         with self._answered():
             dist.all_reduce(values, group=self.group)
 
-    def begin_adding_up(self, values: Tensor) -> Callable[[], None]:
-        """As `add_up`, without waiting: what is returned waits for it."""
-        with self._answered():
-            work = dist.all_reduce(values, group=self.group, async_op=True)
-
-        def wait() -> None:
-            with self._answered():
-                work.wait()
-
-        return wait
-
     def average(self, parameters: Iterable[Tensor]) -> None:
         """Put the mean over all ranks in the place of parameters' gradients, with the same bits on every rank: one
         exchange for each dtype. Those without a gradient stay so, which must be the same ones on every rank."""

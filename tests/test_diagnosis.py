@@ -92,7 +92,7 @@ def test_a_healthy_run_has_no_warning(loss: str) -> None:
 
 
 @pytest.mark.deep
-@pytest.mark.parametrize(("data", "steps"), [("digits", 1500), ("ring8", 3000), ("grid25", 2000)])
+@pytest.mark.parametrize(("data", "steps"), [("digits", 2000), ("ring8", 5000), ("grid25", 3000)])
 def test_healthy_runs_with_the_defaults_have_no_warning(data: str, steps: int) -> None:
     trainer = Trainer(data, steps=steps)
     trainer.train(quiet=True)

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from conformance import assert_close_in_float64, assert_within_bound
 from torch import Tensor, nn
 from typer.testing import CliRunner
 
@@ -20,7 +21,7 @@ import fastgan
 from fastgan import reference
 from fastgan.cli import app
 from fastgan.nn import MLP, SegmentedActivation
-from fastgan.training.export import ExportError, export_run, plain_generator
+from fastgan.training.export import BOUND, ExportError, export_run, plain_generator
 from fastgan.training.run_samples import open_run, sample_run
 
 pytestmark = [pytest.mark.above_kernels, pytest.mark.filterwarnings("ignore::DeprecationWarning")]
@@ -139,18 +140,18 @@ def inputs_of(run: Path, count: int, seed: int) -> dict[str, Tensor]:
     return inputs
 
 
-def exact(run: Path, inputs: dict[str, Tensor]) -> Tensor:
-    """The samples in float64, of the parameters that the run has saved and the definitions of the ops."""
+def defined(run: Path, inputs: dict[str, Tensor], dtype: torch.dtype = torch.float64) -> Tensor:
+    """The samples by PyTorch's own layers, of the parameters that the run has saved and the definitions of the ops."""
     opened = open_run(run)
-    layers = nn.Sequential(*[m for m in opened.network if not isinstance(m, SegmentedActivation)]).double()
-    x = inputs["latent"].double()
+    layers = nn.Sequential(*[m for m in opened.network if not isinstance(m, SegmentedActivation)]).to(dtype)
+    x = inputs["latent"].to(dtype)
     if "label" in inputs:
         x = torch.cat([x, nn.functional.one_hot(inputs["label"], opened.num_classes)], dim=1)
     with torch.no_grad():
         x = nn.Sequential.forward(layers, x) / opened.config.data_scale
     last = opened.network[-1]
     if isinstance(last, SegmentedActivation):
-        x = reference.segmented_activation(x, last.widths, last.kinds, last.tau, inputs["gumbel"].double())
+        x = reference.segmented_activation(x, last.widths, last.kinds, last.tau, inputs["gumbel"].to(dtype))
     return x
 
 
@@ -195,13 +196,12 @@ def test_the_same_samples_where_fastgan_cannot_be_imported(
     assert not left_out
     for count in (7,) if kind == "pt2" else (7, 1):  # other batches than that of the export
         inputs = inputs_of(runs[name], count, seed=3)
-        found, true = elsewhere(kind, tmp_path / "out", inputs, tmp_path), exact(runs[name], inputs)
+        found, true = elsewhere(kind, tmp_path / "out", inputs, tmp_path), defined(runs[name], inputs)
         drawn, _ = sample_run(runs[name], count, seed=3)
-        # Of float32: the weights are below 1 in number and size, and tau sharpens the segments five times.
-        bound = 1e-5
-        assert (found.double() - true).abs().max() <= bound
-        assert (drawn.double() - true).abs().max() <= bound
-    assert all(difference is None or difference <= bound for difference in files.values())
+        torchs = defined(runs[name], inputs, torch.float32)
+        assert_within_bound(found, torchs, true)
+        assert_within_bound(drawn, torchs, true)
+    assert all(difference is None or difference <= BOUND for difference in files.values())
 
 
 @pytest.mark.parametrize(
@@ -213,9 +213,10 @@ def test_what_is_written_is_what_sample_draws(name: str, exported: dict[str, Pat
         inputs = inputs_of(runs[name], count, seed=5)
         rest = {key: value for key, value in inputs.items() if key != "latent"}
         found = model(inputs["latent"], **rest)
-        true, (drawn, _) = exact(runs[name], inputs), sample_run(runs[name], count, seed=5)
-        assert (found.double() - true).abs().max() <= 1e-5
-        assert (drawn.double() - true).abs().max() <= 1e-5
+        true, (drawn, _) = defined(runs[name], inputs), sample_run(runs[name], count, seed=5)
+        torchs = defined(runs[name], inputs, torch.float32)
+        assert_within_bound(found, torchs, true)
+        assert_within_bound(drawn, torchs, true)
     # The average's, which is not the generator's.
     opened = open_run(runs[name])
     saved = torch.load(exported[name] / "generator.pt", weights_only=True)
@@ -344,8 +345,16 @@ def test_a_recorded_generator_of_tables_draws_the_same(name: str) -> None:
     torch.manual_seed(1)
     expected = generator(x)
     torch.manual_seed(1)
-    assert (recorded(x) - expected).abs().max() <= 1e-14
+    assert_close_in_float64(recorded(x), expected, bound=1e-14)
     text = str(recorded.inlined_graph) if hasattr(recorded, "inlined_graph") else str(recorded.graph)
     assert "fastgan::" not in text
     assert "ops.fastgan" not in text
     assert "softmax" in text
+
+
+def test_a_scripted_one_refuses_other_columns() -> None:
+    scripted = torch.jit.script(SegmentedActivation(*SEGMENTS))
+    with pytest.raises(torch.jit.Error, match="input must have 10 columns, as widths say, not 11"):
+        scripted(torch.randn(2, 11))
+    with pytest.raises(torch.jit.Error, match="noise must have 4 columns, those of gumbel_softmax, not 5"):
+        scripted(torch.randn(2, 10), torch.randn(2, 5))

@@ -307,12 +307,14 @@ def _onnx(model: PlainGenerator, inputs: Mapping[str, Tensor]) -> tuple[bytes, T
     logger = logging.getLogger("torch.onnx._internal.exporter._registration")  # tells of packages that are not needed
     level = logger.level
     logger.setLevel(logging.ERROR)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of torch's exporter, about itself
-        program = torch.onnx.export(
-            _exported(model, inputs), output_names=["samples"], dynamo=True, verbose=False, external_data=False
-        )
-    logger.setLevel(level)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of torch's exporter, about itself
+            program = torch.onnx.export(
+                _exported(model, inputs), output_names=["samples"], dynamo=True, verbose=False, external_data=False
+            )
+    finally:
+        logger.setLevel(level)
     assert program is not None
     content: bytes = program.model_proto.SerializeToString()
     if importlib.util.find_spec("onnxruntime") is None:
