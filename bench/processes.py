@@ -1,8 +1,10 @@
 """Two processes of one thread each against one process of two threads, on the same batch of both together.
 
+They exchange in memory that they share, as processes of one computer do, or by sockets, as those of several do.
+
     python -m bench.processes [--configuration mnist] [--batches 512 128] [--rounds 15] [--json FILE.json]
 
-Every round times both, one right after the other, and the ratio is the median over the rounds.
+Every round times all, one right after the other, and a ratio is the median over the rounds.
 """
 
 from __future__ import annotations
@@ -25,12 +27,14 @@ from torch import nn
 from torch.optim import Adam
 
 import fastgan
+from fastgan.processes import Processes
 
 from .configurations import CONFIGURATIONS
 from .record import environment
 from .training import BETA1, BETA2, LEARNING_RATE, networks
 
 SIZE = 2
+WAYS = ("shared memory", "sockets")
 _LEAST_SECONDS = 0.5  # of a round's steps
 
 
@@ -60,12 +64,16 @@ class Timed:
         return time.perf_counter() - began
 
 
-def serve(rank: int, store: str, configuration: str) -> None:
+def serve(rank: int, store: str, configuration: str, way: str) -> None:
     """One of the processes: runs what it reads, `batch steps`, and answers with the seconds."""
     torch.set_num_threads(1)
+    Processes.shares_memory = way == WAYS[0]
     limit = datetime.timedelta(minutes=30)
     dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=SIZE, timeout=limit)
     timed = Timed(configuration, dist.group.WORLD)
+    processes = timed.step.processes
+    if (processes is not None and processes.shared is not None) != (way == WAYS[0]):
+        raise RuntimeError(f"these processes cannot exchange by {way}")
     print("ready", flush=True)
     for line in sys.stdin:
         batch, steps = map(int, line.split())
@@ -75,56 +83,79 @@ def serve(rank: int, store: str, configuration: str) -> None:
     dist.destroy_process_group()
 
 
-def measure(configuration: str, batches: Sequence[int], rounds: int) -> list[dict[str, Any]]:
-    """For each batch of a process, samples a second of both, and the median of their ratios."""
-    torch.set_num_threads(SIZE)
-    alone = Timed(configuration)
-    rows = []
-    with tempfile.TemporaryDirectory() as folder:
-        program = [sys.executable, "-m", __spec__.name, "--configuration", configuration]
-        store = str(Path(folder) / "store")
-        together = [
+class Together:
+    """The processes of one way, which wait for what to run."""
+
+    def __init__(self, configuration: str, way: str, store: Path) -> None:
+        options = ["--configuration", configuration, "--way", way, "--store", str(store)]
+        self.processes = [
             subprocess.Popen(
-                [*program, "--rank", str(rank), "--store", store],
+                [sys.executable, "-m", __spec__.name, *options, "--rank", str(rank)],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 text=True,
             )
             for rank in range(SIZE)
         ]
+        self._answers()
 
-        def answers(question: str = "") -> list[str]:
-            for process in together if question else ():
-                print(question, file=process.stdin, flush=True)
-            return [process.stdout.readline() for process in together if process.stdout is not None]
+    def _answers(self) -> list[str]:
+        answers = [process.stdout.readline() for process in self.processes if process.stdout is not None]
+        if "" in answers:
+            raise RuntimeError("a process has ended; what it said is above")
+        return answers
 
-        answers()
+    def run(self, batch: int, steps: int) -> float:
+        """Seconds of so many steps."""
+        for process in self.processes:
+            print(f"{batch} {steps}", file=process.stdin, flush=True)
+        return max(map(float, self._answers()))
+
+    def end(self) -> None:
+        """All of them, since they end together."""
+        for process in self.processes:
+            if process.stdin is not None:
+                process.stdin.close()
+        for process in self.processes:
+            process.wait(timeout=100)
+
+
+def measure(configuration: str, batches: Sequence[int], rounds: int) -> list[dict[str, Any]]:
+    """For each batch of a process and each way, samples a second of both, and the median of their ratios."""
+    torch.set_num_threads(SIZE)
+    alone = Timed(configuration)
+    rows = []
+    with tempfile.TemporaryDirectory() as folder:
+        ways: dict[str, Together] = {}
         try:
+            for way in WAYS:
+                ways[way] = Together(configuration, way, Path(folder) / way.replace(" ", "_"))
             for batch in batches:
                 steps = max(2, round(_LEAST_SECONDS / (alone.run(SIZE * batch, 3) / 3)))
-                answers(f"{batch} {steps}")
-                times = []
+                for together in ways.values():
+                    together.run(batch, steps)
+                ones, others = [], {way: [] for way in ways}
                 for _ in range(rounds):
-                    one = alone.run(SIZE * batch, steps)
-                    times.append((one, max(map(float, answers(f"{batch} {steps}")))))
-                ratios = sorted(one / both for one, both in times)
-                one, both = (statistics.median(each) / steps for each in zip(*times, strict=True))
-                rows.append(
-                    {
-                        "configuration": configuration,
-                        "batch": batch,
-                        "one": SIZE * batch / one,
-                        "together": SIZE * batch / both,
-                        "ratio": statistics.median(ratios),
-                        "quartiles": [ratios[len(ratios) // 4], ratios[-1 - len(ratios) // 4]],
-                    }
-                )
+                    ones.append(alone.run(SIZE * batch, steps))
+                    for way, together in ways.items():
+                        others[way].append(together.run(batch, steps))
+                for way, times in others.items():
+                    ratios = sorted(one / both for one, both in zip(ones, times, strict=True))
+                    one, both = statistics.median(ones) / steps, statistics.median(times) / steps
+                    rows.append(
+                        {
+                            "configuration": configuration,
+                            "batch": batch,
+                            "way": way,
+                            "one": SIZE * batch / one,
+                            "together": SIZE * batch / both,
+                            "ratio": statistics.median(ratios),
+                            "quartiles": [ratios[len(ratios) // 4], ratios[-1 - len(ratios) // 4]],
+                        }
+                    )
         finally:
-            for process in together:  # all of them, since they end together
-                if process.stdin is not None:
-                    process.stdin.close()
-            for process in together:
-                process.wait(timeout=100)
+            for together in ways.values():
+                together.end()
     return rows
 
 
@@ -137,9 +168,10 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     parser.add_argument("--rank", type=int, help=argparse.SUPPRESS)
     parser.add_argument("--store", help=argparse.SUPPRESS)
+    parser.add_argument("--way", choices=WAYS, default=WAYS[0], help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.rank is not None:
-        serve(options.rank, options.store, options.configuration)
+        serve(options.rank, options.store, options.configuration, options.way)
         return
     facts = environment()  # how busy the machine is before
     rows = measure(options.configuration, options.batches, options.rounds)
@@ -147,8 +179,8 @@ def main() -> None:
     for row in rows:
         low, high = row["quartiles"]
         print(
-            f"{row['configuration']:8} {row['batch']:5} a process: one {row['one']:8,.0f}  together "
-            f"{row['together']:8,.0f}  ratio {row['ratio']:.2f} ({low:.2f} to {high:.2f})"
+            f"{row['configuration']:8} {row['batch']:5} a process, by {row['way']:13}: one {row['one']:8,.0f}  "
+            f"together {row['together']:8,.0f}  ratio {row['ratio']:.2f} ({low:.2f} to {high:.2f})"
         )
     if options.json is not None:
         record = {"environment": facts, "rounds": options.rounds, "rows": rows}

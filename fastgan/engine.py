@@ -358,7 +358,8 @@ class Plan:
                 self._watch.tensor(rate)
             engine.add_group(group.options, group.decoupled, rate if on_device else None)
         if self._processes is not None:
-            engine.set_exchange(self._processes.add_up, self._processes.size)
+            own = self._processes
+            engine.set_exchange(own.add_up, own.meet, own.size, own.shared)
         self._engine = engine
 
 

@@ -186,7 +186,8 @@ class Planned(ABC, Generic[Options]):
         if synchronisable([n for n in (parts.generator, parts.discriminator) if n is not None], refuses=False):
             kind = ", BatchNorm " + ("synchronised" if self._processes.synchronises else "each process's own")
         composed = "; composed, since another process cannot run it as one call" if self._is_composed_elsewhere else ""
-        return f"; rank {self._processes.rank} of {self._processes.size} processes{kind}{composed}"
+        shared = "" if self._processes.shared is None else ", which share memory"
+        return f"; rank {self._processes.rank} of {self._processes.size} processes{shared}{kind}{composed}"
 
 
 def _numbers_of(group: dict[str, Any]) -> dict[str, Any]:

@@ -18,6 +18,8 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from fastgan import shared_memory
+
 __all__ = ["Processes", "ProcessesError"]
 
 Result = TypeVar("Result")
@@ -41,7 +43,10 @@ class Processes:
         synchronises: whether BatchNorm's statistics are those of all processes' samples.
         asks_to_stop: set by a rank that wants all to stop; the next step tells the others.
         was_asked_to_stop: whether any rank had asked when the last step began. All ranks have the same.
+        shared: the memory in which the processes of one computer exchange; None where they are on several, or cannot.
     """
+
+    shares_memory = True  # wherever that can be done
 
     def __init__(self, group: Any, sync_batch_norm: bool, device: torch.device) -> None:
         """Join the group. Every one of its processes must do so, at the same place of its program.
@@ -66,6 +71,8 @@ class Processes:
             raise ValueError("process_group must be one that this process belongs to")
         _backend_of(group, device)
         self.asks_to_stop = self.was_asked_to_stop = False
+        self.shared: Any = None
+        self._device = device
         # What the ranks agree on, they exchange between processors: nothing waits for a GPU then.
         self._control = group
         with contextlib.suppress(RuntimeError, ValueError):
@@ -91,10 +98,14 @@ class Processes:
         told = [int(problem is not None), int(not can_plan), int(self.asks_to_stop)]
         for value in facts.values():
             told += [_LEAST, _LEAST] if problem is not None else [value, -value]
-        values = torch.tensor(told, dtype=torch.int64, device="cpu")
         with self._answered():
-            dist.all_reduce(values, dist.ReduceOp.MAX, self._control)
-        refused, cannot, stop, *bounds = values.tolist()
+            if self.shared is not None:
+                most = self.shared.most(told)
+            else:
+                values = torch.tensor(told, dtype=torch.int64, device="cpu")
+                dist.all_reduce(values, dist.ReduceOp.MAX, self._control)
+                most = values.tolist()
+        refused, cannot, stop, *bounds = most
         self.was_asked_to_stop = bool(stop)
         if refused:
             self._refuse(problem)
@@ -146,7 +157,15 @@ class Processes:
     def add_up(self, values: Tensor) -> None:
         """Put the sum over all ranks in the place of a contiguous tensor, with the same bits on every rank."""
         with self._answered():
-            dist.all_reduce(values, group=self.group)
+            if self.shared is not None and values.is_cpu and values.dtype in (torch.float32, torch.float64):
+                self.shared.add_up(values)
+            else:
+                dist.all_reduce(values, group=self.group)
+
+    def meet(self) -> None:
+        """Wait in the shared memory until all have handed in what is theirs."""
+        with self._answered():
+            self.shared.meet()
 
     def average(self, parameters: Iterable[Tensor]) -> None:
         """Put the mean over all ranks in the place of parameters' gradients, with the same bits on every rank: one
@@ -200,6 +219,7 @@ class Processes:
                 if self.rank > 0:
                     value.detach().copy_(sent)
         self.check_equal(tensors)
+        self._share(tensors)
         devices = {value.device for value in tensors.values()}
         self._spread_random_states(devices)
 
@@ -215,6 +235,24 @@ class Processes:
                     raise ProcessesError(
                         f"every rank must have the same parameters, but {name} of rank {rank} is not that of rank 0"
                     )
+
+    def _share(self, tensors: Mapping[str, Tensor]) -> None:
+        """Share memory with the other processes, if all are on this computer, as are their parameters."""
+        by_network: dict[str, int] = {}
+        for name, value in tensors.items():  # with room for a bias that a layer does not have, and for statistics
+            rows = value.shape[0] if value.dim() > 0 else 1
+            network = name.partition(".")[0]
+            by_network[network] = by_network.get(network, 64) + (value.numel() + rows) * value.itemsize
+        is_wanted = self.shares_memory and self._device.type == "cpu"
+        bytes, patience = max(by_network.values()), self._timeout()
+        self.shared = shared_memory.share(self.gather, self.rank, self.size, bytes, patience, is_wanted)
+
+    def _timeout(self) -> float:
+        """The seconds that the group waits for one of its processes."""
+        limit = dist.distributed_c10d.default_pg_timeout
+        with contextlib.suppress(AttributeError, RuntimeError):
+            limit = self._control._get_backend(torch.device("cpu")).options._timeout
+        return float(limit.total_seconds())
 
     def _spread_random_states(self, devices: set[torch.device]) -> None:
         """Ranks that were seeded alike would draw the same noise and masks: all but the first of these are seeded anew,
@@ -245,6 +283,8 @@ class Processes:
             yield
         except BaseException:
             with contextlib.suppress(Exception):
+                if self.shared is not None:
+                    self.shared.fail()
                 self.group.abort()
             raise
 

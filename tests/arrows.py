@@ -50,7 +50,8 @@ ROOMS = {
     "functional": Room("fastgan/functional.py", "reference base", "torch"),
     "nn": Room("fastgan/nn.py fastgan/layers.py fastgan/other_tools.py", "functional", "torch"),
     "engine": Room(
-        "fastgan/engine.py fastgan/plan_*.py fastgan/step_options.py fastgan/statistics.py fastgan/processes.py",
+        "fastgan/engine.py fastgan/plan_*.py fastgan/step_options.py fastgan/statistics.py fastgan/processes.py "
+        "fastgan/shared_memory.py",
         "nn",
         "torch",
     ),

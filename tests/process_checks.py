@@ -8,6 +8,7 @@ from __future__ import annotations
 import copy
 import datetime
 import json
+import os
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -19,6 +20,7 @@ from torch import nn
 
 import fastgan
 from fastgan.nn import MLP
+from fastgan.processes import Processes
 from fastgan.step import average_of
 
 LATENT, DATA, BATCH, STEPS = 3, 4, 6, 4  # of each process
@@ -248,6 +250,7 @@ CHECKS: dict[str, Callable[[], Any]] = {
 
 def main() -> None:
     """Run the checks that the command line names, or all."""
+    Processes.shares_memory = os.environ["SHARES_MEMORY"] == "1"
     rank, size, store = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
     torch.set_num_threads(1)
     limit = datetime.timedelta(seconds=300)

@@ -41,13 +41,13 @@ def environment() -> dict[str, str]:
     return {**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
 
 
-def run_checks(folder: Path, size: int, names: tuple[str, ...] = ()) -> dict[str, Any]:
-    """What process_checks.py finds in so many processes, by the name of the check."""
+def run_checks(folder: Path, size: int, names: tuple[str, ...] = (), shares: bool = True) -> dict[str, Any]:
+    """What process_checks.py finds in so many processes, which share memory or do not, by the name of the check."""
     program = [sys.executable, str(ROOT / "tests" / "process_checks.py")]
     started = [
         subprocess.Popen(
             [*program, str(rank), str(size), str(folder / "store"), *names],
-            env=environment(),
+            env={**environment(), "SHARES_MEMORY": str(int(shares))},
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
@@ -59,7 +59,7 @@ def run_checks(folder: Path, size: int, names: tuple[str, ...] = ()) -> dict[str
     return {name: found for name, _, found in map(json.loads, said[0][0].splitlines())}
 
 
-def assert_as_expected(found: dict[str, Any]) -> None:
+def assert_as_expected(found: dict[str, Any], shares: bool = False) -> None:
     """Of whatever checks have run."""
     for name, value in found.items():
         kind, _, engine = name.partition(" ")
@@ -69,6 +69,7 @@ def assert_as_expected(found: dict[str, Any]) -> None:
             assert statistics < TOLERANCE, name
             is_native = engine == "True" and not kind.startswith("batch_norm")
             assert ("one native call" in plan) == is_native, (name, plan)
+            assert ("which share memory" in plan) == shares, (name, plan)
         elif kind == "bits":
             assert value[0] > 1, "the ranks drew the same noise"
 
@@ -99,7 +100,7 @@ def test_what_a_group_refuses(alone: Any) -> None:
 
 @pytest.mark.deep
 def test_ranks_follow_one_process(tmp_path: Path) -> None:
-    found = run_checks(tmp_path, 2, FEW)
+    found = run_checks(tmp_path, 2, FEW, shares=False)
     assert tuple(found) == FEW
     assert_as_expected(found)
     (others, own), batches = found["refused"][:2]
@@ -114,7 +115,7 @@ def test_ranks_follow_one_process(tmp_path: Path) -> None:
 @pytest.mark.parametrize("size", [2, 4])
 def test_every_kind_of_step(tmp_path: Path, size: int) -> None:
     found = run_checks(tmp_path, size)
-    assert_as_expected(found)
+    assert_as_expected(found, shares=True)
     assert found["told_of_other_bits"].endswith("generator.2.bias of rank 1 is not that of rank 0")
     networks, options, group, copied = found["differ"]
     assert "generator.0.weight is float64 of shape (8, 3) on rank 0 and float64 of shape (8, 5) on rank 1" in networks
@@ -226,6 +227,22 @@ def test_a_process_that_is_killed_ends_the_run(tmp_path: Path, victim: str) -> N
     four = Launched(tmp_path, 4, f"resume --steps {step + 5}")
     assert four.launcher.wait(timeout=300) == 0, four.said()
     assert complete_checkpoints(run / "checkpoints")[-1].name == f"step_{step + 5}"
+
+
+@pytest.mark.deep
+def test_a_process_that_is_silent_ends_the_run(tmp_path: Path) -> None:
+    job = Launched(tmp_path, 2, f"train {RUN} --steps 1000000")
+    job.wait_for(lambda: len(job.checkpoints()) > 1)
+    first, second = job.ranks()
+    os.kill(second, signal.SIGSTOP)
+    try:
+        assert job.wait_for(lambda: is_gone(first), 60) < 30
+    finally:
+        os.kill(second, signal.SIGKILL)
+    job.launcher.wait(timeout=60)
+    expected = f"fastgan: rank 1 (process {second} on {socket.gethostname()}) has not answered for 15 seconds"
+    assert expected in job.said()
+    load_checkpoint(job.checkpoints()[-1], {})
 
 
 @pytest.mark.deep

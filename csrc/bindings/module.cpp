@@ -13,6 +13,7 @@
 #include "../cpu/simd.h"
 #include "direct_calls.h"
 #include "layer_path.h"
+#include "shared_group.h"
 #include "step.h"
 #ifdef FASTGAN_WITH_CUDA
 #include "../cuda/device.h"
@@ -102,5 +103,6 @@ PYBIND11_MODULE(_C, m) {
         "The same for this thread alone; an empty name ends that.");
 
   fastgan::bindings::register_direct_calls(m);
+  fastgan::bindings::register_shared_group(m);
   fastgan::bindings::register_step_engine(m);
 }

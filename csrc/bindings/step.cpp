@@ -180,14 +180,20 @@ class StepEngine {
   }
 
 #ifndef FASTGAN_SIMT
-  // So many processes take each step together; add_up(tensor) puts the sum over all of them in its place.
-  void set_exchange(py::object add_up, int64_t processes) {
+  // So many processes take each step together; add_up(tensor) puts the sum over all of them in its place. Where they
+  // share memory, it is taken there, after meet().
+  void set_exchange(py::object add_up, py::object meet, int64_t processes, std::shared_ptr<cpu::SharedGroup> shared) {
     TORCH_CHECK(!is_on_cuda(), "the engine has steps of several processes on the CPU alone");
     cpu_.processes = processes;
-    add_up_ = std::move(add_up);
+    cpu_.shared = std::move(shared);
+    add_up_ = std::move(add_up), meet_ = std::move(meet);
     cpu_.exchange = [this](const Tensor& values) {
       const py::gil_scoped_acquire gil;
       add_up_(py::reinterpret_steal<py::object>(THPVariable_Wrap(values)));
+    };
+    cpu_.meet = [this] {
+      const py::gil_scoped_acquire gil;
+      meet_();
     };
   }
 #endif
@@ -432,7 +438,7 @@ class StepEngine {
   mutable std::optional<bool> on_cuda_;
 #ifndef FASTGAN_SIMT
   CpuStep cpu_{tensors_};
-  py::object add_up_;
+  py::object add_up_, meet_;
   bool timed_ = false;
   double seconds_[cpu::step_phase_count] = {};
 #endif
@@ -510,7 +516,8 @@ void register_step_engine(py::module_& m) {
       .def("add_copied_buffer", &StepEngine::add_copied_buffer)
       .def("add_group", &StepEngine::add_group)
 #ifndef FASTGAN_SIMT
-      .def("set_exchange", &StepEngine::set_exchange, py::arg("add_up"), py::arg("processes"))
+      .def("set_exchange", &StepEngine::set_exchange, py::arg("add_up"), py::arg("meet"), py::arg("processes"),
+           py::arg("shared"))
       .def("set_timed", &StepEngine::set_timed)
       .def("seconds", &StepEngine::seconds)
 #endif

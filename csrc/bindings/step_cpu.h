@@ -4,8 +4,10 @@
 #include <algorithm>
 #include <functional>
 #include <initializer_list>
+#include <memory>
 #include <utility>
 
+#include "../cpu/shared_group.h"
 #include "../cpu/step.h"
 #include "step_networks.h"
 
@@ -21,6 +23,9 @@ class CpuStep {
   // Of so many processes that take each step together, puts the sum over all of them in the place of a tensor.
   std::function<void(const Tensor&)> exchange;
   int64_t processes = 1;
+  // Or null: where they all share memory, in which the gradients are then added up as they are applied.
+  std::shared_ptr<cpu::SharedGroup> shared;
+  std::function<void()> meet;  // in that memory
 
   // d_loss, g_loss, real_score and fake_score, into `result`.
   template <class T>
@@ -57,7 +62,8 @@ class CpuStep {
     const StepProblem<T> own = with_gradients(problem);
     cpu::discriminator_step(here_, own, workspace, sums<T>(), seconds);
     StepSums<T>& found = *sums<T>();
-    exchange_with<T>(discriminator_index, {&found.d_loss, &found.real_score, &found.fake_score, &found.penalty});
+    exchange_with<T>(own.discriminator, discriminator_index,
+                     {&found.d_loss, &found.real_score, &found.fake_score, &found.penalty});
     cpu::apply_gradients(here_, own, workspace, false, seconds);
   }
 
@@ -67,7 +73,7 @@ class CpuStep {
     if (!exchange) return cpu::generator_step(here_, problem, workspace, fresh, sums<T>(), seconds);
     const StepProblem<T> own = with_gradients(problem);
     cpu::generator_step(here_, own, workspace, fresh, sums<T>(), seconds);
-    exchange_with<T>(generator_index, {&sums<T>()->g_loss});
+    exchange_with<T>(own.generator, generator_index, {&sums<T>()->g_loss});
     cpu::apply_gradients(here_, own, workspace, true, seconds);
   }
 
@@ -83,25 +89,43 @@ class CpuStep {
     own.gradient_scale = 1.0 / double(processes);
     StepNetwork<T>* const networks[] = {&own.generator, &own.discriminator};
     for (int n = 0; n < 2; ++n) {
-      Tensor& flat = gradients_[n];
       const int64_t elements = cpu::gradient_elements(*networks[n]) + most_statistics;
+      if (shares<T>(elements)) {
+        networks[n]->gradients = shared->place<T>(shared->rank());
+        networks[n]->all = {processes, -shared->rank() * shared->stride<T>(), shared->stride<T>()};
+        continue;
+      }
+      Tensor& flat = gradients_[n];
       if (!flat.defined() || flat.numel() != elements) flat = at::zeros({elements}, networks_.first().options());
       networks[n]->gradients = mutable_data<T>(flat);
     }
     return own;
   }
 
+  template <class T>
+  bool shares(int64_t elements) const {
+    return shared != nullptr && size_t(elements) * sizeof(T) <= shared->bytes();
+  }
+
   // The gradients' sums over all processes, and the statistics' means.
   template <class T>
-  void exchange_with(int network, std::initializer_list<T*> statistics) {
-    const Tensor& flat = gradients_[network];
-    T* const behind = mutable_data<T>(flat) + flat.numel() - most_statistics;
+  void exchange_with(const StepNetwork<T>& network, int index, std::initializer_list<T*> statistics) {
+    const int64_t elements = cpu::gradient_elements(network) + most_statistics;
+    T* const behind = network.gradients + elements - most_statistics;
     std::fill_n(behind, most_statistics, T(0));
     int64_t i = 0;
     for (const T* each : statistics) behind[i++] = *each;
-    exchange(flat);
+    if (shares<T>(elements))
+      meet();
+    else
+      exchange(gradients_[index]);
     i = 0;
-    for (T* each : statistics) *each = behind[i++] / T(processes);
+    for (T* each : statistics) {
+      T sum = 0;
+      for (int64_t p = 0; p < network.all.count; ++p) sum += behind[network.all.first + p * network.all.stride + i];
+      *each = sum / T(processes);
+      ++i;
+    }
   }
 
   template <class T>

@@ -52,6 +52,12 @@ struct StepLayer {
   double asked_scale = 0;  // weight / batch
 };
 
+// Of processes that share memory, each one's gradients: how many there are, and in elements how far the first lies from
+// one's own, and how far they are apart.
+struct GradientsOfAll {
+  int64_t count = 1, first = 0, stride = 0;
+};
+
 template <class T>
 struct StepNetwork {
   int count = 0;
@@ -59,6 +65,7 @@ struct StepNetwork {
   // Where the gradients are handed in rather than applied: those of each layer that is updated, in turn, weight and
   // bias; or null.
   T* gradients = nullptr;
+  GradientsOfAll all;  // which are added up where they are applied
 
   int64_t in() const { return layers[0].in; }
   int64_t out() const { return layers[count - 1].out; }

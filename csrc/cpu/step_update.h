@@ -177,6 +177,18 @@ void for_updated(const StepNetwork<T>& network, const NetworkBuffers<T>& buffers
   }
 }
 
+// Elements [at, at + n) of a gradient that was handed in, added up over all processes in the order of their ranks.
+template <class T>
+void sum_of_all(const GradientsOfAll& all, const T* gradient, int64_t at, int64_t n, T* sum) {
+  const T* const first = gradient + all.first + at;
+  std::memcpy(sum, first, n * sizeof(T));
+  for (int64_t p = 1; p < all.count; ++p) {
+    const T* const other = first + p * all.stride;
+#pragma omp simd
+    for (int64_t i = 0; i < n; ++i) sum[i] += other[i];
+  }
+}
+
 // The update by the gradients that were handed in, times `gradient_scale`, and with a clip_norm above 0 as
 // torch.nn.utils.clip_grad_norm_ leaves them.
 template <class T>
@@ -197,7 +209,12 @@ void stored_update(const Worker& worker, const StepNetwork<T>& network, const Ne
     const int64_t chunks =
         for_own_chunks([&](int64_t chunk, const AdamParameter<T>&, const T* gradient, int64_t at, int64_t end) {
           double total = 0;
-          for (; at < end; ++at) total += double(gradient[at]) * double(gradient[at]);
+          alignas(64) T part[panel];
+          for (int64_t n = 0; at < end; at += n) {
+            n = std::min<int64_t>(end - at, panel);
+            sum_of_all(network.all, gradient, at, n, part);
+            for (int64_t i = 0; i < n; ++i) total += double(part[i]) * double(part[i]);
+          }
           buffers.squares[chunk] = total;
         });
     worker.team.barrier.wait();
@@ -211,7 +228,8 @@ void stored_update(const Worker& worker, const StepNetwork<T>& network, const Ne
     while (at < end) {
       const int64_t n = std::min<int64_t>(end - at, gradient_rows * panel), rows = n < panel ? 1 : n / panel;
       const int64_t width = std::min(n, panel);
-      for (int64_t i = 0; i < rows * width; ++i) tile[i] = gradient[at + i] * scale;
+      sum_of_all(network.all, gradient, at, rows * width, tile);
+      for (int64_t i = 0; i < rows * width; ++i) tile[i] *= scale;
       update(parameter, at, panel, int(rows), width, tile, average_rate);
       at += rows * width;
     }
