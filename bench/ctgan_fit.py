@@ -127,9 +127,9 @@ def parts(fitted: Fitted, calls: int) -> dict[str, dict[str, float]]:
     noise, real = training.noise.clone(), training.real.clone()
     output = generator(noise).detach().requires_grad_()
     weights = torch.randn_like(output)
-    condition = training._draw_inputs()
+    level = training._draw_inputs()
     conditions = training.conditions
-    assert condition is not None
+    assert level is not None
     assert conditions is not None
     c, m, *_ = (torch.from_numpy(values) for values in sampler.sample_condvec(batch))
 
@@ -140,7 +140,7 @@ def parts(fitted: Fitted, calls: int) -> dict[str, dict[str, float]]:
     def draws() -> None:
         drawn = training._draw_inputs()
         assert drawn is not None
-        _ = training.data[conditions.rows_with(drawn.level)]
+        _ = training.data[conditions.rows_with(drawn)]
 
     def plain_critic() -> None:
         fake = torch.cat([apply_activate(model, generator(noise)), noise[:, training.embedding :]], dim=1)
@@ -153,7 +153,9 @@ def parts(fitted: Fitted, calls: int) -> dict[str, dict[str, float]]:
 
     def own_critic() -> None:
         with torch.no_grad():
-            training.fake[:, : training.columns] = training._activated(training._generated(condition))
+            training.fake[:, : training.columns] = training._activated(
+                training.generator.forward(training.noise, level)
+            )
         training.critic.step(training.real, training.fake)
 
     def plain_generator() -> None:
@@ -175,7 +177,7 @@ def parts(fitted: Fitted, calls: int) -> dict[str, dict[str, float]]:
         ),
         "cross-entropy of the condition and its gradient": (
             gradient_of(lambda x: model._cond_loss(x, c, m).expand(x.shape)),
-            lambda: conditions.cross_entropy(output.detach(), condition.level),
+            lambda: conditions.cross_entropy(output.detach(), level),
         ),
         "update of the critic, fakes included": (plain_critic, own_critic),
         "update of the generator": (plain_generator, training._generator_step),

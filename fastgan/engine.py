@@ -358,8 +358,8 @@ class Plan:
                 self._watch.tensor(rate)
             engine.add_group(group.options, group.decoupled, rate if on_device else None)
         if self._processes is not None:
-            own = self._processes
-            engine.set_exchange(own.add_up, own.meet, own.size, own.shared)
+            many = self._processes
+            engine.set_exchange(many.add_up, many.meet, many.size, many.shared)
         self._engine = engine
 
 

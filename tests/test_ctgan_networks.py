@@ -10,7 +10,7 @@ import torch
 from conformance import assert_close_in_float64
 from torch import Tensor, nn
 
-from fastgan.integrations.ctgan_networks import CriticInput, ResidualGenerator
+from fastgan.integrations.ctgan_networks import CriticInput, ResidualGenerator, kept_by_dropout
 from fastgan.integrations.ctgan_training import Conditions, Critic, segments_of
 
 BATCH = 24
@@ -82,19 +82,19 @@ def test_a_level_takes_a_column_of_each_weight(widths: tuple[int, ...]) -> None:
         assert_close_in_float64(parameter.grad, twin)
 
 
-class DropoutByRand(nn.Module):
-    """Dropout whose masks are comparisons of uniform numbers."""
+class DropoutOfTheSameMasks(nn.Module):
+    """Dropout by the masks that CriticInput draws."""
 
     def __init__(self, p: float) -> None:
         super().__init__()
         self.p = p
 
     def forward(self, x: Tensor) -> Tensor:
-        return x * (torch.rand_like(x) >= self.p) / (1 - self.p if self.p < 1 else 1)
+        return x * kept_by_dropout(x, self.p) / (1 - self.p if self.p < 1 else 1)
 
 
-def by_rand(layer: nn.Module) -> nn.Module:
-    return DropoutByRand(layer.p if layer.training else 0.0) if isinstance(layer, nn.Dropout) else layer
+def of_the_same_masks(layer: nn.Module) -> nn.Module:
+    return DropoutOfTheSameMasks(layer.p if layer.training else 0.0) if isinstance(layer, nn.Dropout) else layer
 
 
 @pytest.mark.parametrize("widths", [(), (6,), (6, 4)])
@@ -110,10 +110,26 @@ def test_the_score_and_its_gradient_are_those_of_autograd(
     torch.manual_seed(1)
     score, gradient = CriticInput(layers, pac).score_and_gradient(batch.detach())
     torch.manual_seed(1)  # the masks are drawn in the same order
-    expected = nn.Sequential(*map(by_rand, layers))(batch.view(-1, 5 * pac)).mean()
+    expected = nn.Sequential(*map(of_the_same_masks, layers))(batch.view(-1, 5 * pac)).mean()
     (expected_gradient,) = torch.autograd.grad(expected, batch)
     assert_close_in_float64(score, expected.detach())
     assert_close_in_float64(gradient, expected_gradient)
+
+
+@pytest.mark.parametrize("p", [0.0, 0.2, 0.5, 1.0])
+def test_masks_keep_their_share_of_every_column(p: float) -> None:
+    torch.manual_seed(0)
+    like = torch.empty(4001, 13, dtype=torch.float64)
+    kept = kept_by_dropout(like, p)
+    assert kept.shape == like.shape
+    assert kept.dtype == torch.bool
+    deviation = (p * (1 - p) / len(like)) ** 0.5
+    assert ((kept.double().mean(0) - (1 - p)).abs() <= 5 * deviation).all()
+    # Neighbours agree as often as those that are drawn by themselves.
+    for a, b in ((kept[:, :-1], kept[:, 1:]), (kept[:-1], kept[1:])):
+        share = p * p + (1 - p) ** 2
+        assert abs(float((a == b).double().mean()) - share) <= 5 * (share * (1 - share) / a.numel()) ** 0.5
+    assert not torch.equal(kept_by_dropout(like, p), kept) or p in (0.0, 1.0)
 
 
 def conditions(rows: int = 400) -> tuple[Conditions, np.ndarray, list[int]]:
@@ -138,10 +154,7 @@ def test_a_condition_is_a_column_each_as_likely_and_a_level_by_its_probability()
     torch.manual_seed(0)
     drawn, levels, _ = conditions()
     draws = 20_000
-    condition = drawn.draw(draws)
-    assert (condition.one_hot.sum(1) == 1).all()
-    assert torch.equal(condition.one_hot.argmax(1), condition.level)
-    shares = np.bincount(condition.level.numpy(), minlength=5) / draws
+    shares = np.bincount(drawn.draw(draws).numpy(), minlength=5) / draws
     for column, first, width in ((0, 0, 3), (1, 3, 2)):
         weights = np.log(np.bincount(levels[:, column]) + 1)
         expected = weights / weights.sum() / 2

@@ -6,7 +6,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from types import ModuleType
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -31,13 +31,6 @@ def segments_of(transformer: Any) -> Segments | None:
         return None
     kinds = ["gumbel_softmax" if span.activation_fn == "softmax" else "tanh" for span in spans]
     return [span.dim for span in spans], kinds
-
-
-class Condition(NamedTuple):
-    """What a batch of fakes is asked for: levels of discrete columns, numbered over all columns."""
-
-    level: Tensor  # (batch,)
-    one_hot: Tensor  # (batch, levels)
 
 
 class Conditions:
@@ -76,11 +69,12 @@ class Conditions:
             torch.from_numpy(table).to(device) for table in (owner, column_of[:, None], places[:, None])
         )
 
-    def draw(self, batch: int) -> Condition:
-        """A column, each as likely, and a level of it by ctgan's probabilities, for each of `batch` samples."""
-        level = torch.multinomial(self.probabilities, batch, replacement=True)
-        one_hot = torch.zeros(batch, self.levels, device=level.device)
-        return Condition(level, one_hot.scatter_(1, level[:, None], 1.0))
+    def draw(self, batch: int) -> Tensor:
+        """A column, each as likely, and a level of it by ctgan's probabilities, for each of `batch` samples.
+
+        Levels are numbered over all columns.
+        """
+        return torch.multinomial(self.probabilities, batch, replacement=True)
 
     def rows_with(self, level: Tensor) -> Tensor:
         """For each level one of the rows that have it, (batch,)."""
@@ -207,55 +201,55 @@ class Training:
     def step(self) -> tuple[Tensor, Tensor]:
         """The critic's updates and one of the generator; the last losses of both, 0-d, without the penalty."""
         for _ in range(self.critic_steps):
-            condition = self._draw_inputs()
-            if self.conditions is None or condition is None:
+            level = self._draw_inputs()
+            if self.conditions is None or level is None:
                 rows = torch.randint(len(self.data), (self.batch,), device=self.data.device)
             else:
-                order = torch.randperm(self.batch, device=self.data.device)
-                self.fake[:, self.columns :] = condition.one_hot
-                self.real[:, self.columns :] = condition.one_hot[order]
-                rows = self.conditions.rows_with(condition.level[order])
+                asked = level[torch.randperm(self.batch, device=self.data.device)]
+                _set_one_hot(self.fake[:, self.columns :], level)
+                _set_one_hot(self.real[:, self.columns :], asked)
+                rows = self.conditions.rows_with(asked)
             self.real[:, : self.columns] = self.data[rows]
             with torch.no_grad():
-                self.fake[:, : self.columns] = self._activated(self._generated(condition))
+                self.fake[:, : self.columns] = self._activated(self.generator.forward(self.noise, level))
             d_loss = self.critic.step(self.real, self.fake).d_loss
         return d_loss, self._generator_step()
 
-    def _draw_inputs(self) -> Condition | None:
-        """New noise, and in it the condition, if there are discrete columns."""
+    def _draw_inputs(self) -> Tensor | None:
+        """New noise, and in it the levels that are asked for, if there are discrete columns."""
         # normal_ on columns of a larger tensor took four times as long
         self.noise[:, : self.embedding] = torch.randn(self.batch, self.embedding, device=self.noise.device)
         if self.conditions is None:
             return None
-        condition = self.conditions.draw(self.batch)
-        self.noise[:, self.embedding :] = condition.one_hot
-        return condition
-
-    def _generated(self, condition: Condition | None) -> Tensor:
-        return self.generator.forward(self.noise, None if condition is None else condition.level)
+        level = self.conditions.draw(self.batch)
+        _set_one_hot(self.noise[:, self.embedding :], level)
+        return level
 
     def _activated(self, output: Tensor) -> Tensor:
         return segmented_activation(output, *self.segments, tau=TAU)
 
     def _generator_step(self) -> Tensor:
-        condition = self._draw_inputs()
-        output = self._generated(condition).requires_grad_()
+        level = self._draw_inputs()
+        output = self.generator.forward(self.noise, level).requires_grad_()
         fake = self._activated(output)
-        loss: Tensor
-        if self.conditions is None or condition is None:
-            score, to_fake = self.judge.score_and_gradient(fake.detach())
-            loss = -score
-            (gradient,) = torch.autograd.grad(fake, output, -to_fake)
-        else:
-            whole = torch.cat([fake.detach(), condition.one_hot], dim=1)
-            score, to_whole = self.judge.score_and_gradient(whole)
-            (gradient,) = torch.autograd.grad(fake, output, -to_whole[:, : self.columns])
-            entropy, to_output = self.conditions.cross_entropy(output.detach(), condition.level)
-            loss = entropy - score
+        self.fake[:, : self.columns] = fake.detach()
+        if level is not None:
+            _set_one_hot(self.fake[:, self.columns :], level)
+        score, to_fake = self.judge.score_and_gradient(self.fake)
+        (gradient,) = torch.autograd.grad(fake, output, -to_fake[:, : self.columns])
+        loss = -score
+        if self.conditions is not None and level is not None:
+            entropy, to_output = self.conditions.cross_entropy(output.detach(), level)
+            loss += entropy
             gradient += to_output
         self.generator.backward(gradient)
         self.g_optimizer.step()
         return loss
+
+
+def _set_one_hot(target: Tensor, level: Tensor) -> None:
+    """Make each row of (batch, levels) the one-hot form of its level, in place."""
+    target.zero_().scatter_(1, level[:, None], 1.0)
 
 
 def _conditions(transformer: Any, sampler: Any, device: torch.device) -> Conditions | None:
