@@ -187,8 +187,10 @@ class Autocast(nn.Module):
         return output.float()
 
 
-@pytest.mark.parametrize("compiler", ["aot_eager", pytest.param("inductor", marks=pytest.mark.deep)])
-@pytest.mark.parametrize("conditional", [False, True])
+@pytest.mark.parametrize(
+    ("compiler", "conditional"),
+    [("aot_eager", False), ("aot_eager", True), pytest.param("inductor", True, marks=pytest.mark.deep)],
+)
 def test_the_loop_under_compile(backend: str, conditional: bool, compiler: str) -> None:
     """Fused networks compiled whole, without a graph break."""
     torch.compiler.reset()
