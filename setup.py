@@ -47,8 +47,13 @@ def say(sentence: str) -> None:
 
 
 def compiler_missing() -> str | None:
+    """Why nothing can be compiled here, in a sentence; None where it can."""
+    if sys.platform == "win32":
+        # torch.utils.cpp_extension runs cl there, whatever CXX says. csrc/cpu is written with the vectors and the
+        # attributes of g++ and clang.
+        return "PyTorch's builds on Windows run cl, which lacks the vector extensions of g++ and clang"
     # torch.utils.cpp_extension runs $CXX, or g++ (which setuptools may find under the name c++).
-    names = [os.environ["CXX"].split()[0]] if os.environ.get("CXX", "").strip() else ["g++", "c++"]
+    names = [os.environ["CXX"].split()[0]] if os.environ.get("CXX", "").strip() else ["g++", "c++", "clang++"]
     return None if any(map(shutil.which, names)) else f"there is no C++ compiler ({' or '.join(names)})"
 
 
@@ -175,6 +180,22 @@ def bindings() -> list[str]:
     return sources
 
 
+def compile_flags(platform: str) -> list[str]:
+    """The C++ compiler's, of g++ and clang, for what sys.platform is."""
+    flags = ["-O3", "-g0", "-fno-math-errno", "-fno-trapping-math", "-fvisibility=hidden", "-Wno-attributes"]
+    flags.append("-Werror=switch")  # a new kind of layer must be told everywhere what becomes of it
+    if platform.startswith("linux"):
+        # Compiled for OpenMP but not linked to a runtime: its symbols are found in the one that PyTorch has loaded.
+        return [*flags, "-fopenmp"]
+    # Apple's clang has no OpenMP, but heeds `omp simd`; threads are the standard library's (csrc/cpu/threads.cpp).
+    return [*flags, "-fopenmp-simd"]
+
+
+def link_flags(platform: str) -> list[str]:
+    """Without symbols: ld64 leaves them out by -x, where -s is obsolete."""
+    return ["-Wl,-s"] if platform.startswith("linux") else ["-Wl,-x"] if platform == "darwin" else []
+
+
 def extension(mode: str):
     from torch.utils import cpp_extension
 
@@ -182,14 +203,11 @@ def extension(mode: str):
         return [str(p.relative_to(ROOT)) for p in sorted((ROOT / "csrc" / folder).glob(ending))]
 
     files = bindings() + sources("cpu", "*.cpp") + sources("cpu/panels", "*.cpp")
-    cxx = ["-O3", "-g0", "-fno-math-errno", "-fno-trapping-math", "-fvisibility=hidden", "-Wno-attributes"]
-    cxx.append("-Werror=switch")  # a new kind of layer must be told everywhere what becomes of it
+    cxx, link = compile_flags(sys.platform), link_flags(sys.platform)
     # As system headers, whose warnings are theirs: a switch of PyTorch's may leave something out.
     cxx += [word for folder in cpp_extension.include_paths() for word in ("-isystem", folder)]
-    link = ["-Wl,-s", *shared_runtime()] if sys.platform.startswith("linux") else []
     if sys.platform.startswith("linux"):
-        # Compiled for OpenMP but not linked to a runtime: its symbols are found in the one that PyTorch has loaded.
-        cxx.append("-fopenmp")
+        link += shared_runtime()
     if mode == "cpu":
         return cpp_extension.CppExtension("fastgan._C", files, extra_compile_args={"cxx": cxx}, extra_link_args=link)
     include, library = nvidia_package_paths()

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import tarfile
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -124,6 +125,41 @@ def test_automatic_build_without_compiler_compiles_nothing(checkout: Path, tmp_p
     )
     assert result.returncode == 0, result.stderr
     assert "nothing is compiled: there is no C++ compiler (no-such-compiler)" in result.stderr
+
+
+@pytest.fixture
+def setup_functions() -> dict[str, Any]:
+    """What setup.py defines, before it builds anything."""
+    source, _, rest = (ROOT / "setup.py").read_text().partition("\nmode = choose_mode()")
+    assert rest
+    names: dict[str, Any] = {"__file__": str(ROOT / "setup.py"), "__name__": "setup"}
+    exec(compile(source, "setup.py", "exec"), names)
+    return names
+
+
+def test_flags_of_each_platform(setup_functions: dict[str, Any]) -> None:
+    """OpenMP on Linux alone: Apple's clang has none, and `omp simd` needs none."""
+    flags = {name: setup_functions["compile_flags"](name) for name in ("linux", "darwin")}
+    assert set(flags["linux"]) ^ set(flags["darwin"]) == {"-fopenmp", "-fopenmp-simd"}
+    assert setup_functions["link_flags"]("linux") == ["-Wl,-s"]
+    assert setup_functions["link_flags"]("darwin") == ["-Wl,-x"]
+    compilers = [found for name in ("g++", "clang++") if (found := shutil.which(name))]
+    if not compilers:
+        pytest.skip("there is no g++ or clang++")
+    for compiler in compilers:
+        for name, has_openmp in (("linux", True), ("darwin", False)):
+            command = [compiler, *flags[name], "-x", "c++", "-dM", "-E", os.devnull]
+            said = subprocess.run(command, capture_output=True, text=True, check=True)
+            assert ("#define _OPENMP" in said.stdout) == has_openmp, (compiler, name)
+
+
+def test_windows_compiles_nothing(setup_functions: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "platform", "win32")
+    monkeypatch.setenv("FASTGAN_BUILD", "auto")
+    assert setup_functions["choose_mode"]() == "none"
+    monkeypatch.setenv("FASTGAN_BUILD", "cpu")
+    with pytest.raises(SystemExit, match="FASTGAN_BUILD=cpu cannot be done: PyTorch's builds on Windows run cl, which"):
+        setup_functions["choose_mode"]()
 
 
 def requirements(folder: Path) -> tuple[str, str]:

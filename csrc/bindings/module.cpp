@@ -11,6 +11,11 @@
 #include "../core/gan_losses.h"
 #include "../core/segmented.h"
 #include "../cpu/simd.h"
+#ifndef _OPENMP
+#include <ATen/Parallel.h>
+
+#include "../cpu/threads.h"
+#endif
 #include "direct_calls.h"
 #include "layer_path.h"
 #include "shared_group.h"
@@ -23,6 +28,10 @@ namespace py = pybind11;
 
 PYBIND11_MODULE(_C, m) {
   m.doc() = "fastgan's compiled ops, registered under torch.ops.fastgan, and facts of their build";
+
+#ifndef _OPENMP
+  fastgan::cpu::set_most_threads([] { return at::in_parallel_region() ? 1 : at::get_num_threads(); });
+#endif
 
   m.def(
       "build_facts",

@@ -4,17 +4,21 @@
 
 #ifdef _OPENMP
 #include <omp.h>
+#else
+#include "../threads.h"
 #endif
 
 namespace fastgan::cpu {
 
 int threads_for(double flops, double flops_a_thread) {
 #ifdef _OPENMP
-  if (omp_in_parallel()) return 1;
-  return std::max(1, std::min(omp_get_max_threads(), int(std::min(1e6, flops / flops_a_thread))));
+  const bool is_in_team = omp_in_parallel();
+  const int most = omp_get_max_threads();
 #else
-  return 1;
+  const bool is_in_team = cpu::is_in_team();
+  const int most = most_threads();
 #endif
+  return is_in_team ? 1 : std::max(1, std::min(most, int(std::min(1e6, flops / flops_a_thread))));
 }
 
 int groups_for(int threads, int64_t panels) {
