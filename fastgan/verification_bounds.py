@@ -102,10 +102,10 @@ def allowance(dtype: torch.dtype, terms: int, device: torch.device) -> float:
 def _is_reduced(device: torch.device) -> bool:
     """Whether the user lets float32 products round their operands, to tf32 or bfloat16."""
     backends: Any = torch.backends
-    library = backends.cuda.matmul if device.type == "cuda" else backends.mkldnn.matmul
-    # PyTorch refuses to answer in the one way where it was set in the other, and older ones know but the last.
+    # PyTorch refuses to answer in the one way where it was set in the other, and older ones know but the last: 2.8 has
+    # no mkldnn.matmul.
     for ask in (
-        lambda: library.fp32_precision,
+        lambda: (backends.cuda if device.type == "cuda" else backends.mkldnn).matmul.fp32_precision,
         lambda: backends.fp32_precision,
         lambda: "tf32" if device.type == "cuda" and backends.cuda.matmul.allow_tf32 else "ieee",
         lambda: "ieee" if torch.get_float32_matmul_precision() == "highest" else "tf32",
