@@ -34,6 +34,9 @@ FASTGAN_DECLARE_KERNELS(baseline)
 FASTGAN_DECLARE_KERNELS(avx2)
 FASTGAN_DECLARE_KERNELS(avx512)
 #endif
+#ifdef FASTGAN_NEON
+FASTGAN_DECLARE_KERNELS(neon)
+#endif
 #ifdef FASTGAN_AVX512_BF16
 FASTGAN_DECLARE_KERNELS(avx512_bf16)
 #endif
@@ -48,6 +51,9 @@ void with_kernels(const F& f) {
 #ifdef FASTGAN_X86
   if (isa() == Isa::avx512) return f(avx512::Kernels<T>());
   if (isa() == Isa::avx2) return f(avx2::Kernels<T>());
+#endif
+#ifdef FASTGAN_NEON
+  if (isa() == Isa::neon) return f(neon::Kernels<T>());
 #endif
   f(baseline::Kernels<T>());
 }

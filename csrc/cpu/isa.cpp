@@ -21,6 +21,8 @@ Isa supported() {
       __builtin_cpu_supports("avx512vl"))
     return Isa::avx512;
   return Isa::avx2;
+#elif defined(FASTGAN_NEON)
+  return Isa::neon;
 #else
   return Isa::baseline;
 #endif
@@ -33,9 +35,9 @@ std::string wished() {
 
 Isa chosen() {
   const std::string wish = wished();
-  const Isa limit = wish == "baseline" ? Isa::baseline : wish == "avx2" ? Isa::avx2 : Isa::avx512;
   const Isa best = supported();
-  return best < limit ? best : limit;
+  if (wish == "baseline") return Isa::baseline;
+  return wish == "avx2" && best == Isa::avx512 ? Isa::avx2 : best;
 }
 
 #ifdef FASTGAN_AVX512_BF16
@@ -75,6 +77,8 @@ const char* isa_name() {
       return "avx512";
     case Isa::avx2:
       return "avx2";
+    case Isa::neon:
+      return "neon";
     case Isa::baseline:
       break;
   }

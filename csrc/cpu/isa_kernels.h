@@ -5,6 +5,9 @@
 #include "panels/transpose_avx512.h"
 #include "adam_avx512.h"
 #endif
+#if defined(FASTGAN_ISA_NEON)
+#include "panels/product_neon.h"
+#endif
 #include "panels/transpose.h"
 #include "panels/product.h"
 #include "panels/layers.h"

@@ -15,10 +15,10 @@
 
 namespace fastgan::cpu {
 
-enum class Isa { baseline, avx2, avx512 };
+enum class Isa { baseline, avx2, avx512, neon };
 
-// What this processor has, up to the FASTGAN_ISA environment variable (baseline, avx2, avx512, avx512_bf16 or amx).
-// Asked once.
+// What this processor has, up to the FASTGAN_ISA environment variable (baseline, avx2, avx512, avx512_bf16, amx or
+// neon). Asked once. The loops below are the same with NEON as without: any 64-bit ARM processor has it.
 Isa isa();
 const char* isa_name();
 

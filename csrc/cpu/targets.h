@@ -1,7 +1,8 @@
 // The instruction sets that loops and kernels are compiled for, as the compiler is told of them: here alone.
 #pragma once
 
-#if defined(__x86_64__) && defined(__GNUC__)
+// Clang knows no `GCC target` for the rest of a file: what it builds for x86-64 has the baseline alone.
+#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
 #define FASTGAN_X86 1
 #define FASTGAN_AVX2_FLAGS "avx2,fma"
 #define FASTGAN_AVX512_FLAGS "avx2,fma,avx512f,avx512bw,avx512dq,avx512vl,prefer-vector-width=512"
@@ -13,6 +14,11 @@
 #define FASTGAN_AMX_FLAGS FASTGAN_AVX512_BF16_FLAGS ",amx-tile,amx-bf16"
 #endif
 #endif
+#endif
+
+// Part of every 64-bit ARM: the compiler need not be told of it.
+#if defined(__aarch64__) && defined(__GNUC__)
+#define FASTGAN_NEON 1
 #endif
 
 // Of one function; and of all that follows in a file.

@@ -1,7 +1,11 @@
 // How threads share the panels of a batch.
 #pragma once
 
+#if defined(_WIN32)
+#include <thread>
+#else
 #include <sched.h>
+#endif
 
 #include <atomic>
 #include <cstdint>
@@ -26,11 +30,17 @@ class Barrier {
     }
     for (int turn = 0; round_.load(std::memory_order_acquire) == round; ++turn) {
       if (turn > 4000) {
+#if defined(_WIN32)
+        std::this_thread::yield();
+#else
         sched_yield();
+#endif
         continue;
       }
 #if defined(__x86_64__)
       __builtin_ia32_pause();
+#elif defined(__aarch64__)
+      asm volatile("yield");
 #endif
     }
   }
