@@ -44,6 +44,8 @@ void wait_a_moment(int i, bool has_cores) {
   if (i < spins && has_cores) {
 #if defined(__x86_64__)
     _mm_pause();
+#elif defined(__aarch64__)
+    asm volatile("yield");
 #endif
   } else if (i < spins + yields) {
     sched_yield();
