@@ -13,6 +13,10 @@
 
 #if defined(FASTGAN_SIMT)
 #include "../cuda/platform.h"
+namespace simt {  // the device that the host model stands for
+int device_multiprocessors();
+size_t device_shared_bytes();
+}  // namespace simt
 #elif defined(FASTGAN_WITH_CUDA)
 #include <ATen/cuda/CUDAContext.h>
 #include <c10/cuda/CUDAGraphsC10Utils.h>
@@ -64,8 +68,8 @@ class CudaScope : public cuda::Context {
 #ifdef FASTGAN_SIMT
 
 inline CudaScope::CudaScope(const Tensor& like) : options_(like.options().dtype(at::kByte)) {
-  multiprocessors = 4;
-  shared_limit = 99 * 1024;  // of sm_86 and sm_120, the least among the architectures supported
+  multiprocessors = simt::device_multiprocessors();
+  shared_limit = simt::device_shared_bytes();
 }
 
 inline unsigned* CudaScope::counters() const {

@@ -1,8 +1,9 @@
 """Builds the CUDA sources against the host model: `python tests/simt/build.py [KIND ...]`.
 
-Kinds: `module`, the Python module behind the backend `simt`; `device`, the same with the kernels of `race`; and the
-program of kernel checks, without torch: `plain`, `race` (with the race detector of race.cpp), `address` (with
-AddressSanitizer and UndefinedBehaviorSanitizer), `thread` (with ThreadSanitizer) and `coverage` (counting branches).
+Kinds: `module`, the Python module behind the backend `simt`; `device`, the same with the kernels of `race`; `count`,
+the same with those and counters in place of the race detector (count.cpp), and the program `counted`; and the program
+of kernel checks, without torch: `plain`, `race` (with the race detector of race.cpp), `address` (with AddressSanitizer
+and UndefinedBehaviorSanitizer), `thread` (with ThreadSanitizer) and `coverage` (counting branches).
 Everything goes to build/simt/, and only what changed is compiled again.
 """
 
@@ -21,18 +22,20 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 HERE = Path(__file__).resolve().parent
 FOLDER = ROOT / "build" / "simt"
-ENGINE = ("engine", "fibers", "threads", "ptx", "memory", "race", "tsan")
+ENGINE = ("engine", "fibers", "threads", "ptx", "memory", "race", "count", "count_text", "tsan")
+WATCHED = "-fsanitize=thread --param=tsan-instrument-func-entry-exit=0"  # whose calls are answered by tsan.cpp
 FLAGS = {
     "device": "",  # is linked of what the two others compile
+    "count": "-O2 -fPIC -DFASTGAN_COUNT",  # the same, but for the engine
     "module": "-O2 -fPIC -fvisibility=hidden -fopenmp",
     "plain": "-O2",
     "address": "-O1 -fsanitize=address,undefined -fno-sanitize-recover=undefined -fno-omit-frame-pointer",
     "thread": "-O1 -fsanitize=thread",
-    "race": "-O2 -fPIC -fsanitize=thread --param=tsan-instrument-func-entry-exit=0 -DFASTGAN_RACE",
+    "race": f"-O2 -fPIC {WATCHED} -DFASTGAN_RACE",
     "coverage": "-O0 --coverage -DFASTGAN_INLINE=inline",
 }
-# The calls of -fsanitize=thread in `race` are answered by tsan.cpp.
-LINK = {"module": "-pthread -shared", "device": "-pthread -shared", "race": "-pthread"}
+LINK = {kind: "-pthread -shared" for kind in ("module", "device")} | {"race": "-pthread"}
+LINK["count"] = "-pthread -shared -Wl,--wrap=_ZN2at4_ops6mm_out4callERKNS_6TensorES4_RS2_"  # at::mm_out
 COMMON = "-std=c++20 -g1 -pthread -DFASTGAN_SIMT -Wno-attributes -Werror=switch"
 
 
@@ -42,7 +45,7 @@ def kernel_sources() -> list[Path]:
 
 
 def is_module(kind: str) -> bool:
-    return kind in ("module", "device")
+    return kind in ("module", "device", "count")
 
 
 def target(kind: str) -> Path:
@@ -61,6 +64,15 @@ def bindings() -> Path:
     return source
 
 
+def torch_flags() -> str:
+    import torch
+    from torch.utils import cpp_extension
+
+    includes = [*cpp_extension.include_paths(), sysconfig.get_path("include")]
+    flags = "".join(f" -isystem {path}" for path in includes)
+    return flags + f" -DFASTGAN_LIBRARY=fastgan_simt -D_GLIBCXX_USE_CXX11_ABI={int(torch.compiled_with_cxx11_abi())}"
+
+
 def torch_libraries() -> str:
     import torch
 
@@ -70,51 +82,58 @@ def torch_libraries() -> str:
 def ninja_file(kind: str) -> str:
     """What to compile and link, in ninja's words."""
     flags, link = f"{COMMON} {FLAGS[kind]} -I{HERE}", LINK.get(kind, f"-pthread {FLAGS[kind]}")
-    faults: list[Path] = []  # a second program
+    second: list[Path] = []  # sources of a second program
     if is_module(kind):
         link += torch_libraries()
     # Of an inline function the linker takes the first it meets: those that a sanitizer has been through.
     sources = [*kernel_sources(), *(HERE / f"{name}.cpp" for name in ENGINE)]
-    if kind == "device":
+    if kind in ("device", "count"):
         sources.append(bindings())
+        sources += [HERE / "count_library.cpp"] if kind == "count" else []
+        second = [HERE / "counted.cpp"] if kind == "count" else []
     elif kind == "module":
-        import torch
-        from torch.utils import cpp_extension
-
-        includes = [*cpp_extension.include_paths(), sysconfig.get_path("include")]
-        flags += "".join(f" -isystem {path}" for path in includes)
-        flags += f" -DFASTGAN_LIBRARY=fastgan_simt -D_GLIBCXX_USE_CXX11_ABI={int(torch.compiled_with_cxx11_abi())}"
+        flags += torch_flags()
         sources.insert(0, bindings())  # which takes longest
     else:
         sources += sorted(HERE.glob("check_*.cpp"))
-        faults = sorted(HERE.glob("faults*.cpp")) if kind != "coverage" else []
+        second = sorted(HERE.glob("faults*.cpp")) if kind != "coverage" else []
+    engine = [source for source in sources if source.stem in ENGINE and source.parent == HERE]
+    # What this kind compiles itself, and not another.
+    own = {"device": [], "count": [*engine, *sources[-1:], *second]}.get(kind, [*sources, *second])
     lines = [
         f"builddir = {FOLDER / kind}",
+        f"how = {link}",
         "rule compile",
         f"  command = g++ {flags} $more -MMD -MF $out.d -x c++ -c $in -o $out",
         "  depfile = $out.d",
         "  deps = gcc",
         "rule link",
-        f"  command = g++ $in {link} -o $out",
+        "  command = g++ $in $how -o $out",
     ]
 
     def objects(of: list[Path]) -> str:
         return " ".join(
-            str(FOLDER / (kind if kind != "device" else "module" if source.stem == "bindings" else "race"))
+            str(FOLDER / (kind if source in own else "module" if source.stem == "bindings" else "race"))
             + f"/{source.stem}.{source.parent.name}.o"
             for source in of
         )
 
-    for source in [*sources, *faults] if kind != "device" else []:
+    for source in own:
         lines.append(f"build {objects([source])}: compile {source}")
         if source.name == "bindings.cpp":  # which compute nothing
             lines.append("  more = -O1 -g0")
         if kind == "race" and source.stem in ENGINE and source.parent == HERE:
             lines.append("  more = -fno-sanitize=thread")
+        if source.stem == "counted":
+            lines.append(f"  more = {WATCHED}")
+        if source.stem == "count_library":
+            lines.append(f"  more ={torch_flags()}")
     lines.append(f"build {target(kind)}: link {objects(sources)}")
-    if faults:
-        engine = [source for source in sources if source.stem in ENGINE and source.parent == HERE]
-        lines.append(f"build {target(kind).with_name('faults')}: link {objects([*faults, *engine])}")
+    if second:
+        name = "counted" if kind == "count" else "faults"
+        lines.append(f"build {target(kind).with_name(name)}: link {objects([*second, *engine])}")
+        if is_module(kind):
+            lines.append("  how = -pthread")
     return "\n".join(lines) + "\n"
 
 
@@ -124,7 +143,7 @@ def build(kind: str) -> Path:
     Raises:
         RuntimeError: it does not compile or link; the message is the compiler's.
     """
-    if kind == "device":
+    if kind in ("device", "count"):
         build_at_once(["module", "race"])
     file = FOLDER / kind / "build.ninja"
     file.parent.mkdir(parents=True, exist_ok=True)

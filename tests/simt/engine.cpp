@@ -4,6 +4,7 @@
 #include <cstring>
 
 #include "memory.h"
+#include "modelled.h"
 
 #if defined(__SANITIZE_ADDRESS__)
 #include <sanitizer/asan_interface.h>
@@ -95,6 +96,7 @@ void block_fence() { change_fence_word(); }
 void fence() {
   change_fence_word();
   race::fence();
+  count::fence();
 }
 
 void launch(const char* name, dim3 blocks, dim3 threads, size_t shared_bytes, bool cooperative,
@@ -113,10 +115,12 @@ void launch(const char* name, dim3 blocks, dim3 threads, size_t shared_bytes, bo
   const DeviceWork work;
   const bool on_fibers = engine() == Engine::fibers;
   race::start_launch(on_fibers);
+  count::start_launch(launch, on_fibers);
   if (on_fibers)
     run_fibers(launch);
   else
     run_threads(launch);
+  count::end_launch();
 }
 
 void Launch::place(Thread& thread, Block& block, int64_t index, int number) const {
@@ -139,6 +143,7 @@ void Block::prepare(Launch& of) {
     warps = std::make_unique<Warp[]>((threads + 31) / 32);
   }
   race::start_block(*this);
+  count::start_block(*this);
   dynamic_bytes = of.shared_bytes;
   const size_t room = (dynamic_bytes + 255) / 256 * 256;
   const size_t total = red_zone + room + red_zone + static_slots * static_slot + 256;
@@ -178,6 +183,9 @@ void Block::check_memory() const {
     if (keys[slot] != nullptr) check(base + sizes[slot], base + static_slot, "static", sizes[slot], base);
   }
 }
+
+int device_multiprocessors() { return modelled.multiprocessors; }
+size_t device_shared_bytes() { return modelled.shared_bytes; }
 
 unsigned char* dynamic_shared() { return current->block->dynamic; }
 
@@ -229,9 +237,10 @@ void block_barrier(const char* what, int id, int threads, Site site) {
     fault("a named barrier's number of threads must be a multiple of 32 within the block, not " +
           std::to_string(threads));
   Meeting& barrier = block.barriers[id];
+  count::barrier();
   meet(barrier, id == 0 ? block.threads : threads, what, 0, site, nullptr, [&] {
     if (barrier.expected == block.threads)
-      race::meet_block();
+      race::meet_block(), count::meet_block();
     else
       race::meet(barrier.threads);
   });
@@ -241,6 +250,7 @@ void grid_barrier(Site site) {
   Launch& launch = *current->block->launch;
   if (!launch.cooperative) fault("grid_barrier needs a cooperative launch");
   change_fence_word();
+  count::grid_barrier();
   meet(launch.grid, int(launch.block_count() * launch.thread_count()), "grid_barrier", 0, site, nullptr,
        [] { race::meet_grid(); });
   change_fence_word();
@@ -254,6 +264,7 @@ void meet_warp(const char* what, unsigned mask, void* argument, Collective all, 
           std::to_string(mask));
   if (lanes < 32) mask &= (1u << lanes) - 1;  // there are no other lanes
   Meeting& meeting = block.warps[warp].meetings[__builtin_ctz(mask)];
+  count::collective(what);
   meet(meeting, __builtin_popcount(mask), what, mask, site, argument, [&] {
     all(meeting.arguments.data(), mask);
     if (std::strcmp(what, "__syncwarp") == 0) race::meet_lanes(mask);

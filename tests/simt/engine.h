@@ -7,6 +7,7 @@
 #include <mutex>
 #include <vector>
 
+#include "count.h"
 #include "race.h"
 #include "simt.h"
 
@@ -50,6 +51,7 @@ struct Block {
   std::array<std::atomic<const void*>, static_slots> keys{};
   std::array<std::atomic<size_t>, static_slots> sizes{};
   race::BlockClocks clocks;
+  count::BlockCounts counts;
 
   void prepare(Launch& of);   // fresh shared memory, all of it poison
   void check_memory() const;  // that nothing wrote into the red zones

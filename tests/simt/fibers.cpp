@@ -162,7 +162,10 @@ struct Scheduler {
         throw Fault("simt: kernel " + std::string(launch->name) + ": " + describe_wait(meetings, int(ended)) + ".");
       }
     }
-    for (int b = 0; b < count; ++b) blocks[b]->check_memory();
+    for (int b = 0; b < count; ++b) {
+      blocks[b]->check_memory();
+      count::end_block(*blocks[b]);
+    }
   }
 };
 

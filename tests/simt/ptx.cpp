@@ -18,6 +18,7 @@ void start_copy(void* shared, const void* global, int bytes, int size) {
   const void* const from = __builtin_return_address(0);
   race::access(global, bytes, race::Access::read, from);
   race::access(shared, size, race::Access::copy, from);
+  count::copy(shared, global, bytes, size, from);
   const InModel model;
   std::memset(shared, poison, size);
   current->copies->list.push_back({shared, global, bytes, size, from});
@@ -32,6 +33,7 @@ void finish_groups(size_t pending) {
   Copies& copies = *current->copies;
   if (copies.groups.size() <= pending) return;
   const size_t done = copies.groups[copies.groups.size() - pending - 1];
+  count::wait(done, pending);
   for (size_t i = 0; i < done; ++i) {
     const Copies::Copy& copy = copies.list[i];
     race::access(copy.source, copy.bytes, race::Access::read, copy.from);

@@ -1,0 +1,72 @@
+// Of count.cpp: what is kept of each launch.
+#pragma once
+
+#include <algorithm>
+#include <array>
+#include <cstdint>
+#include <map>
+#include <string>
+#include <vector>
+
+#include "count_cache.h"
+
+namespace simt {
+
+struct Launch;
+
+namespace count {
+
+// Of a thread, outside the loop along k and inside it.
+struct Path {
+  std::array<int64_t, 2> accesses{}, trips{}, shared_trips{}, barriers{}, collectives{};
+  int64_t atomics = 0, fences = 0, fills = 0, steps = 0, grid_barriers = 0;
+
+  void raise(const Path& o) {
+    for (int i = 0; i < 2; ++i) {
+      accesses[i] = std::max(accesses[i], o.accesses[i]);
+      trips[i] = std::max(trips[i], o.trips[i]);
+      shared_trips[i] = std::max(shared_trips[i], o.shared_trips[i]);
+      barriers[i] = std::max(barriers[i], o.barriers[i]);
+      collectives[i] = std::max(collectives[i], o.collectives[i]);
+    }
+    atomics = std::max(atomics, o.atomics), fences = std::max(fences, o.fences);
+    fills = std::max(fills, o.fills), steps = std::max(steps, o.steps);
+    grid_barriers = std::max(grid_barriers, o.grid_barriers);
+  }
+};
+
+// Of global memory, by the width of a thread's access: 4 (or less), 8, 16 bytes.
+struct Traffic {
+  std::array<int64_t, 3> instructions{};
+  int64_t requested = 0, needed = 0, split = 0;  // sectors
+};
+
+struct Record {
+  std::string name, note;  // note: of what is no kernel of ours
+  const Launch* launch = nullptr;
+  int64_t blocks = 0, threads = 0, shared_bytes = 0;
+  bool cooperative = false;
+  std::vector<const void*> places;  // some of its instructions, by which its kernel is found
+  Path path;
+  Traffic read, written, copied;
+  std::array<int64_t, 2> copies{};                     // of 4 and of 16 bytes, of threads
+  std::array<int64_t, 2> wavefronts{}, least{};        // outside and inside the loop
+  int64_t ways = 1, shared_accesses = 0, vectors = 0;  // vectors: 16 bytes that a thread reads inside the loop
+  std::map<std::string, int64_t> products;             // instructions of the tensor cores, of warps
+  int64_t l2 = 0, hbm_read = 0;                        // sectors
+  uint64_t hbm_written = 0;
+};
+
+inline std::vector<Record> records;
+inline Cache cache(size_t{50} << 20);
+
+inline Record& record() { return records.back(); }
+
+inline void touch(uint64_t sector, bool writes) {
+  Record& to = record();
+  ++to.l2;
+  to.hbm_read += cache.touch(sector, writes, to.hbm_written);
+}
+
+}  // namespace count
+}  // namespace simt
