@@ -26,7 +26,7 @@ train: $(VENV)/installed
 	GOMP_SPINCOUNT=20000 $(BIN)/fastgan train digits
 
 test: $(VENV)/test-tools
-	$(BIN)/python tests/simt/build.py device
+	$(BIN)/python tests/simt/build.py device count
 	$(PYTEST) -m "not deep and not twin"
 	@echo "make check runs what is left: the tests marked deep, and those of the CPU (twin, and again those of auto) on \
 	other instruction sets and threads"
@@ -110,7 +110,7 @@ $(VENV)/deep-tools: $(VENV)/test-tools
 	touch $@
 
 $(VENV)/dev-tools: $(VENV)/torch Makefile
-	$(BIN)/python -m pip install --quiet ruff mypy clang-format gcovr ninja tree-sitter tree-sitter-cpp typer rich safetensors matplotlib pillow tomlkit
+	$(BIN)/python -m pip install --quiet ruff mypy clang-format gcovr ninja nvidia-cuda-nvdisasm tree-sitter tree-sitter-cpp typer rich safetensors matplotlib pillow tomlkit
 	touch $@
 
 # The reference is read from the sources, which need not be built for it.
