@@ -35,7 +35,10 @@ FLAGS = {
     "coverage": "-O0 --coverage -DFASTGAN_INLINE=inline",
 }
 LINK = {kind: "-pthread -shared" for kind in ("module", "device")} | {"race": "-pthread"}
-LINK["count"] = "-pthread -shared -Wl,--wrap=_ZN2at4_ops6mm_out4callERKNS_6TensorES4_RS2_"  # at::mm_out
+# Calls of at::mm, at::mm_out and at::addmm go through count_library.cpp.
+LIBRARY = ("2mm4callERKNS_6TensorES4_", "6mm_out4callERKNS_6TensorES4_RS2_")
+LIBRARY += ("5addmm4callERKNS_6TensorES4_S4_RKN3c106ScalarES8_",)
+LINK["count"] = "-pthread -shared" + "".join(f" -Wl,--wrap=_ZN2at4_ops{name}" for name in LIBRARY)
 COMMON = "-std=c++20 -g1 -pthread -DFASTGAN_SIMT -Wno-attributes -Werror=switch"
 
 

@@ -1,0 +1,197 @@
+"""tools/model.py: what its times are made of, and that the page has the tables that the record gives."""
+
+from __future__ import annotations
+
+import copy
+import json
+import os
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+import simt_backend
+
+from tools import model, model_parameters, model_time
+from tools.model_time import PARTS, resident_blocks, time_of
+
+RECORD = json.loads(model.RECORD.read_text())
+LAUNCHES = [launch for entry in (*RECORD["steps"], *RECORD["ops"]) for launch in entry["launches"]]
+CYCLE = 1e-3 / model_parameters.value("clock")  # us
+
+
+def launch(**counts: Any) -> dict[str, Any]:
+    """A launch of one block of one warp that does nothing but what is given."""
+    return dict(model.whole({"name": "k", "blocks": 1, "threads": 32, **counts}))
+
+
+def busy(**counts: Any) -> float:
+    """Microseconds of it beside what a launch takes."""
+    return time_of(launch(**counts)).total - model_parameters.value("launch")
+
+
+def test_the_page_has_the_tables_of_the_record() -> None:
+    text = model.PAGE.read_text()
+    assert model.page(text, RECORD) == text, "python -m tools.model --write"
+
+
+def test_a_page_without_a_table_is_refused() -> None:
+    with pytest.raises(ValueError, match="'goals' once, not 0 times"):
+        model.page(model.PAGE.read_text().replace("<!-- goals -->", ""), RECORD)
+
+
+def test_every_launch_has_a_kernel_and_a_time_of_its_parts() -> None:
+    assert len(LAUNCHES) > 300
+    for one in LAUNCHES:
+        time = model.modelled(one)
+        assert sum(time.parts.values()) == pytest.approx(time.total)
+        assert set(time.parts) <= set(PARTS)
+        assert time.total >= model_parameters.value("launch")
+        if "note" not in one:
+            assert model.kernel_of(one) in model.resources(), one["name"]
+            assert model.kernel_of(one) in model.instructions(), one["name"]
+
+
+def test_an_empty_launch_takes_what_a_launch_takes() -> None:
+    assert busy() == 0
+
+
+@pytest.mark.parametrize(
+    ("counts", "cycles"),
+    [
+        ({"trips": [3, 0]}, 3 * 260),
+        ({"atomics": 2}, 2 * 260),
+        ({"fences": 1}, 260),
+        ({"barriers": [4, 0]}, 4 * 29),
+        ({"collectives": [5, 0], "shared_trips": [1, 0]}, 6 * 29),
+        ({"grid_barriers": 1}, 1040),
+        ({"wavefronts": [64, 0]}, 64),
+        ({"wavefronts": [0, 64]}, 64),
+        ({"accesses": [7, 0]}, 7 * 10 * 2),
+        ({"read": {"requested": 40}, "l2": 40}, 10),
+        # Steps of k whose copies come from L2 take a third of a trip each, three being under way, and the first a trip.
+        ({"fills": 1, "steps": 2}, 260),
+        ({"fills": 1, "steps": 30}, 30 * 260 / 3),
+        ({"name": "linear", "vectors": 1200, "fills": 1}, 260 + 1200 * (128 / 12) / 128),
+        ({"products": {"mma.m16n8k8.tf32": 1000}}, 1000 * 1024 / (946 * 0.62)),
+    ],
+)
+def test_what_is_counted_takes_its_time(counts: dict[str, Any], cycles: float) -> None:
+    assert busy(**counts) == pytest.approx(cycles * CYCLE)
+
+
+def test_a_trip_to_the_memory_takes_longer() -> None:
+    from_cache, from_memory = (busy(trips=[10, 0], l2=10, hbm_read=missing) for missing in (0, 10))
+    assert from_memory / from_cache == pytest.approx(571 / 260)
+
+
+def test_bytes_take_their_bandwidth() -> None:
+    sectors = (1 << 28) // 32  # 256 MB
+    assert busy(l2=sectors) == pytest.approx((1 << 28) / 4863e3)
+    assert busy(l2=sectors, hbm_read=sectors) == pytest.approx((1 << 28) / 2750e3)
+
+
+@pytest.mark.parametrize(
+    ("threads", "shared", "registers", "resident"),
+    [
+        (128, 0, 168, 3),  # 65536 / (128 x 168)
+        (128, 79360, 168, 2),  # 228 KB of shared memory
+        (256, 0, 32, 8),  # 2048 threads
+        (32, 0, 16, 32),
+        (1024, 0, 64, 1),
+    ],
+)
+def test_blocks_that_a_multiprocessor_has_room_for(threads: int, shared: int, registers: int, resident: int) -> None:
+    assert resident_blocks(launch(threads=threads, shared_bytes=shared), registers) == resident
+
+
+def test_blocks_that_do_not_fit_wait() -> None:
+    one, many = (launch(blocks=blocks, threads=128, trips=[5, 0]) for blocks in (132, 132 * 3 + 1))
+    assert (time_of(one, 168).rounds, time_of(many, 168).rounds) == (1, 2)
+    assert time_of(many, 168).total - time_of(one, 168).total == pytest.approx(5 * 260 * CYCLE)
+
+
+def test_products_of_the_library_take_their_flops_and_a_split_one_two_launches() -> None:
+    large, small = (
+        time_of({"note": {"m": m, "n": m, "k": 4096}, "l2": 1, "hbm_read": 0, "hbm_written": 0}) for m in (4096, 64)
+    )
+    assert large.total == pytest.approx(2 * 4096**3 / 51.1e6, rel=0.02)  # bench/results/gpu-2026-11-26.json
+    assert small.parts["launch"] == 2 * model_parameters.value("launch")
+
+
+def test_where_time_goes_is_of_products_and_their_epilogues() -> None:
+    parts = time_of(launch(name="linear", trips=[4, 0], fills=1, steps=1)).parts
+    assert parts["epilogues"] == pytest.approx(4 * 260 * CYCLE)
+    assert parts["products"] == pytest.approx(260 * CYCLE)
+    assert set(time_of(launch(name="step_loss", trips=[1, 0])).parts) == {"launch", "reductions"}
+
+
+def test_a_profile_is_put_beside_the_model() -> None:
+    profile = {"configuration": "ring", "precision": "fp32", "loop_us": 100.0}
+    launches = [
+        {"kernel": "Memcpy DtoD ", "us": 1.0},
+        {"kernel": "mlp_forward_kernel<float, false>", "us": 9.0},
+        {"kernel": "mlp_forward_kernel<float, false>", "us": 11.0},
+        {"kernel": "product_kernel<Fma<float, 64, 64, ", "us": 5.0},
+        {"kernel": "cublasLtsplitKreduce_kernel<32, 16, int", "us": 2.0},
+    ]
+    assert model.families(launches) == {"mlp_forward": (2, 20.0), "linear": (1, 5.0), model.LIBRARY: (1, 2.0)}
+    lines = model.measured_table(RECORD, [{**profile, "launches": launches}])
+    assert any(line.startswith("| ring | mlp_forward | 2 | 20.0 |") for line in lines)
+    assert lines[-1].startswith("| ring | the step | 5 | 100 |")
+
+
+def test_the_record_has_every_configuration_with_and_without_penalties() -> None:
+    found = {(step["configuration"], step["path"], step["penalty"]) for step in RECORD["steps"]}
+    assert {(name, "default", "none") for name in ("ring", "digits", "mnist", "wide")} <= found
+    assert {("ring", "default", "R1"), ("digits", "default", "R1"), ("mnist", "tiled", "none")} <= found
+
+
+def test_parameters_have_sources() -> None:
+    assert all(one.source for one in model_parameters.H100.values())
+    used = copy.deepcopy(model_parameters.H100)
+    with pytest.raises(KeyError):
+        model_parameters.value("no such figure")
+    assert set(model_time.FMAS_OF[shape][0] for shape in model_time.FMAS_OF) <= set(used)
+
+
+@pytest.mark.deep
+def test_counting_anew_gives_the_record(tmp_path: Any) -> None:
+    if reason := simt_backend.unavailable_reason():
+        pytest.skip(reason)
+    file = tmp_path / "counts.json"
+    command = [sys.executable, "-m", "tools.model", "--count", "--only", "ring default none", "--record", str(file)]
+    subprocess.run(command, cwd=model.ROOT, check=True, capture_output=True, timeout=600)
+    (again,) = json.loads(file.read_text())["steps"]
+    same = ("configuration", "path", "penalty")
+    (kept,) = (step for step in RECORD["steps"] if all(step[key] == again[key] for key in same))
+    # Where tensors lie is another time elsewhere: what the cache holds may differ a little, what kernels do may not.
+    for one, two in zip(kept["launches"], again["launches"], strict=True):
+        places = ("l2", "hbm_read", "hbm_written", "read", "written", "copied")
+        assert {k: v for k, v in one.items() if k not in places} == {k: v for k, v in two.items() if k not in places}
+
+
+@pytest.mark.deep
+def test_the_library_s_products_are_counted() -> None:
+    if reason := simt_backend.unavailable_reason():
+        pytest.skip(reason)
+    program = (
+        "import json, torch\n"
+        "from fastgan import functional\n"
+        "from tools.model_counts import counting\n"
+        "x, w, b = (torch.randn(*n, requires_grad=True) for n in ((64, 96), (80, 96), (80,)))\n"
+        "with counting() as (counter, module):\n"
+        "    module.set_layer_path('library')\n"
+        "    functional.linear_act(x, w, b, 'relu').sum()\n"
+        "    counter.start(True)\n"
+        "    functional.linear_act(x, w, b, 'relu').sum().backward()\n"
+        "    print(json.dumps([one for one in counter.launches() if 'note' in one]))\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(model.ROOT / "tests"), "FASTGAN_TUNE": "0"}
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=model.ROOT, env=environment, capture_output=True, text=True, timeout=600
+    )
+    notes = [one["note"] for one in json.loads(done.stdout.splitlines()[-1])]
+    assert [(note["m"], note["n"], note["k"]) for note in notes] == [(64, 80, 96), (80, 96, 64), (64, 96, 80)]
+    sectors = [one["l2"] for one in json.loads(done.stdout.splitlines()[-1])]
+    assert all(n >= (64 * 96 + 80 * 96 + 64 * 80) * 4 // 32 for n in sectors)

@@ -1,0 +1,123 @@
+"""From the counts of a launch to modelled microseconds on an H100, and where they go.
+
+A block's time is what the thread with the most round trips waits for, one after the other, and what its multiprocessor
+does for it and for the blocks beside it; a launch's is that of as many rounds of blocks as there are, or what its bytes
+take, whichever is longer, after what a launch itself takes.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from .model_parameters import value
+
+Launch = Mapping[str, Any]
+
+SCHEDULERS = 4  # a multiprocessor
+# Where the time goes.
+PARTS = ("launch", "products", "epilogues", "memory", "reductions", "other")
+# Launches that are a product with its epilogue, and those that add up; of the rest, `memory`.
+PRODUCTS = ("linear", "mlp_forward", "mlp_backward", "mlp_tangent")
+REDUCTIONS = ("step_loss", "column_sums", "clip", "penalty_start", "bce_sum", "logits_loss_sum", "batch_norm_forward")
+# FMAs for each 16 bytes that a thread reads from shared memory: 8 x 4 sums take 12 reads for 4 of k, 4 x 4 take 8.
+FMAS_A_READ = {"linear": 4 * 32 / 12, "mlp_forward": 4 * 16 / 8, "mlp_backward": 4 * 16 / 8, "mlp_tangent": 4 * 16 / 8}
+FMAS_OF = {
+    "mma.m16n8k8.tf32": ("tf32", 1024),
+    "mma.m16n8k16.bf16": ("16 bit", 2048),
+    "mma.m16n8k16.f16": ("16 bit", 2048),
+}
+
+
+class Time(NamedTuple):
+    """Microseconds of a launch: all of it, and its parts by PARTS; blocks a multiprocessor, and rounds of them."""
+
+    total: float
+    parts: dict[str, float]
+    resident: int
+    rounds: int
+
+
+def resident_blocks(launch: Launch, registers: int) -> int:
+    """How many of a launch's blocks a multiprocessor has room for, by the resources table's registers a thread."""
+    warps = math.ceil(launch["threads"] / 32)
+    by_registers = value("registers") // (math.ceil(registers / 8) * 8 * 32 * warps) if registers else value("blocks")
+    by_shared = value("shared memory") // (launch["shared_bytes"] + launch.get("static_bytes", 0) + 1024)
+    return int(max(1, min(by_registers, by_shared, value("threads") // (32 * warps), value("blocks"))))
+
+
+def time_of_library(launch: Launch) -> Time:
+    """A product of the library: launches, loads, FMAs; where its 64 x 64 tiles are few, k is split and added up."""
+    m, n, k = (launch["note"][key] for key in "mnk")
+    thin = min(m, n) < 16  # a matrix and a vector
+    tiles = 1 if thin else math.ceil(m / 64) * math.ceil(n / 64)
+    splits = 1 if thin else max(1, min(int(value("multiprocessors") // tiles), k // 128))
+    launches = 1 + (splits > 1)
+    cycles = launches * 2 * value("L2 latency") * (1 + bool(launch["hbm_read"]))
+    used = min(value("multiprocessors"), tiles * splits) if not thin else value("multiprocessors")
+    cycles += m * n * k / (value("FMA") * value("library") * used)
+    busy = max(cycles / value("clock") * 1e-3, _bytes(launch))
+    return Time(launches * value("launch") + busy, {"launch": launches * value("launch"), "products": busy}, 1, 1)
+
+
+def time_of(launch: Launch, registers: int = 0, instructions: float = 10.0) -> Time:
+    """One launch.
+
+    Args:
+        launch: its counts.
+        registers: a thread, on sm_90a; 0 where they are not known.
+        instructions: all that its machine code has, for each access of memory that it has.
+    """
+    if "note" in launch:
+        return time_of_library(launch)
+    resident = resident_blocks(launch, registers)
+    processors = value("multiprocessors")
+    rounds = math.ceil(launch["blocks"] / (resident * processors))
+    beside = math.ceil(min(launch["blocks"], resident * processors) / processors)
+
+    missing = launch["hbm_read"] / max(1, launch["l2"])
+    trip = value("L2 latency") + missing * (value("memory latency") - value("L2 latency"))
+    waits = [
+        launch["trips"][i] * trip
+        + launch["shared_trips"][i] * value("shared latency")
+        + launch["barriers"][i] * value("barrier")
+        + launch["collectives"][i] * value("collective")
+        for i in (0, 1)
+    ]
+    waits[0] += launch["atomics"] * value("L2 latency") + launch["fences"] * value("fence")
+    waits[0] += launch["grid_barriers"] * value("grid barrier")
+    waits[1] += launch["fills"] * trip
+    # Of the warps that share a scheduler each issues in its turn.
+    warps = max(1, beside * math.ceil(launch["threads"] / 32) / SCHEDULERS)
+    copies = sum(launch["copies"]) / (launch["blocks"] * launch["threads"])  # count as two, one on either side
+    issue = [
+        max(0, n) * instructions * max(value("issue"), warps)
+        for n in (launch["accesses"][0], launch["accesses"][1] - copies)
+    ]
+
+    fmas = launch["vectors"] * FMAS_A_READ.get(launch["name"], 0) / value("FMA")
+    for shape, times in launch["products"].items():
+        rate, each = FMAS_OF[shape]
+        fmas += times * each / (value(rate) * value("share of mma"))
+    a_block = 1 / launch["blocks"]
+    inside = max(fmas, launch["wavefronts"][1] * 128 / value("shared bandwidth")) * a_block
+    sectors = sum(launch[way]["requested"] for way in ("read", "written"))
+    outside = (launch["wavefronts"][0] + sectors * 32 / value("L1 bandwidth")) * a_block
+    # Three steps of k are under way at a time.
+    loop = max(waits[1] + max(beside * inside, issue[1]), launch["steps"] * trip / 3)
+    rest = waits[0] + max(beside * outside, issue[0])
+    busy = max(rounds * (loop + rest) * 1e-3 / value("clock"), _bytes(launch))
+    parts = {"launch": value("launch")}
+    if launch["name"] in PRODUCTS:
+        share = loop / (loop + rest) if loop + rest > 0 else 0
+        parts |= {"products": busy * share, "epilogues": busy * (1 - share)}
+    else:
+        parts |= {"reductions" if launch["name"] in REDUCTIONS else "memory": busy}
+    return Time(value("launch") + busy, parts, resident, rounds)
+
+
+def _bytes(launch: Launch) -> float:
+    """Microseconds that its bytes take at least, in L2 or in the device's memory."""
+    memory = 32e-3 * (launch["hbm_read"] + launch["hbm_written"]) / value("memory bandwidth")
+    return max(memory, 32e-3 * launch["l2"] / value("L2 bandwidth"))
