@@ -12,11 +12,12 @@ from pathlib import Path
 
 import pytest
 
+from bench.options import OPS
 from tools import gpu_record
 
 ROOT = Path(__file__).parent.parent
-PARTS = ["facts", "build", "verify", "kernels", "step", "profile", "choices", "step-tf32"]
-PARTS += ["memcheck", "racecheck", "synccheck", "initcheck", "tests", "step-compiled", "bench"]
+PARTS = ["facts", "build", "verify", "kernels", "kernels-2", "step", "profile", "modelled", "choices", "step-tf32"]
+PARTS += ["memcheck", "racecheck", "synccheck", "initcheck", "tests", "step-compiled", "penalties", "bench"]
 
 pytestmark = [
     pytest.mark.deep,
@@ -67,12 +68,28 @@ def test_a_dry_run_lists_the_parts_and_their_limits_fit() -> None:
     assert [name for name, _ in parts] == PARTS
     assert result.stdout.endswith("560 s at most\n")  # the clock, however much the limits are together
     assert "FASTGAN_REQUIRE_BACKENDS=cuda" in result.stdout
+    # What measured the time of a step is put beside the model, and every op of the benchmark is in one part or another.
+    assert '-m tools.model --measured "$WORK/profile.json"' in result.stdout
+    measured = set(re.findall(r"[a-z_]+", " ".join(re.findall(r"--only ([a-z_ ]+)", result.stdout))))
+    assert measured >= set(OPS)
     for file in re.findall(r"tests/test_\w+\.py", result.stdout):
         assert (ROOT / file).exists(), file
     assert run("--dry-run", "--part", "build", "--limit", "7").stdout.startswith("build, at most 7 s:\n")
     two = run("--dry-run", "--part", "step", "--part", "profile", "--clock", "50").stdout
     assert re.findall(r"^([\w-]+), at most", two, re.MULTILINE) == ["step", "profile"]
     assert two.endswith("50 s at most\n")
+
+
+def test_files_of_kernels_have_tests_for_a_gpu_and_run_once() -> None:
+    parts = re.split(r"^[\w-]+, at most \d+ s:$", run("--dry-run").stdout, flags=re.MULTILINE)[1:]
+    first, second = (
+        re.findall(r"tests/test_\w+\.py", parts[PARTS.index(name)].split("-m pytest")[1])
+        for name in ("kernels", "kernels-2")
+    )
+    assert len({*first, *second}) == len([*first, *second])
+    for file in second:
+        assert "backend" in (ROOT / file).read_text(), file
+    assert all(f" {file}" in parts[PARTS.index("tests")] for file in (*first, *second))
 
 
 def test_help() -> None:

@@ -45,6 +45,10 @@ readonly FIRST='tests/test_gpu.py tests/test_gpu_step.py tests/test_cuda_kernels
 tests/test_engine_between_steps.py tests/test_step.py tests/test_step_options.py tests/test_sigmoid.py
 tests/test_plan_watch.py tests/test_engine_adam.py tests/test_mlp.py tests/test_mlp_whole.py tests/test_logits_loss.py
 tests/test_bce.py'
+# What came later, of the same kernels: penalties, D alone, other losses, segments, second derivatives.
+readonly SECOND='tests/test_step_cases.py tests/test_discriminator_step.py tests/test_segmented.py
+tests/test_segmented_engine.py tests/test_segmented_step.py tests/test_segmented_refuses.py tests/test_gan_losses.py
+tests/test_mlp_double_backward.py tests/test_composed.py tests/test_thin_layers.py'
 tests='has() { "$PYTHON" -c "import $1" 2>/dev/null; }
 for package in hypothesis expecttest xdist pytest_timeout tomlkit typer rich safetensors sklearn PIL matplotlib; do
   has "$package" || echo "note: $package is missing"
@@ -58,11 +62,17 @@ export OMP_NUM_THREADS=2 FASTGAN_SKIP_SIMT=1 FASTGAN_REQUIRE_BACKENDS=cuda FASTG
 part kernels 130 "$tests"'
 "$PYTHON" -m pytest '"${FIRST//$'\n'/ }"' "${options[@]}" --junitxml="$WORK/kernels.xml"'
 
-# Without the steps with penalties ("float32 step"), which would not fit.
+part kernels-2 110 "$tests"'
+"$PYTHON" -m pytest '"${SECOND//$'\n'/ }"' -m "not deep" "${options[@]}" --junitxml="$WORK/kernels-2.xml"'
+
+# Without the steps with penalties ("float32 step"), which have a part of their own.
 part step 90 '"$PYTHON" -m bench --device cuda --only step --match "step " --rounds 7 --seconds 0.02 --budget 5 \
   --json "$WORK/step.json"'
 
 part profile 40 '"$PYTHON" -m tools.kernel_profile --json "$WORK/profile.json"'
+
+# Modelled from counts of the host model (bench/results/modelled.json), beside what was measured just now.
+part modelled 20 '"$PYTHON" -m tools.model --measured "$WORK/profile.json" | tee "$WORK/modelled.md"'
 
 part choices 70 '"$PYTHON" -m tools.choices --device cuda --rounds 5 --seconds 0.01 --json "$WORK/choices.json"'
 
@@ -87,15 +97,18 @@ part tests 120 "$tests"'
 if ! has tomlkit; then
   for name in config trainer cli checkpoint examples; do options+=("--ignore=tests/test_$name.py"); done
 fi
-for file in '"${FIRST//$'\n'/ }"'; do options+=("--ignore=$file"); done
+for file in '"${FIRST//$'\n'/ } ${SECOND//$'\n'/ }"'; do options+=("--ignore=$file"); done
 "$PYTHON" -m pytest tests -m "not deep" "${options[@]}" --junitxml="$WORK/tests.xml"'
 
 # What torch.compile takes to compile is most of this.
 part step-compiled 100 '"$PYTHON" -m bench --device cuda --tf32 --only step --match "step " --rounds 5 --seconds 0.02 \
   --budget 4 --peers torch.compile CUDA-graph-of-torch.compile --json "$WORK/step-compiled.json"'
 
-part bench 80 '"$PYTHON" -m bench --device cuda --only bce logits_loss linear mlp host penalties --rounds 5 \
-  --seconds 0.01 --json "$WORK/bench.json"'
+part penalties 80 '"$PYTHON" -m bench --device cuda --only step --match "float32 step" --rounds 5 --seconds 0.02 \
+  --budget 4 --json "$WORK/penalties.json"'
+
+part bench 90 '"$PYTHON" -m bench --device cuda --only bce logits_loss segmented linear mlp host penalties tutorial \
+  --rounds 5 --seconds 0.01 --json "$WORK/bench.json"'
 
 refuse() {
   echo "tools/gpu.sh: $1" >&2

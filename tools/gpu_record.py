@@ -44,9 +44,9 @@ def assemble(folder: Path) -> dict[str, Any]:
     """The record: parts with their exit status and seconds, facts, counts of the tests, and the benchmark's records.
 
     Args:
-        folder: with parts.tsv, and where their parts got so far, facts.json, the tests' kernels.xml and tests.xml, and
-            of the benchmark step.json, step-tf32.json, step-compiled.json, profile.json, choices.json and
-            bench.json.
+        folder: with parts.tsv, and where their parts got so far, facts.json, the tests' kernels.xml, kernels-2.xml and
+            tests.xml, and of the benchmark step.json, step-tf32.json, step-compiled.json, penalties.json, profile.json,
+            choices.json and bench.json.
     """
     record: dict[str, Any] = {
         "date": datetime.now(timezone.utc).date().isoformat(),
@@ -60,10 +60,10 @@ def assemble(folder: Path) -> dict[str, Any]:
         )
     if (machine := _json(folder / "facts.json")) is not None:
         record["facts"] = machine
-    for name in ("kernels", "tests"):
+    for name in ("kernels", "kernels-2", "tests"):
         if (tests := _tests(folder / f"{name}.xml")) is not None:
             record[name] = tests
-    for name in ("step", "step-tf32", "step-compiled", "profile", "choices"):
+    for name in ("step", "step-tf32", "step-compiled", "penalties", "profile", "choices"):
         if (measured := _json(folder / f"{name}.json")) is not None:
             record[name] = measured
     record.update(_json(folder / "bench.json") or {})  # environment, ceilings, rows: as python -m bench writes them
