@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from fastgan.data import Dataset, grid25, load, ring8
 from fastgan.data.dataset import DataError
-from fastgan.training.config import MIXTURE
+from fastgan.training.defaults import MIXTURE
 
 # Where Debian's package dataset-fashion-mnist puts it.
 FASHION_MNIST = "/usr/share/datasets/fashion-mnist"

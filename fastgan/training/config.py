@@ -12,6 +12,7 @@ from fastgan import data as data_module
 from fastgan import reference
 from fastgan.data.dataset import Dataset
 from fastgan.step_options import StepOptions, names_of
+from fastgan.training.defaults import MIXTURE, SEGMENTED, TABLE, WIDE, default_options
 from fastgan.training.options import (
     MOST_INTEGER,
     MOST_SIZE,
@@ -22,10 +23,12 @@ from fastgan.training.options import (
     of_step,
     one_of,
     option,
+    or_none,
     path,
     switch,
     widths,
     words,
+    zero_or_from_one,
 )
 from fastgan.training.schedules import SCHEDULES
 
@@ -38,6 +41,7 @@ LATER = (
     *("condition_weight", "columns"),
     *("data_scale", "lr_schedule", "lr_final"),
     *("keep_best", "report"),
+    *("d_first_activation", "g_first_slope", "d_first_slope", "d_lr_final", "gamma_final"),
 )
 # Options that a run may go on with changed: they say how long, how often and where, not what is learned.
 EXTENDABLE = (
@@ -67,6 +71,10 @@ class TrainConfig:
         d_hidden: widths of the discriminator's hidden layers.
         g_activation: after the generator's hidden layers.
         d_activation: after the discriminator's hidden layers.
+        d_first_activation: after the first of them, where it is another; None is d_activation.
+        g_first_slope: the largest slope of a unit of the generator's first layer, from 1; 0 is torch's initialisation.
+            See `fastgan.training.first_layer`.
+        d_first_slope: likewise of the discriminator's.
         output_activation: after the generator's last layer; the data lies in [-1, 1].
         negative_slope: of leaky_relu below zero.
         loss: `non_saturating`, `minimax`, `relativistic`, `hinge`, `wasserstein` or `least_squares`.
@@ -78,8 +86,10 @@ class TrainConfig:
         g_lr: the generator's learning rate, with Adam.
         d_lr: the discriminator's.
         data_scale: the networks learn the data times this; samples are divided by it again.
-        lr_schedule: what becomes of both learning rates over the steps: `constant`, `cosine` or `linear`, which fall.
+        lr_schedule: what becomes of both learning rates over the steps: `constant`, or `cosine`, `linear` or
+            `exponential`, which fall.
         lr_final: the share of them that is left at the end of a schedule that falls.
+        d_lr_final: the share of the discriminator's, where it is another; None is lr_final.
         beta1: of both Adams.
         beta2: of both Adams.
         ema: keep an exponential moving average of the generator and draw the samples from it.
@@ -87,6 +97,8 @@ class TrainConfig:
         r1_gamma: weight of the R1 penalty, on real samples; 0 is off.
         r1_every: steps from one R1 and R2 penalty to the next.
         r2_gamma: weight of the R2 penalty, the same on fakes; 0 is off.
+        gamma_final: the share of r1_gamma and r2_gamma that is left at the end; they fall by equal factors, every 100
+            steps.
         gp_weight: weight of the WGAN-GP penalty, in each update of the discriminator; 0 is off.
         gp_center: the norm of the gradient that costs nothing.
         pac: so many samples are one input of the discriminator; divides batch_size.
@@ -119,6 +131,11 @@ class TrainConfig:
     d_hidden: tuple[int, ...] = option((512, 256), "Discriminator's.", widths)
     g_activation: str = option("relu", "Such as relu, leaky_relu, tanh.", one_of(reference.ACTIVATIONS))
     d_activation: str = option("leaky_relu", "Likewise.", one_of(reference.ACTIVATIONS))
+    d_first_activation: str | None = option(
+        None, "Of its first hidden layer; off is d_activation.", or_none(one_of(reference.ACTIVATIONS))
+    )
+    g_first_slope: float = option(0.0, "Largest of G's first layer, from 1; 0 for torch's start.", zero_or_from_one)
+    d_first_slope: float = option(0.0, "Of D's first layer, likewise.", zero_or_from_one)
     output_activation: str = option("tanh", "After the generator's last layer.", one_of(reference.ACTIVATIONS))
     negative_slope: float = option(0.2, "Of leaky_relu below zero.", number())
     loss: str = option("non_saturating", f"{', '.join(LOSSES[:-1])} or {LOSSES[-1]}.", of_step())
@@ -131,8 +148,9 @@ class TrainConfig:
     g_lr: float = option(1e-3, "G's learning rate, over 0.", number(0.0, low_open=True))
     d_lr: float = option(1e-3, "D's learning rate, over 0.", number(0.0, low_open=True))
     data_scale: float = option(1.0, "The networks learn the data times this, over 0.", number(0.0, low_open=True))
-    lr_schedule: str = option("constant", "Of both rates: constant, cosine or linear.", one_of(SCHEDULES))
+    lr_schedule: str = option("constant", "Of both rates: constant, cosine, linear or exponential.", one_of(SCHEDULES))
     lr_final: float = option(0.0, "Share of the rates at the end of the schedule, 0 to 1.", number(0.0, high=1.0))
+    d_lr_final: float | None = option(None, "Of D's, 0 to 1; off is lr_final.", or_none(number(0.0, high=1.0)))
     beta1: float = option(0.5, "Adam's, 0 to 1, not 1.", decay)
     beta2: float = option(0.999, "Adam's, 0 to 1, not 1.", decay)
     ema: bool = option(True, "Draw samples from a moving average of G.", switch)
@@ -140,6 +158,9 @@ class TrainConfig:
     r1_gamma: float = option(0.3, "Weight of the R1 penalty, on real samples, 0 for none.", of_step())
     r1_every: int = option(8, "Steps between R1 and R2 penalties, at least 1.", of_step(MOST_INTEGER))
     r2_gamma: float = option(0.0, "Weight of the R2 penalty, on fakes, 0 for none.", of_step())
+    gamma_final: float = option(
+        1.0, "Share of R1's and R2's weights at the end, over 0 to 1.", number(0.0, high=1.0, low_open=True)
+    )
     gp_weight: float = option(0.0, "Weight of the WGAN-GP penalty, 0 for none.", of_step())
     gp_center: float = option(1.0, "Norm of the gradient that costs nothing, at least 0.", of_step())
     pac: int = option(1, "Samples packed into one input of D, at least 1; divides the batch.", of_step(MOST_SIZE))
@@ -173,6 +194,9 @@ class TrainConfig:
                 f"output_activation must be one without bounds with data_scale={self.data_scale:g}, such as identity, "
                 f"not {self.output_activation!r}"
             )
+        for name, final in (("lr_final", self.lr_final), ("d_lr_final", self.d_lr_final)):
+            if self.lr_schedule == "exponential" and final == 0:
+                raise ValueError(f"{name} must be over 0 with lr_schedule='exponential', such as 0.01, not {final:g}")
         if self.batch_size % self.pac:
             raise ValueError(f"batch_size must be a multiple of pac={self.pac}, not {self.batch_size}")
 
@@ -290,6 +314,9 @@ class TrainOptions(TypedDict, total=False):
     d_hidden: tuple[int, ...] | list[int] | None
     g_activation: str | None
     d_activation: str | None
+    d_first_activation: str | None
+    g_first_slope: float | None
+    d_first_slope: float | None
     output_activation: str | None
     negative_slope: float | None
     loss: str | None
@@ -302,6 +329,7 @@ class TrainOptions(TypedDict, total=False):
     data_scale: float | None
     lr_schedule: str | None
     lr_final: float | None
+    d_lr_final: float | None
     beta1: float | None
     beta2: float | None
     ema: bool | None
@@ -309,6 +337,7 @@ class TrainOptions(TypedDict, total=False):
     r1_gamma: float | None
     r1_every: int | None
     r2_gamma: float | None
+    gamma_final: float | None
     gp_weight: float | None
     gp_center: float | None
     pac: int | None
@@ -328,104 +357,6 @@ class TrainOptions(TypedDict, total=False):
     keep_best: bool | None
     report: bool | None
     runs: str | os.PathLike[str] | None
-
-
-# Where the defaults for a kind of data differ from TrainConfig's own, which are tuned on digits.
-WIDE: dict[str, Any] = {
-    "latent_size": 100,
-    "g_hidden": (256, 512, 1024),
-    "d_hidden": (1024, 512, 256),
-    "g_activation": "leaky_relu",
-}
-TABLE: dict[str, Any] = {"latent_size": 16, "output_activation": "identity"}
-# Those of CTGAN (Xu et al. 2019, arXiv:1907.00503, section 4.4), but for a generator that has no residual layers.
-SEGMENTED: dict[str, Any] = {
-    "steps": 10_000,
-    "batch_size": 500,
-    "latent_size": 128,
-    "g_hidden": (256, 256),
-    "d_hidden": (256, 256),
-    "loss": "wasserstein",
-    "gp_weight": 10.0,
-    "pac": 10,
-    "r1_gamma": 0.0,
-    "g_lr": 2e-4,
-    "d_lr": 2e-4,
-    "beta2": 0.9,
-    "condition_weight": 1.0,
-}
-SIMPLE_MIXTURE: dict[str, Any] = {
-    "steps": 10_000,
-    "batch_size": 256,
-    "latent_size": 2,
-    "g_hidden": (128, 128),
-    "d_hidden": (128, 128),
-    "output_activation": "identity",
-    # The penalty leaves samples between the narrow modes: of 10,000 samples of grid25, 62 % lay within three
-    # standard deviations of a mode with 0.3, 87 % with 0.05 and 90 % without; all 25 modes were reached.
-    "r1_gamma": 0.0,
-}
-# One configuration for ring8 and grid25, whose samples it scales to [-4, 4]; figures in bench/results/evaluation.md.
-# Batch and latent are PacGAN's (arXiv:1712.04086), loss and penalties R3GAN's (arXiv:2501.05441).
-MIXTURE: dict[str, Any] = {
-    "steps": 12_000,
-    "batch_size": 100,
-    "latent_size": 2,
-    # In tries of one seed 97 % of grid25's samples lay near a mode; with 3 x 128 and one update of D, 90 %.
-    "g_hidden": (256, 256, 256, 256),
-    "d_hidden": (128, 128, 128),
-    "output_activation": "identity",
-    "data_scale": 4.0,
-    "loss": "relativistic",
-    "r1_gamma": 0.01,
-    "r2_gamma": 0.01,
-    "r1_every": 4,
-    # Modes are too narrow where the discriminator lags behind a generator that moves to and fro.
-    "d_steps": 3,
-    "beta1": 0.0,
-    "beta2": 0.99,
-    "lr_schedule": "cosine",
-    "ema_decay": 0.99,
-}
-
-
-def default_options(dataset: Dataset, given: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    """Where the defaults for a data set differ from TrainConfig's own, beside the options that are given."""
-    if dataset.table is not None:
-        return _table_options(dataset, given or {})
-    if dataset.modes is not None:
-        return _mixture_options(given or {})
-    options = {**(WIDE if dataset.width > 256 else {}), **(TABLE if dataset.image_shape is None else {})}
-    # Told which class to draw, the same networks draw fewer images that lie between two classes.
-    options["conditional"] = dataset.image_shape is not None and dataset.labels is not None
-    return options
-
-
-def _mixture_options(given: Mapping[str, Any]) -> dict[str, Any]:
-    """Those for a mixture. Nearly all belong to the loss: where another is asked for, there are simple ones instead.
-
-    A target asks for another loss too, for this one takes none.
-    """
-    has_target = any(
-        given.get(name, default) != default for name, default in (("real_target", 1.0), ("fake_target", 0.0))
-    )
-    loss = given.get("loss", "non_saturating" if has_target else MIXTURE["loss"])
-    return dict(MIXTURE if loss == MIXTURE["loss"] else SIMPLE_MIXTURE)
-
-
-def _table_options(dataset: Dataset, given: Mapping[str, Any]) -> dict[str, Any]:
-    """Those for a table. What belongs to the loss stays out where another is given, and packs where they do not fit."""
-    options = dict(SEGMENTED)
-    if given.get("loss", options["loss"]) != options["loss"]:
-        for name in ("gp_weight", "r1_gamma"):
-            del options[name]
-    size = given.get("batch_size", min(options["batch_size"], len(dataset)))
-    if ("batch_size" in given and type(size) is int and size % options["pac"]) or size < options["pac"]:
-        options["pac"] = 1
-    options["conditional"] = bool(given.get("conditional", dataset.conditions > 0))
-    if not options["conditional"]:
-        options["condition_weight"] = 0.0
-    return options
 
 
 def configure(

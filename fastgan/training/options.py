@@ -76,6 +76,23 @@ def one_of(allowed: Collection[str]) -> Check:
     return check
 
 
+def or_none(of: Check) -> Check:
+    """None, or what another check allows."""
+
+    def check(name: str, value: Any) -> Any:
+        return None if value is None else of(name, value)
+
+    return check
+
+
+def zero_or_from_one(name: str, value: Any) -> Any:
+    """0, or a finite number of at least 1."""
+    checks.number(name, value, 0.0)
+    if 0 < value < 1:
+        raise ValueError(f"{name} must be 0 or at least 1, not {value}")
+    return value
+
+
 def decay(name: str, value: Any) -> Any:
     """A number in [0, 1)."""
     checks.decay(name, value)

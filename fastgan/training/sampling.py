@@ -12,7 +12,9 @@ from torch import Tensor, nn
 
 from fastgan import checks
 from fastgan.data.table import Table
+from fastgan.layers import activation_module
 from fastgan.nn import MLP, SegmentedActivation
+from fastgan.training import first_layer
 from fastgan.training.config import TrainConfig
 
 # Of a grid, and of a scatter plot, which needs more to show a density.
@@ -50,6 +52,14 @@ def build_networks(config: TrainConfig, width: int, num_classes: int, table: Tab
         device="cpu",
         dtype=torch.float32,
     )
+    if config.d_first_activation is not None and config.d_hidden:
+        discriminator[1] = activation_module(config.d_first_activation, config.negative_slope)
+    if config.g_first_slope and config.g_hidden:
+        zeros = torch.randn(len(generator[0].bias), config.latent_size, device="cpu", dtype=torch.float32)
+        first_layer.spread(generator[0], config.g_first_slope, F.pad(zeros, (0, classes)))
+    if config.d_first_slope and config.d_hidden:
+        zeros = first_layer.in_a_box(len(discriminator[0].bias), config.pac, width, config.data_scale)
+        first_layer.spread(discriminator[0], config.d_first_slope, F.pad(zeros, (0, classes)).flatten(1))
     return generator, discriminator
 
 

@@ -27,7 +27,7 @@ from fastgan.training.checkpoint import (
 from fastgan.training.config import TrainConfig
 from fastgan.training.random_states import RandomStates
 from fastgan.training.sampling import build_networks
-from fastgan.training.schedules import set_learning_rates, share_of_rate
+from fastgan.training.schedules import set_learning_rates, share_of_gamma, share_of_rate
 
 
 @dataclass
@@ -105,10 +105,16 @@ class TrainState:
         return cls(generator, discriminator, ema, g_optimizer, d_optimizer, train_step, batches, random_states)
 
     def take_step(self, config: TrainConfig, real: Tensor, labels: Tensor | None) -> StepStats:
-        """Train one step, at the learning rates that the schedule says, on a batch as the data has it."""
+        """Train one step, at the rates and weights that the schedules say, on a batch as the data has it."""
         if config.lr_schedule != "constant":
-            share = share_of_rate(config.lr_schedule, self.step, config.steps, config.lr_final)
-            set_learning_rates(self.optimizers.values(), share)
+            d_final = config.lr_final if config.d_lr_final is None else config.d_lr_final
+            for optimizer, final in ((self.g_optimizer, config.lr_final), (self.d_optimizer, d_final)):
+                set_learning_rates([optimizer], share_of_rate(config.lr_schedule, self.step, config.steps, final))
+        if config.gamma_final != 1:
+            left = share_of_gamma(self.step, config.steps, config.gamma_final)
+            for name, gamma in (("r1_gamma", config.r1_gamma), ("r2_gamma", config.r2_gamma)):
+                if getattr(self.train_step, name) != gamma * left:
+                    setattr(self.train_step, name, gamma * left)
         if config.data_scale != 1:
             real = real * config.data_scale
         stats = self.train_step.step(real, labels if config.conditional else None)
