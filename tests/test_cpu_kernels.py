@@ -40,6 +40,7 @@ def test_each_kernel_against_its_plain_loop(kind: str, isa: str) -> None:
     first, *checks = done.stdout.splitlines()
     assert kind == "native" or first == f"instructions: {isa}"
     assert [check.partition(":")[0] for check in checks] == [
+        "threads",
         "losses",
         "layers",
         "thin",
@@ -47,6 +48,24 @@ def test_each_kernel_against_its_plain_loop(kind: str, isa: str) -> None:
         "segmented",
         "step",
     ]
+
+
+def test_threads_of_the_standard_library(tmp_path: Path) -> None:
+    """What builds without OpenMP have, under ThreadSanitizer."""
+    if lacking := build.missing("native"):
+        pytest.skip(lacking)
+    sources = [
+        build.HERE / "threads_alone.cpp",
+        build.HERE / "check_threads.cpp",
+        ROOT / "csrc" / "cpu" / "threads.cpp",
+    ]
+    flags = [*build.CHECKS.split(), "-fopenmp-simd", "-fsanitize=thread"]
+    checks = tmp_path / "threads"
+    subprocess.run(["g++", *flags, *sources, "-pthread", "-o", checks], check=True)
+    environment = {**os.environ, "TSAN_OPTIONS": "die_after_fork=0"}
+    done = subprocess.run([checks], env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout == "602 compared, 0 failed\n"
 
 
 def test_a_wrong_lane_is_found(tmp_path: Path) -> None:
@@ -105,4 +124,5 @@ def test_products_of_neon_multiply_by_lane() -> None:
             kinds = Counter(text.split()[0] for text in loop)
             assert not kinds.keys() & {"dup", "ins", "ld1r", "fmul", "fadd"}, kinds
             assert len(loop) <= 76, kinds
-            assert sum("[sp" in text for text in loop) <= 4, kinds  # of what is counted, not of the sums
+            # Of panels, g++ 12 keeps two registers in memory in one of its two loops.
+            assert sum("[sp" in text for text in loop) <= 4, kinds

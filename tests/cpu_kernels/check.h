@@ -106,6 +106,7 @@ class Scratch {
   std::unique_ptr<char[]> memory_;
 };
 
+void check_threads();
 void check_losses();
 void check_layers();
 void check_thin();

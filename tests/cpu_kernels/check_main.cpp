@@ -7,9 +7,10 @@ int main() {
   const struct {
     const char* name;
     void (*check)();
-  } all[] = {{"losses", checks::check_losses},       {"layers", checks::check_layers},
-             {"thin", checks::check_thin},           {"networks", checks::check_networks},
-             {"segmented", checks::check_segmented}, {"step", checks::check_step}};
+  } all[] = {{"threads", checks::check_threads},   {"losses", checks::check_losses},
+             {"layers", checks::check_layers},     {"thin", checks::check_thin},
+             {"networks", checks::check_networks}, {"segmented", checks::check_segmented},
+             {"step", checks::check_step}};
   std::printf("instructions: %s\n", fastgan::cpu::isa_name());
   int64_t failed = 0;
   for (const auto& one : all) {
