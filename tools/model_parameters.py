@@ -39,7 +39,7 @@ H100 = {
     "tf32": Parameter(946, "FMAs a cycle and multiprocessor", f"{DATASHEET}: 494.7 TFLOPS"),
     "16 bit": Parameter(1893, "FMAs a cycle and multiprocessor", f"{DATASHEET}: 989.4 TFLOPS"),
     "share of mma": Parameter(
-        0.62, "of these rates", "arXiv 2402.13499 and 2501.12084: mma on Hopper reaches 62 % of what wgmma does"
+        0.62, "of these rates", f"{ASSUMED} at hand; studies such as arXiv 2402.13499 find mma well below wgmma"
     ),
     "shared bandwidth": Parameter(128, "bytes a cycle and multiprocessor", f"{GUIDE}: 32 banks of 4 bytes"),
     "L1 bandwidth": Parameter(128, "bytes a cycle and multiprocessor", f"{GUIDE}"),
