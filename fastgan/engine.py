@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._device import DeviceContext
 
-from fastgan import backend, functional, gate, layers, plan_layers, plan_optimizers, plan_ways, reference
+from fastgan import backend, functional, gate, layers, plan_checks, plan_layers, plan_optimizers, plan_ways, reference
 from fastgan.plan_layers import DROPOUT, LINEAR, SEGMENTED, CannotPlan, Layer
 from fastgan.plan_ways import Way
 from fastgan.processes import Processes
@@ -20,9 +20,6 @@ from fastgan.statistics import DiscriminatorStats, StepStats
 from fastgan.step_options import DiscriminatorOptions, DiscriminatorParts, StepOptions, StepParts, names_of
 
 __all__ = ["CannotPlan", "Plan", "Undecided"]
-
-# What the engine knows of the kinds of precision; any other is composed.
-_IS_BF16 = {"fp32": False, "bf16": True}
 
 
 class Undecided(Exception):
@@ -61,7 +58,7 @@ class Plan:
         Raises:
             CannotPlan: with the reason.
         """
-        _check_process(options)
+        plan_checks.check_process(options)
         self._draws_bits = draws_bits
         self._watch = backend.module.Watch()
         self._watch.items(vars(backend), ("_name", "module"))
@@ -78,10 +75,10 @@ class Plan:
         dtype, self.device = plan_layers.common_kind(self._layers)
         self._processes = processes
         if processes is not None:
-            _check_processes(processes, self._layers, self.device)
+            plan_checks.check_processes(processes, self._layers, self.device)
         # A Sigmoid at D's end is the loss's own: cross-entropy with logits is BCELoss of its output.
         folds = reference.GAN_LOSSES[options.loss].discriminator == "bce" and plan_layers.fold_sigmoid(self._layers[1])
-        _check_precision(options.precision, dtype, self.device)
+        plan_checks.check_precision(options.precision, dtype, self.device)
         optimizers = parts.optimizers()
         self._optimizers = tuple(optimizers.values())
         self._groups = [
@@ -90,13 +87,15 @@ class Plan:
             for group in plan_optimizers.read(name, optimizer, network, self._watch)
         ]
         self._averages, self._copies = _read_average(parts.generator, parts.ema, self._watch)
-        self.penalizes = _check_penalties(options, self._layers[1], self.device)
+        self.penalizes = plan_checks.check_penalties(options, self._layers[1], self.device)
         for group, parameter in self._updated():
             plan_optimizers.state(group, parameter)
         self._check_memory()
         latent, data = _check_widths(options, self._layers)
         draws = any(layer.kind in (DROPOUT, SEGMENTED) for network in self._layers for layer in network)
-        if reason := gate.step_refusal(self.device, torch.bfloat16 if _IS_BF16[options.precision] else dtype, draws):
+        if reason := gate.step_refusal(
+            self.device, torch.bfloat16 if plan_checks.IS_BF16[options.precision] else dtype, draws
+        ):
             raise CannotPlan(reason)
         self._arguments = {
             "latent": latent,
@@ -116,7 +115,7 @@ class Plan:
             "clip_norm": options.clip_grad_norm or 0.0,
             "average_rate": 1.0 - getattr(options, "ema_decay", 0.0),
             "has_noise": getattr(options, "instance_noise", 0.0) > 0,
-            "bf16": _IS_BF16[options.precision],
+            "bf16": plan_checks.IS_BF16[options.precision],
             "least_batch": _least_batch(options.pac, self._layers),
             "condition_weight": getattr(options, "condition_weight", 0.0),
         }
@@ -143,11 +142,11 @@ class Plan:
         )
         if folds:
             self.text += "; D's last Sigmoid is folded into the loss"
-        lazy = _lazy_penalties(options)
+        lazy = plan_checks.lazy_penalties(options)
         if lazy and not self.penalizes:
             self.text += (
                 f"; 1 step in {options.r1_every}, with the {lazy}, composed of fused ops under autograd, because "
-                f"{_unpenalized(options, self._layers[1], self.device)}"
+                f"{plan_checks.unpenalized(options, self._layers[1], self.device)}"
             )
 
     def run(
@@ -363,78 +362,13 @@ class Plan:
         self._engine = engine
 
 
-def _check_process(options: DiscriminatorOptions) -> None:
-    if backend.current_backend() == "reference":
-        raise CannotPlan("the backend is the reference")
-    if backend.module is None:
-        raise CannotPlan(backend.missing_reason)
-    if any(layers.global_hooks()):
-        raise CannotPlan("all modules have hooks")
-    patched = layers.patched_function()
-    if patched is not None:
-        raise CannotPlan(f"{patched} is not torch's own")
-    if options.precision not in _IS_BF16:
-        raise CannotPlan(f"precision is {options.precision}")
-
-
-def _check_processes(processes: Processes, networks: list[list[Layer]], device: torch.device) -> None:
-    """Raise CannotPlan where the engine has no steps of several processes."""
-    if not _has_cpu_kernels(device):
-        raise CannotPlan("several processes take each step, which the engine has on the CPU alone")
-    batch_norm = next((layer for network in networks for layer in network if layer.uses_batch_statistics()), None)
-    if processes.synchronises and batch_norm is not None:
-        raise CannotPlan(f"the statistics of {batch_norm.path} are of several processes' samples")
-
-
-def _check_precision(precision: str, dtype: torch.dtype, device: torch.device) -> None:
-    if not _IS_BF16[precision]:
-        return
-    if dtype is not torch.float32:
-        raise CannotPlan(f"precision is bf16 and the parameters are {str(dtype).removeprefix('torch.')}")
-    if not backend.module.has_bf16_step(device.type == "cpu"):
-        raise CannotPlan("precision='bf16' on a CPU needs AVX-512 BF16 or AMX, and neither is available")
-
-
-def _has_cpu_kernels(device: torch.device) -> bool:
-    """Whether steps there run on csrc/cpu/; in the test build those of csrc/cuda/ run on the CPU."""
-    return device.type == "cpu" and hasattr(backend.module.StepEngine, "set_timed")
-
-
-def _lazy_penalties(options: DiscriminatorOptions) -> str:
-    """Those that are lazy, in words."""
-    names = [name for name, weight in (("R1", options.r1_gamma), ("R2", options.r2_gamma)) if weight > 0]
-    return f"{' and '.join(names)} penalt{'ies' if len(names) > 1 else 'y'}" if names else ""
-
-
-def _unpenalized(options: DiscriminatorOptions, discriminator: list[Layer], device: torch.device) -> str:
-    """Why the engine has no penalty on such a discriminator; empty where it has."""
-    if any(layer.kind == plan_layers.BATCH_NORM for layer in discriminator):
-        return "D has a BatchNorm1d"
-    return "precision is bf16 on a CPU" if _IS_BF16[options.precision] and _has_cpu_kernels(device) else ""
-
-
-def _check_penalties(options: DiscriminatorOptions, discriminator: list[Layer], device: torch.device) -> bool:
-    """Whether the engine runs all penalties.
-
-    Raises:
-        CannotPlan: it does not, and every step has one.
-    """
-    reason = _unpenalized(options, discriminator, device)
-    lazy = _lazy_penalties(options)
-    if reason and options.gp_weight > 0:
-        raise CannotPlan(f"every step has the WGAN-GP penalty (gp_weight is over 0) and {reason}")
-    if reason and lazy and options.r1_every == 1:
-        raise CannotPlan(f"every step has the {lazy} (r1_every is 1) and {reason}")
-    return not reason
-
-
 def _facts_of(options: DiscriminatorOptions, penalizes: bool) -> dict[str, Any]:
     """What the time of a step depends on beside its networks, where it is not as by default."""
-    every_step = bool(_lazy_penalties(options)) and options.r1_every == 1
+    every_step = bool(plan_checks.lazy_penalties(options)) and options.r1_every == 1
     facts = {
         "pairs": options.is_paired,
         "pac": 0 if options.pac == 1 else options.pac,
-        "penalties": every_step and _lazy_penalties(options),
+        "penalties": every_step and plan_checks.lazy_penalties(options),
         "gp": options.gp_weight > 0,
         "clips": options.clip_grad_norm is not None,
         "noise": getattr(options, "instance_noise", 0.0) > 0,

@@ -44,9 +44,10 @@ class Processes:
         asks_to_stop: set by a rank that wants all to stop; the next step tells the others.
         was_asked_to_stop: whether any rank had asked when the last step began. All ranks have the same.
         shared: the memory in which the processes of one computer exchange; None where they are on several, or cannot.
+        shares_memory: whether they do so wherever they can; of the class, for comparisons.
     """
 
-    shares_memory = True  # wherever that can be done
+    shares_memory = True
 
     def __init__(self, group: Any, sync_batch_norm: bool, device: torch.device) -> None:
         """Join the group. Every one of its processes must do so, at the same place of its program.

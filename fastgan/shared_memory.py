@@ -39,7 +39,7 @@ def share(
     """
     is_possible = is_wanted and 1 < size <= MOST_PROCESSES and _can_share()
     kinds = gather((_place() if is_possible else None, bytes))
-    if not is_possible or any(kind != kinds[0] for kind in kinds):
+    if kinds[0][0] is None or any(kind != kinds[0] for kind in kinds):
         return None
     group, token = None, secrets.randbits(63)
     if rank == 0:
@@ -57,7 +57,8 @@ def _can_share() -> bool:
 
 
 def _place() -> tuple[str, str] | None:
-    """The computer, since it was started, and the numbers by which its processes know each other."""
+    """The computer, since it was started, and the numbers by which its processes know each other; None where that is
+    not to be found out."""
     with contextlib.suppress(OSError):
         return Path("/proc/sys/kernel/random/boot_id").read_text(), os.readlink("/proc/self/ns/pid")
     return None

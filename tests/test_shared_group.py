@@ -226,3 +226,8 @@ def test_processes_that_number_differently_do_not_share(monkeypatch: pytest.Monk
     places = iter([("boot", "pid:[1]"), ("boot", "pid:[2]")])
     monkeypatch.setattr(shared_memory, "_place", lambda: next(places))
     assert shared_by(2) == [None, None]
+
+
+def test_processes_of_an_unknown_computer_do_not_share(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shared_memory, "_place", lambda: None)
+    assert shared_by(2) == [None, None]

@@ -9,16 +9,14 @@ since are skipped, as tools/resources.py does.
 from __future__ import annotations
 
 import argparse
-import hashlib
 import re
 import sys
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from . import ptxas, sass
+from . import ptxas, resources, sass
 from .ptxas import KERNELS, ROOT, NvccError, demangle, nvcc_version, shorten
-from .resources import sources_of
 
 ARCHITECTURE = "sm_90a"
 TABLE = KERNELS / "machine_code.tsv"
@@ -45,14 +43,8 @@ def rows_of(source: Path) -> list[Row]:
 
 
 def digest(source: Path, rows: Iterable[Row]) -> str:
-    """Of all that decides a file's rows but nvcc's version: sources, flags, how they are read; and of the rows."""
-    state = hashlib.sha256(Path(ptxas.__file__).read_bytes() + Path(sass.__file__).read_bytes())
-    state.update((KERNELS / "nvcc-flags.txt").read_bytes())
-    for file in sources_of(source):
-        state.update(f"\0{file.name}\0".encode() + file.read_bytes())
-    for row in sorted(rows):
-        state.update(("\0" + "\t".join(row)).encode())
-    return state.hexdigest()[:16]
+    """As that of the resources, of what reads machine code."""
+    return resources.digest(source, rows, (ptxas.__file__, sass.__file__))
 
 
 def write_table(version: str, rows: Sequence[Row], sources: Iterable[Path]) -> None:
@@ -73,26 +65,6 @@ def read_table() -> tuple[str, dict[str, str], list[Row]]:
     if version is None or header != HEADER:
         return "", {}, []
     return version[1], dict(re.findall(r"^# (\S+\.cu) (\w+)$", text, re.MULTILINE)), rows
-
-
-def difference_sentences(committed: Iterable[Row], measured: Iterable[Row]) -> list[str]:
-    """A sentence for each kernel that one table has and the other has not, or has otherwise."""
-    old, new = ({row[:2]: row for row in rows} for rows in (committed, measured))
-    sentences = []
-    for key in sorted({*old, *new}):
-        where = f"{TABLE.name}: {key[0]} {key[1]}"
-        if key not in new:
-            sentences.append(f"{where} is in the table, but there is no such kernel")
-        elif key not in old:
-            sentences.append(f"{where} is not in the table")
-        elif old[key] != new[key]:
-            changes = [
-                f"{column} {a} in the table, {b} now"
-                for column, a, b in zip(HEADER, old[key], new[key], strict=True)
-                if a != b
-            ]
-            sentences.append(f"{where}: {'; '.join(changes)}")
-    return sentences
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -135,7 +107,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if known and known != version:
         print(f"note: the table is of nvcc {known} and this is {version}, whose code differs; nothing is compared")
         return 0
-    sentences = difference_sentences(committed, rows)
+    sentences = resources.difference_sentences(committed, rows, TABLE.name, HEADER)
     if sentences:
         sentences.append("where these changes are meant: python -m tools.machine_code --write")
     for sentence in sentences:

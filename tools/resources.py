@@ -69,12 +69,24 @@ def kept_spills(rows: Iterable[tuple[str, ...]], files: Collection[str]) -> list
     ]
 
 
-def difference_sentences(committed: Iterable[tuple[str, ...]], measured: Iterable[tuple[str, ...]]) -> list[str]:
-    """A sentence for each row that one table has and the other has not, or has otherwise."""
+def difference_sentences(
+    committed: Iterable[tuple[str, ...]],
+    measured: Iterable[tuple[str, ...]],
+    table: str = TABLE.name,
+    header: Sequence[str] = HEADER,
+) -> list[str]:
+    """A sentence for each row that one table has and the other has not, or has otherwise.
+
+    Args:
+        committed: rows, which begin with file and kernel.
+        measured: likewise.
+        table: its name.
+        header: the names of its columns.
+    """
     old, new = ({row[:2]: row for row in rows} for rows in (committed, measured))
     sentences = []
     for key in sorted({*old, *new}):
-        where = f"{TABLE.name}: {key[0]} {key[1]}"
+        where = f"{table}: {key[0]} {key[1]}"
         if key not in new:
             sentences.append(f"{where} is in the table, but there is no such kernel")
         elif key not in old:
@@ -82,7 +94,7 @@ def difference_sentences(committed: Iterable[tuple[str, ...]], measured: Iterabl
         elif old[key] != new[key]:
             changes = (
                 f"{column} {a} in the table, {b} measured"
-                for column, a, b in zip(HEADER, old[key], new[key], strict=True)
+                for column, a, b in zip(header, old[key], new[key], strict=True)
                 if a != b
             )
             sentences.append(f"{where}: {'; '.join(changes)}")
@@ -101,9 +113,15 @@ def sources_of(source: Path) -> list[Path]:
     return sorted(found)
 
 
-def digest(source: Path, rows: Iterable[tuple[str, ...]]) -> str:
-    """Of all that decides a file's rows but nvcc's version: sources, flags, how it is measured; and of the rows."""
-    state = hashlib.sha256(Path(ptxas.__file__).read_bytes())
+def digest(source: Path, rows: Iterable[tuple[str, ...]], readers: Iterable[str] = (ptxas.__file__,)) -> str:
+    """Of all that decides a file's rows but nvcc's version: sources, flags, how it is measured; and of the rows.
+
+    Args:
+        source: the file.
+        rows: its own.
+        readers: the modules that measure, by their files.
+    """
+    state = hashlib.sha256(b"".join(Path(reader).read_bytes() for reader in readers))
     state.update((KERNELS / "nvcc-flags.txt").read_bytes())
     for file in sources_of(source):
         state.update(f"\0{file.name}\0".encode() + file.read_bytes())
