@@ -22,6 +22,7 @@ SETTINGS = (
     "FASTGAN_FUZZ_EXAMPLES",  # of tests/fuzz
     "FASTGAN_ISA",
     "FASTGAN_SIMT_DEVICE",  # 1: the backend `simt` on a device with memory of its own; see simt_backend.py
+    "FASTGAN_SIMT_BRANCHES",  # late: the work of a step's branches runs as late as it may
     "FASTGAN_SIMT_RACE",  # 0: there without the race detector
     "FASTGAN_SKIP_SIMT",
 )

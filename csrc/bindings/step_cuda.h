@@ -7,6 +7,7 @@
 #pragma once
 
 #include <algorithm>
+#include <array>
 #include <map>
 #include <memory>
 #include <optional>
@@ -50,8 +51,8 @@ class CudaStep {
     reserve_updates<T>(own_updates_);
     updates_ = &own_updates_;
     {
-      Tensor nothing;
-      const StepScope here(networks_.first(), updates_->counters, nothing);
+      StepMemory nothing;
+      const StepScope here(networks_.first(), nothing);
       set_updates<T>(here, settings, groups, learning_rates);
       set_noise_scale(inputs.noise_scale);
     }
@@ -76,13 +77,17 @@ class CudaStep {
     return label == 0 ? std::nullopt : std::optional<int64_t>(label);  // zero is never odd
   }
 
+  // What the updates of a network depend on. The updates before are done when D's are prepared; G's backward pass waits
+  // for them, its forward pass does not have to.
   void prepare(int network) {
+    if (network == discriminator_index) here_->join();
+    const cuda::Context& here = here_->branch();
     const int64_t begin = network == generator_index ? 0 : updates_->of_generator;
     const int64_t end = network == generator_index ? updates_->of_generator : int64_t(updates_->list.size());
     if (networks_.first().scalar_type() == at::kDouble)
-      prepare_adam(*here_, updates_->due_list() + begin, int(end - begin), updates_->steps_of<double>() + begin);
+      prepare_adam(here, updates_->due_list() + begin, int(end - begin), updates_->steps_of<double>() + begin);
     else
-      prepare_adam(*here_, updates_->due_list() + begin, int(end - begin), updates_->steps_of<float>() + begin);
+      prepare_adam(here, updates_->due_list() + begin, int(end - begin), updates_->steps_of<float>() + begin);
   }
 
   template <class T>
@@ -124,7 +129,7 @@ class CudaStep {
     std::vector<Update> list;  // the generator's first
     int64_t of_generator = 0;
     bool is_set = false;
-    Tensor due, steps, counts, counters, sums, odd_label, noise_scale;
+    Tensor due, steps, counts, sums, odd_label, noise_scale;
     double noise_scale_there = 0;
 
     cuda::AdamDue* due_list() const { return static_cast<cuda::AdamDue*>(due.mutable_data_ptr()); }
@@ -140,7 +145,9 @@ class CudaStep {
     std::vector<std::vector<Tensor>> masks;  // of each layer
     std::vector<Tensor> gumbel;              // likewise
     Draws draws;
-    Tensor scratch, workspace;
+    StepMemory launches;
+    std::array<StepMemory, branch_count> branches;
+    Tensor workspace;
   };
 
   at::TensorOptions bytes() const { return networks_.first().options().dtype(at::kByte); }
@@ -152,9 +159,10 @@ class CudaStep {
   // One step, launch by launch, on a memory.
   template <class T>
   void launch(const StepSettings& settings, const StepInputs& inputs, Memory& memory) {
-    StepScope here(networks_.first(), updates_->counters, memory.scratch);
+    StepScope here(networks_.first(), memory.launches);
     here.rounds_to_bf16 = options_.rounding == cuda::Rounding::bf16;
     here.choice = choice_, here.taken = &taken_;
+    here.add_branches(networks_.first(), memory.branches, [&](int branch) { return stream_of(branch); });
     taken_.clear();
     here_ = &here, memory_ = &memory;
     swap_draws(memory);
@@ -167,6 +175,7 @@ class CudaStep {
     }
     try {
       run_step<T>(*this, networks_, settings, inputs);
+      here.join();
     } catch (...) {
       swap_draws(memory);
       here_ = nullptr, memory_ = nullptr;
@@ -175,6 +184,15 @@ class CudaStep {
     swap_draws(memory);
     here_ = nullptr, memory_ = nullptr;
   }
+
+  // While one of the engine's own graphs is captured, each branch has a stream of its own.
+#ifdef FASTGAN_WITH_CUDA
+  std::optional<c10::cuda::CUDAStream> stream_of(int branch) const {
+    return is_capturing_ ? std::optional(capture_streams_[1 + branch]->get()) : std::nullopt;
+  }
+#else
+  static std::nullptr_t stream_of(int) { return nullptr; }
+#endif
 
   // Masks, Gumbel draws and noise are drawn into the tensors that layers and networks hold.
   void swap_draws(Memory& memory) {
@@ -207,7 +225,6 @@ class CudaStep {
     const at::TensorOptions options = networks_.first().options();
     updates.steps = at::empty({count * int64_t(sizeof(AdamStep<T>))}, bytes());
     updates.counts = at::empty({count}, options.dtype(at::kFloat));
-    updates.counters = at::zeros({cuda::Context::counter_count}, options.dtype(at::kInt));
     updates.sums = at::zeros({5}, options);
     updates.odd_label = at::zeros({1}, options.dtype(at::kInt));
     updates.noise_scale = at::zeros({1}, options.dtype(at::kDouble));
@@ -316,8 +333,8 @@ class CudaStep {
     reserve_updates<T>(updates);
     updates_ = &updates;
     {
-      Tensor nothing;
-      const StepScope here(networks_.first(), updates.counters, nothing);
+      StepMemory nothing;
+      const StepScope here(networks_.first(), nothing);
       set_updates<T>(here, settings, groups, learning_rates);
       set_noise_scale(given.noise_scale);
     }
@@ -399,10 +416,18 @@ class CudaStep {
     }
     if (!can_capture()) return all();
     if (captured.graph == nullptr) {
-      if (capture_stream_ == nullptr) capture_stream_ = std::make_unique<CaptureStream>(given.real.device().index());
-      captured.graph = capture(*capture_stream_, networks_.generator, all);
+      for (std::unique_ptr<CaptureStream>& stream : capture_streams_)
+        if (stream == nullptr) stream = std::make_unique<CaptureStream>(given.real.device().index());
+      struct Capturing {
+        explicit Capturing(bool& is) : is(is) { is = true; }
+        ~Capturing() { is = false; }
+        bool& is;
+      };
+      const Capturing now(is_capturing_);
+      captured.graph = capture(*capture_streams_[0], networks_.generator, all);
     }
-    capture_stream_->is_replayed_on(at::cuda::getCurrentCUDAStream());
+    for (const std::unique_ptr<CaptureStream>& stream : capture_streams_)
+      stream->is_replayed_on(at::cuda::getCurrentCUDAStream());
     captured.graph->replay();
   }
 
@@ -419,8 +444,8 @@ class CudaStep {
           c10::cuda::CUDACachingAllocator::recordStream(tensor->storage().data_ptr(), stream);
     };
     const Updates& updates = own_updates_;
-    record(updates_stream_, {&updates.due, &updates.steps, &updates.counts, &updates.counters, &updates.sums,
-                             &updates.odd_label, &updates.noise_scale});
+    record(updates_stream_,
+           {&updates.due, &updates.steps, &updates.counts, &updates.sums, &updates.odd_label, &updates.noise_scale});
     const Memory& memory = captured.memory;
     std::vector<const Tensor*> tensors = {&memory.inputs.real,
                                           &memory.inputs.noise,
@@ -430,16 +455,22 @@ class CudaStep {
                                           &memory.draws.instance_noise[0],
                                           &memory.draws.instance_noise[1],
                                           &memory.draws.mix,
-                                          &memory.scratch,
                                           &memory.workspace};
     for (const std::vector<Tensor>& masks : memory.masks)
       for (const Tensor& mask : masks) tensors.push_back(&mask);
     for (const Tensor& draws : memory.gumbel) tensors.push_back(&draws);
+    const auto of_launches = [&](const StepMemory& own) {
+      tensors.push_back(&own.counters);
+      for (const Tensor& scratch : own.scratch) tensors.push_back(&scratch);
+    };
+    of_launches(memory.launches);
+    for (const StepMemory& branch : memory.branches) of_launches(branch);
     record(captured.stream, tensors);
   }
 
   std::optional<cudaStream_t> updates_stream_;
-  std::unique_ptr<CaptureStream> capture_stream_;    // goes after the graphs
+  std::array<std::unique_ptr<CaptureStream>, 1 + branch_count> capture_streams_;  // go after the graphs
+  bool is_capturing_ = false;
   std::vector<std::unique_ptr<Captured>> captured_;  // the latest first
   std::vector<void*> addresses_;
 #endif

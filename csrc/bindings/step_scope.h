@@ -4,28 +4,96 @@
 #include <torch/version.h>
 
 #include <algorithm>
+#include <array>
+#include <cstdlib>
+#include <functional>
 #include <map>
+#include <memory>
 #include <optional>
+#include <string_view>
+#include <utility>
+#include <vector>
 
 #include "../cuda/platform.h"
 #include "layer_path.h"
 #include "scopes.h"
 #include "step_choice.h"
 
+#ifdef FASTGAN_WITH_CUDA
+#include <ATen/cuda/CUDAEvent.h>
+#endif
+
 namespace fastgan::bindings {
 
-// A step's counters and scratch memory are its own, at places that stay, for the captured graph. Its launches run one
-// after the other and ask for scratch memory once each, so they take turns at it.
+// Counters and scratch memory for launches that run one after the other, ask for scratch memory once each, and so take
+// turns at it. They stay where they are, for the captured graph.
+struct StepMemory {
+  Tensor counters;
+  std::vector<Tensor> scratch;  // the last is the largest; work under way may still be in those before
+};
+
+// How many branches a captured step has. On a device each has a stream of its own, and torch gives each stream a
+// workspace of cuBLAS (32 MiB on Hopper).
+constexpr int branch_count = 3;
+
+// Runs what the host model is given for a branch when it has to be there, rather than at once: the two must not differ.
+inline bool branches_are_late() {
+  const char* const setting = std::getenv("FASTGAN_SIMT_BRANCHES");
+  return setting != nullptr && std::string_view(setting) == "late";
+}
+
 class StepScope : public CudaScope {
  public:
-  StepScope(const Tensor& like, const Tensor& counters, Tensor& scratch)
-      : CudaScope(like), counters_(counters), scratch_(scratch) {}
+  StepScope(const Tensor& like, StepMemory& memory)
+      : CudaScope(like), options_(like.options().dtype(at::kByte)), memory_(memory) {}
 
-  unsigned* counters() const override { return static_cast<unsigned*>(counters_.mutable_data_ptr()); }
+  unsigned* counters() const override {
+    if (!memory_.counters.defined()) memory_.counters = at::zeros({counter_count}, options_.dtype(at::kInt));
+    return static_cast<unsigned*>(memory_.counters.mutable_data_ptr());
+  }
   void* scratch(size_t bytes) const override {
-    if (!scratch_.defined() || scratch_.numel() < int64_t(bytes))
-      scratch_ = at::empty({int64_t(bytes)}, counters_.options().dtype(at::kByte));
-    return scratch_.mutable_data_ptr();
+    std::vector<Tensor>& all = memory_.scratch;
+    if (all.empty() || all.back().numel() < int64_t(bytes)) all.push_back(at::empty({int64_t(bytes)}, options_));
+    return all.back().mutable_data_ptr();
+  }
+
+  // Branches of this one, with memory of their own, which is never theirs and another's.
+  // On a device stream_of(i) is the stream of branch i, or nothing: then it runs on this one's.
+  template <class StreamOf>
+  void add_branches(const Tensor& like, std::array<StepMemory, branch_count>& memories, const StreamOf& stream_of) {
+    branches_.reserve(branch_count);  // they stay where they are
+    for (int i = 0; i < branch_count; ++i) {
+      Branch& branch = branches_.emplace_back();
+      branch.scope = std::make_unique<StepScope>(like, memories[i]);
+      branch.scope->rounds_to_bf16 = rounds_to_bf16;
+      branch.scope->choice = choice, branch.scope->taken = taken;
+      branch.scope->counters();  // are there before a graph is captured
+#ifdef FASTGAN_SIMT
+      if (branches_are_late()) branch.scope->later = &branch.later;
+#elif defined(FASTGAN_WITH_CUDA)
+      if (const std::optional<c10::cuda::CUDAStream> own = stream_of(i))
+        branch.scope->own_stream_ = own, branch.scope->stream = *own;
+#endif
+    }
+  }
+  const Context& branch() const override {
+    if (branches_.empty()) return *this;
+    Branch& next = branches_[next_++ % branches_.size()];
+    next.is_used = true;
+#ifdef FASTGAN_WITH_CUDA
+    if (next.scope->own_stream_) follow(*next.scope->own_stream_, own_stream());
+#endif
+    return *next.scope;
+  }
+  void join() const override {
+    for (Branch& branch : branches_) {
+      if (!std::exchange(branch.is_used, false)) continue;
+#ifdef FASTGAN_SIMT
+      for (const auto& work : std::exchange(branch.later, {})) work();
+#elif defined(FASTGAN_WITH_CUDA)
+      if (branch.scope->own_stream_) follow(own_stream(), *branch.scope->own_stream_);
+#endif
+    }
   }
 
   // Large products are torch's, as those of the layers' ops are, where nothing else was chosen.
@@ -42,13 +110,44 @@ class StepScope : public CudaScope {
   void took(const cuda::ProductShape& p, bool by_library) const override {
     if (taken != nullptr) (*taken)[key_of(p)] = by_library;
   }
-  void product(const cuda::LibraryProduct<float>& p) const override { multiply(p); }
-  void product(const cuda::LibraryProduct<double>& p) const override { multiply(p); }
+  void product(const cuda::LibraryProduct<float>& p) const override { run(p); }
+  void product(const cuda::LibraryProduct<double>& p) const override { run(p); }
 
  private:
+  struct Branch {
+    std::unique_ptr<StepScope> scope;
+    bool is_used = false;  // since the last join
+    std::vector<std::function<void()>> later;
+  };
+
+  template <class T>
+  void run(const cuda::LibraryProduct<T>& p) const {
+#ifdef FASTGAN_SIMT
+    if (later != nullptr) return later->push_back([this, p] { multiply(p); });
+#elif defined(FASTGAN_WITH_CUDA)
+    if (own_stream_) {
+      const c10::cuda::CUDAStreamGuard guard(*own_stream_);
+      return multiply(p);
+    }
+#endif
+    multiply(p);
+  }
+
+#ifdef FASTGAN_WITH_CUDA
+  c10::cuda::CUDAStream own_stream() const {
+    return own_stream_ ? *own_stream_ : at::cuda::getCurrentCUDAStream(options_.device().index());
+  }
+  // What `later` is given next comes after what `first` was given so far.
+  static void follow(const c10::cuda::CUDAStream& later, const c10::cuda::CUDAStream& first) {
+    at::cuda::CUDAEvent event;
+    event.record(first);
+    event.block(later);
+  }
+#endif
+
   template <class T>
   void multiply(const cuda::LibraryProduct<T>& p) const {
-    const at::TensorOptions options = counters_.options().dtype(sizeof(T) == sizeof(float) ? at::kFloat : at::kDouble);
+    const at::TensorOptions options = options_.dtype(sizeof(T) == sizeof(float) ? at::kFloat : at::kDouble);
     const auto view = [&](const T* data, int64_t rows, int64_t cols, int64_t row, int64_t col) {
       return at::from_blob(const_cast<T*>(data), {rows, cols}, {row, col}, options);
     };
@@ -79,8 +178,13 @@ class StepScope : public CudaScope {
     return choice == nullptr ? std::nullopt : choice->of(key_of(p));
   }
 
-  const Tensor& counters_;
-  Tensor& scratch_;
+  const at::TensorOptions options_;
+  StepMemory& memory_;
+  mutable std::vector<Branch> branches_;
+  mutable size_t next_ = 0;
+#ifdef FASTGAN_WITH_CUDA
+  std::optional<c10::cuda::CUDAStream> own_stream_;  // of a branch
+#endif
 };
 
 }  // namespace fastgan::bindings

@@ -6,6 +6,9 @@
 #include <cstdint>
 
 #ifdef FASTGAN_SIMT
+#include <functional>
+#include <vector>
+
 #include "simt.h"
 #else
 #include <cuda_runtime.h>
@@ -58,9 +61,20 @@ class Context {
   // In how many parts a product of the kernels here shares out k; 0 where that is theirs to say.
   virtual int64_t splits(const ProductShape&) const { return 0; }
 
+  // A branch: work of its context comes after all that this one was given so far, and may run beside what this one is
+  // given afterwards, until join(). There are a few of them, which take turns; without any, work runs in one order.
+  virtual const Context& branch() const { return *this; }
+  // What comes next comes after the work of all branches.
+  virtual void join() const {}
+
   cudaStream_t stream = nullptr;
   int multiprocessors = 1;
   size_t shared_limit = 48 * 1024;  // bytes of dynamic shared memory that a block may have
+
+#ifdef FASTGAN_SIMT
+  // Where it is not null, work is put there, to run as late as a branch's may.
+  std::vector<std::function<void()>>* later = nullptr;
+#endif
 };
 
 struct Grid {
@@ -78,8 +92,14 @@ void launch(const Context& context, const char* name, void (*kernel)(Parameters.
   if (grid.cooperative && grid.blocks.x > static_cast<unsigned>(context.multiprocessors))
     throw simt::Fault(std::string("simt: kernel ") + name +
                       ": a cooperative launch has more blocks than are resident.");
-  simt::launch(name, grid.blocks, grid.threads, grid.shared_bytes, grid.cooperative,
-               [&]() SIMT_ON_THE_HOST { kernel(Parameters(arguments)...); });
+  const auto run = [=]() {
+    simt::launch(name, grid.blocks, grid.threads, grid.shared_bytes, grid.cooperative,
+                 [&]() SIMT_ON_THE_HOST { kernel(Parameters(arguments)...); });
+  };
+  if (context.later != nullptr)
+    context.later->push_back(run);
+  else
+    run();
 }
 
 // How many blocks of a cooperative launch can be resident.

@@ -34,7 +34,9 @@ class Half {
                   problem_.mix, buffers_.discriminator.input, buffers_.fakes,
                   buffers_.discriminator.input + parts_.begin[2] * network.in());
     const Passes<T> passes = discriminator(buffers_.discriminator, {parts_, 0});
-    passes.forward();
+    const bool has_head = passes.has_head();
+    has_head ? passes.forward_to(network.count - 1) : passes.forward();
+    context_.join();  // what the updates depend on is there
     StepLoss<T> loss = loss_of(parts_, buffers_.discriminator);
     loss.judged = 2;
     for (const int half : {0, 1}) loss.part[half] = problem_.discriminator_part(half);
@@ -43,12 +45,13 @@ class Half {
     if (!penalized.any()) {
       loss.penalty = &sums_->penalty;
       loss.is_last_of_step = is_alone;
-      step_loss(context_, loss);
-      passes.backward({}, true, T(0));
+      judge(passes, loss, 0, parts_.count);
+      if (has_head) passes.update(network.count - 1, T(0), {});
+      has_head ? passes.backward_from(network.count - 2, {}, true, T(0)) : passes.backward({}, true, T(0));
     } else {
       const PenalizedUpdate<T> update(context_, problem_, buffers_, penalized, options_);
       update.say_start(loss);
-      step_loss(context_, loss);
+      judge(passes, loss, 0, penalized.is_smooth ? 0 : parts_.count);
       update.run(&sums_->penalty, is_alone);
     }
     clip(network, buffers_.discriminator, T(0));
@@ -62,39 +65,46 @@ class Half {
     const auto is_changed = [&](int part) {
       return problem_.instance_noise[part] != nullptr || (penalized.has(part) && !penalized.is_smooth);
     };
-    if (is_paired && is_changed(0)) pack(rows_of_real());
     if (fresh) {
       pack(rows_of_noise());
-      own.forward();
+      own.forward(/*joins=*/true);  // the updates of D read its input, where the output goes
     }
+    context_.join();
+    if (is_paired && is_changed(0)) pack(rows_of_real());
     if (!fakes_are_in_place(problem_) && (fresh || is_changed(1))) pack(rows_of_fakes(output()));
 
     // D judges the fakes, of pairs the real data too; its gradient goes through the fakes alone.
     const Parts judged = is_paired ? parts_.some(0, 2) : parts_.some(1, 2);
     NetworkBuffers<T> buffers = buffers_.discriminator;
     if (!is_paired) buffers.input = buffers_.fakes;
-    discriminator(buffers, {judged, 0}).forward();
+    const StepNetwork<T>& network = problem_.discriminator;
+    const Passes<T> judging = discriminator(buffers, {judged, 0});
+    const bool has_head = judging.has_head();
+    has_head ? judging.forward_to(network.count - 1) : judging.forward();
     StepLoss<T> loss = loss_of(judged, buffers);
     loss.judged = judged.count;
     loss.part[0] = loss.part[1] = problem_.loss.generator;
     if (is_paired) loss.pairs[0] = -1, loss.pairs[1] = 1;
     loss.loss = &sums_->g_loss;
     loss.is_last_of_step = true;
-    step_loss(context_, loss);
-    const StepNetwork<T>& network = problem_.discriminator;
+    judge(judging, loss, is_paired ? 1 : 0, judged.count);
     const Passes<T> of_fakes = is_paired ? discriminator(buffers.from(network, judged, 1), {judged.some(1, 2), 1})
                                          : discriminator(buffers, {judged, 0});
     const LayerBuffers<T>& last = buffers_.generator.layers.back();
     const ActivationArguments activation = problem_.generator.layers[problem_.generator.count - 1].activation;
     const int64_t data = problem_.generator.out();
+    const auto backward = [&](const typename Passes<T>::GradientTarget& to) {
+      has_head ? of_fakes.backward_from(network.count - 2, to, false, T(0)) : of_fakes.backward(to, false, T(0));
+    };
     if (buffers_.by_input != nullptr) {
-      of_fakes.backward({.grad = buffers_.by_input, .width = network.in()}, false, T(0));
+      backward({.grad = buffers_.by_input, .width = network.in()});
       unpack_gradient<T>(context_, problem_.batch, data + problem_.classes, data, activation, buffers_.by_input,
                          last.saved, last.grad_z);
     } else {
       // Rows of several samples without labels are those samples' rows.
-      of_fakes.backward({last.grad_z, last.saved, activation, problem_.pac * data}, false, T(0));
+      backward({last.grad_z, last.saved, activation, problem_.pac * data});
     }
+    context_.join();  // what the updates depend on is there
     own.backward({}, true, T(problem_.average_rate));
     clip(problem_.generator, buffers_.generator, T(problem_.average_rate));
   }
@@ -103,10 +113,19 @@ class Half {
   Passes<T> generator() const {
     PassRows rows;
     rows.parts.add(problem_.batch);
-    return Passes<T>(context_, problem_.generator, buffers_.generator, rows, buffers_.gradient, options_);
+    return Passes<T>(context_, problem_.generator, buffers_.generator, rows, options_);
   }
   Passes<T> discriminator(const NetworkBuffers<T>& buffers, const PassRows& rows) const {
-    return Passes<T>(context_, problem_.discriminator, buffers, rows, buffers_.gradient, options_);
+    return Passes<T>(context_, problem_.discriminator, buffers, rows, options_);
+  }
+
+  // The loss, and with it, where that is one launch, the last layer before it and the gradient below that layer, for
+  // the rows of some of the parts.
+  void judge(const Passes<T>& passes, const StepLoss<T>& loss, int first, int end) const {
+    if (passes.has_head())
+      step_head(context_, passes.head(loss, first, end));
+    else
+      step_loss(context_, loss);
   }
 
   StridedRows<T> output() const {
@@ -151,6 +170,7 @@ class Half {
   // The updates, where gradients were left in memory to be clipped.
   void clip(const StepNetwork<T>& network, const NetworkBuffers<T>& buffers, T average_rate) const {
     if (problem_.clip_norm == 0) return;
+    context_.join();
     std::vector<Update<T>> updates;
     for (int l = 0; l < network.count; ++l) {
       const StepLayer<T>& layer = network.layers[l];

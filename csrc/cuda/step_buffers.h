@@ -15,6 +15,7 @@ struct LayerBuffers : LayerMatrices<T*> {
   // Of a penalty of a smooth D: (penalized rows, out), the gradient of D's output by y, then what it adds to grad_z.
   T* curved = nullptr;
   T *grad_weight = nullptr, *grad_bias = nullptr;  // where gradients are clipped
+  T* gradient = nullptr;  // where a library makes the weight gradient: (out, in), then of the bias
 };
 
 template <class T>
@@ -73,7 +74,6 @@ template <class T>
 struct Buffers {
   NetworkBuffers<T> generator, discriminator;
   T* fakes;     // D's input of the part of the fakes
-  T* gradient;  // where a library makes the weight gradient: (out, in), then of the bias
   T* by_input;  // where the gradient by G's output comes out with labels in between: (fakes, D's in), or null
   // With penalties: how often each row counts in a gradient by a bias, and without second derivatives two matrices of
   // penalized rows, as wide as the widest layer, where a step passes from layer to layer.
@@ -126,6 +126,30 @@ void lay_out_gradients(const StepNetwork<T>& network, NetworkBuffers<T>& buffers
   }
 }
 
+// Where a library makes the gradients of `rows` rows: a place a layer, as updates run beside each other. The networks
+// take turns at the memory.
+struct LibraryGradients {
+  std::vector<int64_t> places;  // of each layer; negative: there is none
+  int64_t size = 0;
+
+  template <class T>
+  LibraryGradients(const Context& context, const StepNetwork<T>& network, int64_t rows) {
+    for (int l = 0; l < network.count; ++l) {
+      const StepLayer<T>& layer = network.layers[l];
+      const bool is_one = layer.kind == LayerKind::linear &&
+                          context.prefers_library({ProductRole::weight_gradient, layer.out, layer.in, rows}, sizeof(T));
+      places.push_back(is_one ? size : -1);
+      if (is_one) size += (layer.out * layer.in + layer.out + 63) / 64 * 64;
+    }
+  }
+
+  template <class T>
+  void lay_out(NetworkBuffers<T>& buffers, T* at) const {
+    for (size_t l = 0; l < places.size(); ++l)
+      if (places[l] >= 0 && at != nullptr) buffers.layers[l].gradient = at + places[l];
+  }
+};
+
 // Whether G writes its output where D reads it, and D's input stays as it is until the G step.
 template <class T>
 bool fakes_are_in_place(const StepProblem<T>& problem) {
@@ -142,17 +166,8 @@ Buffers<T> lay_out(const Context& context, StepArena& arena, const StepProblem<T
   const Penalized penalized = penalized_of(problem);
   const int64_t rows_penalized = penalized.any() ? parts.some(penalized.first, penalized.end).rows() : 0;
   const int64_t rows = parts.rows() + (penalized.is_smooth ? rows_penalized : 0);
-  int64_t largest = 0, widest = discriminator.in();
-  for (const StepNetwork<T>* network : {&problem.generator, &discriminator})
-    for (int l = 0; l < network->count; ++l) {
-      const StepLayer<T>& layer = network->layers[l];
-      if (network == &discriminator) widest = std::max(widest, layer.out);
-      const ProductShape update{ProductRole::weight_gradient, layer.out, layer.in,
-                                network == &discriminator ? rows : problem.batch};
-      if (layer.kind == LayerKind::linear && context.prefers_library(update, sizeof(T)))
-        largest = std::max(largest, layer.out * layer.in + layer.out);
-    }
-  buffers.gradient = arena.take<T>(largest);
+  int64_t widest = discriminator.in();
+  for (int l = 0; l < discriminator.count; ++l) widest = std::max(widest, discriminator.layers[l].out);
   buffers.discriminator = lay_out<T>(arena, discriminator, rows, nullptr);
   T* const input = buffers.discriminator.input;
   buffers.fakes = input == nullptr ? nullptr : input + parts.begin[1] * discriminator.in();
@@ -168,6 +183,9 @@ Buffers<T> lay_out(const Context& context, StepArena& arena, const StepProblem<T
     else
       for (T*& steps : buffers.steps) steps = arena.take<T>(rows_penalized * widest);
   }
+  const LibraryGradients by_library[] = {{context, problem.generator, problem.batch}, {context, discriminator, rows}};
+  T* const gradients = arena.take<T>(std::max(by_library[0].size, by_library[1].size));
+  by_library[0].lay_out(buffers.generator, gradients), by_library[1].lay_out(buffers.discriminator, gradients);
   if (problem.clip_norm > 0) {
     int64_t of_generator = 0, of_discriminator = 0;
     lay_out_gradients<T>(problem.generator, buffers.generator, nullptr, of_generator);

@@ -1,4 +1,3 @@
-#include "../core/logits_loss.h"
 #include "adam_parameter.h"
 #include "elementwise.h"
 #include "reduce.h"
@@ -55,69 +54,6 @@ __global__ void __launch_bounds__(threads)
       grad[i] = gradient<A>(packed[i / data * sample + i % data], saved[i], T(activation.negative_slope));
     });
   });
-}
-
-// Rows are few: the activation is chosen anew for each.
-template <class T>
-__device__ __forceinline__ T through(ActivationArguments activation, T g, T saved) {
-  T value = 0;
-  with_activation(activation.activation,
-                  [&](auto act) { value = gradient<decltype(act)>(g, saved, T(activation.negative_slope)); });
-  return value;
-}
-
-template <class T>
-__global__ void __launch_bounds__(threads)
-    step_loss_kernel(const __grid_constant__ StepLoss<T> a, double* partial, unsigned* counter) {
-  const int part = int(blockIdx.y);
-  const int64_t begin = a.parts.begin[part], n = a.parts.rows_of(part);
-  const bool is_paired = a.pairs[0] != 0, is_judged = part < a.judged;
-  const bool is_unit = part >= a.first_unit && part < a.end_unit;
-  const LossPart& of = a.part[is_paired || !is_judged ? 0 : part];
-  const T target = T(of.target), scale = T((is_paired && is_judged ? a.pairs[part] : 1) * of.sign / double(n));
-  double loss = 0, score = 0;
-  for_vectors<1>(n, [&](int64_t i) {
-    const int64_t place = begin + i;
-    T c = 0;
-    if (is_judged) {
-      const T logit = a.logits[place];
-      const T x = is_paired ? T(a.pairs[0]) * a.logits[i] + T(a.pairs[1]) * a.logits[a.parts.begin[1] + i] : logit;
-      LossAndGradient<T> both{};
-      with_loss_term(of.term, [&](auto term) { both = decltype(term)::at(x, target); });
-      loss += double(both.loss);
-      score += double(a.scores_probability ? sigmoid_(logit) : logit);
-      c = scale * both.gradient;
-    }
-    const bool is_mixed = is_unit && a.unit == nullptr;
-    const T saved = a.saved[place];
-    a.grad_z[place] = through(a.activation, is_mixed ? T(1) : c, saved);
-    if (a.row_weight != nullptr) a.row_weight[place] = is_mixed ? c : T(1);
-    if (is_unit && !is_mixed) {
-      const int64_t own = place - a.parts.begin[a.first_unit];
-      a.unit[own] = through(a.activation, T(1), saved);
-      a.row_weight[a.parts.rows() + own] = T(0);
-    }
-  });
-  loss = block_sum<threads>(loss);
-  score = block_sum<threads>(score);
-  double* const own = partial + 2 * (blockIdx.y * gridDim.x + blockIdx.x);
-  if (threadIdx.x == 0) own[0] = loss, own[1] = score;
-  if (!is_last_block(counter, gridDim.x * gridDim.y) || threadIdx.x > 0) return;
-  T total = 0;
-  const bool is_odd = a.odd_label != nullptr && *a.odd_label != 0;
-  if (is_odd && a.is_last_of_step) *a.odd_label = 0;
-  for (int p = 0; p < a.judged; ++p) {
-    loss = score = 0;
-    for (unsigned block = 0; block < gridDim.x; ++block) {
-      const double* sums = partial + 2 * (p * gridDim.x + block);
-      loss += sums[0], score += sums[1];
-    }
-    const double rows = double(a.parts.rows_of(p));
-    if (!is_paired || p == 0) total += T(a.part[p].sign * loss / rows);  // both parts have summed the loss of pairs
-    if (a.score[p] != nullptr) *a.score[p] = is_odd ? T(NAN) : T(score / rows);
-  }
-  *a.loss = is_odd ? T(NAN) : total;
-  if (a.penalty != nullptr) *a.penalty = is_odd ? T(NAN) : T(0);
 }
 
 // The factor of element i of a matrix as wide as the layer.
@@ -248,17 +184,6 @@ void unpack_gradient(const Context& context, int64_t samples, int64_t sample, in
 }
 
 template <class T>
-void step_loss(const Context& context, const StepLoss<T>& a) {
-  int64_t most = 0;
-  for (int part = 0; part < a.parts.count; ++part) most = std::max(most, a.parts.rows_of(part));
-  // The last block adds the sums of all, one by one: few.
-  const unsigned across = static_cast<unsigned>(std::clamp<int64_t>(most / (4 * threads), 1, 64));
-  const Grid grid{dim3(across, static_cast<unsigned>(a.parts.count)), dim3(threads)};
-  launch(context, "step_loss", step_loss_kernel<T>, grid, a,
-         static_cast<double*>(context.scratch(2 * across * a.parts.count * sizeof(double))), context.counters());
-}
-
-template <class T>
 void dropout_forward(const Context& context, const Dropout<T>& dropout, ActivationArguments activation, const T* x,
                      T* z, T* y) {
   launch(context, "dropout_forward", dropout_forward_kernel<T>, grid_of(context, dropout.parts.rows() * dropout.width),
@@ -317,7 +242,6 @@ void update_clipped(const Context& context, const Update<T>* updates, int count,
   template void mix_rows<T>(const Context&, int64_t, int64_t, int64_t, int64_t, const T*, const T*, const T*, T*);     \
   template void unpack_gradient<T>(const Context&, int64_t, int64_t, int64_t, ActivationArguments, const T*, const T*, \
                                    T*);                                                                                \
-  template void step_loss<T>(const Context&, const StepLoss<T>&);                                                      \
   template void dropout_forward<T>(const Context&, const Dropout<T>&, ActivationArguments, const T*, T*, T*);          \
   template void dropout_backward<T>(const Context&, const Dropout<T>&, ActivationArguments, int64_t, const T*,         \
                                     const T*, T*);                                                                     \

@@ -70,6 +70,25 @@ struct StepLoss {
 template <class T>
 void step_loss(const Context& context, const StepLoss<T>& arguments);
 
+// The last layer of D, whose output is one logit a row, the loss, and the gradient by z of the layer before.
+template <class T>
+struct StepHead {
+  StepLoss<T> loss;  // its logits and saved are made here
+  int64_t in;
+  const T* x;       // (rows, in)
+  const T* weight;  // (in)
+  const T* bias;    // (1), or null
+  T* z;             // (rows), or null
+  T* y;             // (rows): the logits
+  // The gradient goes on for the rows of the parts [first, end): grad_before = grad_z weight d(saved_before).
+  int first, end;
+  const T* saved_before;  // (rows, in)
+  ActivationArguments activation_before;
+  T* grad_before;  // (rows, in)
+};
+template <class T>
+void step_head(const Context& context, const StepHead<T>& arguments);
+
 // Dropout, or no more than an activation.
 template <class T>
 struct Dropout {

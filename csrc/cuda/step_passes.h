@@ -21,13 +21,8 @@ template <class T>
 class Passes {
  public:
   Passes(const Context& context, const StepNetwork<T>& network, NetworkBuffers<T> buffers, const PassRows& rows,
-         T* gradient, const StepOptions& options)
-      : context_(context),
-        network_(network),
-        buffers_(std::move(buffers)),
-        rows_(rows),
-        gradient_(gradient),
-        options_(options) {
+         const StepOptions& options)
+      : context_(context), network_(network), buffers_(std::move(buffers)), rows_(rows), options_(options) {
     is_narrow_ = options.narrow && options.rounding != Rounding::bf16 && network.count <= max_narrow_layers;
     for (int l = 0; is_narrow_ && l < network.count; ++l) is_narrow_ = network.layers[l].kind == LayerKind::linear;
     is_narrow_ = is_narrow_ && is_narrow(context, narrow());
@@ -35,9 +30,17 @@ class Passes {
 
   bool is_one_launch() const { return is_narrow_; }
 
-  void forward() const {
-    if (is_narrow_) return mlp_forward(context_, narrow(), options_.rounding == Rounding::tf32);
-    for (int l = 0; l < network_.count; ++l) {
+  // Where it joins, all branches are done before the output is written.
+  void forward(bool joins = false) const {
+    if (!is_narrow_) return forward_to(network_.count, joins);
+    if (joins) context_.join();
+    mlp_forward(context_, narrow(), options_.rounding == Rounding::tf32);
+  }
+
+  // Of a network that is not narrow: up to layer `end`.
+  void forward_to(int end, bool joins = false) const {
+    for (int l = 0; l < end; ++l) {
+      if (joins && l == network_.count - 1) context_.join();
       const StepLayer<T>& layer = network_.layers[l];
       const LayerBuffers<T>& own = buffers_.layers[l];
       T* const z = own.saved == own.y ? nullptr : own.saved;
@@ -85,8 +88,14 @@ class Passes {
   // From the last layer's grad_z down to the lowest layer that has something to update, or to `beyond`.
   void backward(const GradientTarget& beyond, bool updates, T average_rate, const UpdateRows& more = {}) const {
     if (is_narrow_ && more.added_rows == 0) return backward_narrow(beyond, updates, average_rate);
+    backward_from(network_.count - 1, beyond, updates, average_rate, more);
+  }
+
+  // Of a network that is not narrow: from layer `top` down.
+  void backward_from(int top, const GradientTarget& beyond, bool updates, T average_rate,
+                     const UpdateRows& more = {}) const {
     const int lowest = beyond.grad != nullptr ? -1 : network_.lowest_updated();
-    for (int l = network_.count - 1; l >= 0 && l >= lowest; --l) {
+    for (int l = top; l >= 0 && l >= lowest; --l) {
       GradientTarget target = beyond;
       if (l > lowest && l > 0) {
         target = before(l);
@@ -98,6 +107,31 @@ class Passes {
       }
       backward_of(l, target, updates, average_rate, more);
     }
+  }
+
+  // Whether the last layer, the loss and the gradient before that layer are one launch (step_head.cu).
+  bool has_head() const {
+    const StepLayer<T>& last = network_.layers[network_.count - 1];
+    return !is_narrow_ && network_.count > 1 && last.kind == LayerKind::linear && last.out == 1;
+  }
+  // What that launch takes beside the loss; the gradient goes on to the layer before for the rows of some parts.
+  StepHead<T> head(const StepLoss<T>& loss, int first, int end) const {
+    const int last = network_.count - 1;
+    const StepLayer<T>& layer = network_.layers[last];
+    const LayerBuffers<T>& own = buffers_.layers[last];
+    const GradientTarget target = before(last);
+    return {.loss = loss,
+            .in = layer.in,
+            .x = x(last),
+            .weight = layer.weight.value,
+            .bias = layer.bias.value,
+            .z = own.saved == own.y ? nullptr : own.saved,
+            .y = own.y,
+            .first = first,
+            .end = end,
+            .saved_before = target.saved,
+            .activation_before = target.activation,
+            .grad_before = target.grad};
   }
 
   // The gradient by the input of one layer, of its grad_z; of a batch_norm, its update as well. Then the update of what
@@ -183,7 +217,8 @@ class Passes {
     mlp_tangent_update(context_, to, tangent, options_.rounding == Rounding::tf32);
   }
 
-  // The update of a linear layer, or, where gradients are clipped, its gradients.
+  // The update of a linear layer, or, where gradients are clipped, its gradients: beside what comes next, which may
+  // write neither the layer's grad_z nor its input.
   void update(int l, T average_rate, const UpdateRows& more) const {
     const StepLayer<T>& layer = network_.layers[l];
     const LayerBuffers<T>& own = buffers_.layers[l];
@@ -202,30 +237,32 @@ class Passes {
                           .grad_weight = own.grad_weight,
                           .grad_bias = own.grad_bias};
     if (!by_library(ProductRole::weight_gradient, layer.out, layer.in, rows))
-      return linear_update(context_, whole, options_.rounding);
+      return linear_update(context_.branch(), whole, options_.rounding);
     if (layer.weight.is_updated()) {
-      T* const gradient = own.grad_weight != nullptr ? own.grad_weight : gradient_;
-      context_.product(LibraryProduct<T>{.m = layer.out,
-                                         .n = layer.in,
-                                         .k = rows,
-                                         .a = own.grad_z,
-                                         .a_row = 1,
-                                         .a_col = layer.out,
-                                         .b = x(l),
-                                         .b_row = layer.in,
-                                         .b_col = 1,
-                                         .c = gradient});
+      const Context& branch = context_.branch();
+      T* const gradient = own.grad_weight != nullptr ? own.grad_weight : own.gradient;
+      branch.product(LibraryProduct<T>{.m = layer.out,
+                                       .n = layer.in,
+                                       .k = rows,
+                                       .a = own.grad_z,
+                                       .a_row = 1,
+                                       .a_col = layer.out,
+                                       .b = x(l),
+                                       .b_row = layer.in,
+                                       .b_col = 1,
+                                       .c = gradient});
       if (own.grad_weight == nullptr)
-        update_parameter(context_, Update<T>{layer.weight, gradient, layer.out * layer.in}, average_rate);
+        update_parameter(branch, Update<T>{layer.weight, gradient, layer.out * layer.in}, average_rate);
     }
     if (!layer.bias.is_updated()) return;
+    const Context& branch = context_.branch();
     if (layer.bias_cancels || more.row_weight != nullptr || own.grad_bias != nullptr) {
       whole.weight = {}, whole.grad_weight = nullptr;
-      linear_update(context_, whole, options_.rounding);
+      linear_update(branch, whole, options_.rounding);
     } else {
-      T* const sums = gradient_ + layer.out * layer.in;
-      act_backward<T>(context_, {Activation::identity, 0}, rows, layer.out, own.grad_z, own.grad_z, nullptr, sums);
-      update_parameter(context_, Update<T>{layer.bias, sums, layer.out}, average_rate);
+      T* const sums = own.gradient + layer.out * layer.in;
+      act_backward<T>(branch, {Activation::identity, 0}, rows, layer.out, own.grad_z, own.grad_z, nullptr, sums);
+      update_parameter(branch, Update<T>{layer.bias, sums, layer.out}, average_rate);
     }
   }
 
@@ -379,7 +416,6 @@ class Passes {
   const StepNetwork<T>& network_;
   const NetworkBuffers<T> buffers_;
   const PassRows rows_;
-  T* const gradient_;
   const StepOptions& options_;
   bool is_narrow_;
 };

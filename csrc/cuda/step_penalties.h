@@ -52,7 +52,7 @@ class PenalizedUpdate {
   using Target = typename Passes<T>::GradientTarget;
 
   Passes<T> passes(const NetworkBuffers<T>& buffers, const Parts& parts, int first) const {
-    return Passes<T>(context_, network_, buffers, {parts, first}, buffers_.gradient, options_);
+    return Passes<T>(context_, network_, buffers, {parts, first}, options_);
   }
 
   void run_piecewise_linear(T* penalty, bool is_last_of_step) const {
@@ -65,7 +65,8 @@ class PenalizedUpdate {
           passes(buffers_.discriminator.from(network_, parts_, first), parts_.some(first, end), first)
               .backward({}, false, T(0));
     } else {
-      for (int l = last_; l > 0; --l) all_.backward_of(l, all_.before(l), false, T(0), {});
+      for (int l = all_.has_head() ? last_ - 1 : last_; l > 0; --l)
+        all_.backward_of(l, all_.before(l), false, T(0), {});
       some.backward_of(0, to_input, false, T(0), {});
     }
     PenaltyStart<T> start = start_of(buffers_.steps[0], penalty, is_last_of_step);
