@@ -12,10 +12,10 @@ import torch
 from conformance import as_double, assert_close_in_float64, overall_error
 from conftest import run_on, unavailable_reason
 from launched_kernels import kernels_of
-from plain_step import Plain, adam, inputs, networks, state_of, twin
+from plain_step import BATCH, DATA, Plain, adam, inputs, networks, state_of, twin
 from torch import nn
 
-from fastgan import TrainStep, choices
+from fastgan import DiscriminatorStep, TrainStep, choices
 from fastgan.nn import MLP
 
 REASON = None if torch.cuda.is_available() else "this test needs a CUDA GPU, and there is none"
@@ -228,6 +228,25 @@ def test_random_numbers_of_a_captured_step_beside_other_work() -> None:
             assert_same_training(ours, plain)
 
 
+def test_random_numbers_of_a_step_under_way_while_another_is_captured() -> None:
+    """The steps with a penalty and those without have a graph each: the second is captured while the first still runs,
+    and both draw the numbers that they draw where each step is waited for."""
+    options = {"d_steps": 100, "instance_noise": 0.5, "r1_gamma": 1.0, "r1_every": 2}
+    pair, given = networks(), inputs(options)
+    found = []
+    for waits in (True, False):
+        trainer = twin(TrainStep, *pair, adam, **options)
+        statistics = []
+        torch.cuda.synchronize()
+        for i in range(6):
+            torch.manual_seed(i)
+            statistics += trainer.step(*given)
+            if waits:
+                torch.cuda.synchronize()
+        found.append([*statistics, *state_of(trainer)])
+    assert all(map(torch.equal, *found))
+
+
 def test_another_thread_draws_while_a_step_is_captured() -> None:
     """Neither of the two is refused, and the step's own draws are those of the plain loop."""
     generator = nn.Sequential(nn.Linear(3, 8), nn.ReLU(), nn.Dropout(0.5), nn.Linear(8, 4))
@@ -274,3 +293,18 @@ def test_a_label_out_of_range_is_told_and_harms_nothing(label: int, engine: bool
         assert all(value.isfinite() for value in step.step(real, labels, noise))
     assert all(parameter.isfinite().all() for parameter in step.generator.parameters())
     assert all(parameter.isfinite().all() for parameter in step.discriminator.parameters())
+
+
+@pytest.mark.parametrize("engine", [True, False], ids=["engine", "composed"])
+@pytest.mark.parametrize("of_fakes", [True, False], ids=["fakes", "real"])
+def test_a_label_out_of_range_is_told_by_a_step_of_d_alone(of_fakes: bool, engine: bool) -> None:
+    discriminator = networks(num_classes=3, dtype=torch.float32)[1]
+    step = DiscriminatorStep(discriminator, adam(discriminator.parameters()), num_classes=3, engine=engine)
+    (real, labels, _), fake = inputs({"num_classes": 3}, torch.float32), torch.randn(BATCH, DATA)
+    odd = (labels, labels + 3) if of_fakes else (labels + 3, labels)
+    for _ in range(5):
+        assert all(value.isnan() for value in step.step(real, fake, *odd))
+        with pytest.raises(ValueError, match=r"labels must be in \[0, 3\), but those of an earlier step held [345]\."):
+            step.step(real, fake, labels)
+        assert all(value.isfinite() for value in step.step(real, fake, labels))
+    assert all(parameter.isfinite().all() for parameter in discriminator.parameters())

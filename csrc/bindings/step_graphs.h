@@ -152,6 +152,11 @@ std::unique_ptr<at::cuda::CUDAGraph> capture(const CaptureStream& stream, std::o
   at::Generator shared = at::cuda::detail::getDefaultCUDAGenerator(on.device_index());
   const std::lock_guard<std::mutex> others_wait(shared.mutex());
   const OwnDoor door(generator, shared);
+  // Torch 2.11 has one set of the generator's numbers on the device for all graphs, and writes there, on this stream,
+  // before it captures: after the replays that are under way, which still draw by them.
+  at::cuda::CUDAEvent replayed;
+  replayed.record(outside);
+  replayed.block(on);
   const c10::cuda::CUDAStreamGuard guard(on);
   graph->capture_begin({0, 0}, cudaStreamCaptureModeThreadLocal);
   try {
@@ -164,8 +169,8 @@ std::unique_ptr<at::cuda::CUDAGraph> capture(const CaptureStream& stream, std::o
     throw;
   }
   graph->capture_end();
-  // Before it captures, torch sets the generator's numbers of the graph, on this stream; a replay on another sets them
-  // again, and what came late would take its place: random numbers of before were drawn a second time.
+  // And before the replays that come: each sets those numbers again, on its own stream, and what came late would take
+  // their place: random numbers of before were drawn a second time.
   at::cuda::CUDAEvent begun;
   begun.record(on);
   begun.block(outside);
