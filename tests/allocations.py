@@ -21,3 +21,11 @@ def blocks_allocated(call: Callable[[], object], times: int) -> int:
     kept = [call() for _ in range(times)]
     assert len(kept) == times
     return int(torch.cuda.memory_stats()["allocation.all.allocated"] - before)
+
+
+def assert_statistics_alone_are_allocated(step: Callable[[], object], times: int) -> None:
+    """By so many float32 steps of the engine, where tensors are made: one a step, of the four and the penalty."""
+    if torch.get_default_device().type == "cuda":
+        assert blocks_allocated(step, times) == times
+    else:
+        assert bytes_allocated(step, times) == times * 5 * 4

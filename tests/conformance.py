@@ -135,10 +135,27 @@ def as_double(tree: Any) -> Any:
     return tree_map(convert, tree)
 
 
-def check_against_torch(ours: Function, torchs: Function, inputs: Sequence[Tensor], value_shape: Sequence[int]) -> None:
-    """Hold value, gradients and second gradients of `ours` to the error bound against `torchs`."""
+def here(tree: Any) -> Any:
+    """The tensors of a tree that lie on the CPU, where the test makes new ones (see run_on of conftest.py).
+
+    For what is made before a test begins: constants of a module, what tests are parametrised with, what a generator of
+    the CPU draws.
+    """
+    device = torch.get_default_device()
+    return tree_map(lambda leaf: leaf.to(device) if isinstance(leaf, Tensor) and leaf.is_cpu else leaf, tree)
+
+
+Results = tuple[list[Tensor], list[Tensor], list[Tensor]]
+
+
+def results_of_both(ours: Function, torchs: Function, inputs: Sequence[Tensor], value_shape: Sequence[int]) -> Results:
+    """Value, gradients and second gradients of `ours`, of `torchs`, and of `torchs` in float64."""
     dtype = inputs[0].dtype
     cotangents = [torch.randn(value_shape).to(dtype), *(torch.randn(x.shape).to(dtype) for x in inputs)]
     exact = derivatives(torchs, [x.double() for x in inputs], [c.double() for c in cotangents])
-    results = [derivatives(function, inputs, cotangents) for function in (ours, torchs)]
-    assert_within_bound(results[0], results[1], exact)
+    return derivatives(ours, inputs, cotangents), derivatives(torchs, inputs, cotangents), exact
+
+
+def check_against_torch(ours: Function, torchs: Function, inputs: Sequence[Tensor], value_shape: Sequence[int]) -> None:
+    """Hold value, gradients and second gradients of `ours` to the error bound against `torchs`."""
+    assert_within_bound(*results_of_both(ours, torchs, inputs, value_shape))

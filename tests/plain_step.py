@@ -16,19 +16,38 @@ from fastgan.nn import MLP, FusedSequential, unfuse
 
 
 class DrawnDropout(nn.Dropout):
-    """Dropout whose mask torch draws as it draws any: on CUDA nn.Dropout has a kernel that draws its own.
+    """Dropout whose masks are those of the step that it is held against.
 
-    That kernel is what runs where the step is composed.
+    On a CPU torch draws each as it draws any. On CUDA nn.Dropout has a kernel that draws its own, which is what runs
+    where the step is composed; the engine draws there as on a CPU, by bernoulli_.
+
+    Attributes:
+        composed: whether the step is.
+        draws: the dtype that the masks are drawn in, where that is not the input's: two dtypes draw other masks.
     """
 
     composed = False
+    draws: torch.dtype | None = None
 
     def forward(self, value: Tensor) -> Tensor:
-        if not self.training or self.p == 0:
-            return value
-        if self.composed:
+        if not self.training or self.p in (0, 1):
+            return super().forward(value)
+        if self.composed and self.draws in (None, value.dtype):
             return F.dropout(value, self.p)
-        return value * torch.empty_like(value).bernoulli_(1 - self.p) / (1 - self.p)
+        ones = torch.ones_like(value, dtype=self.draws or value.dtype)
+        kept = F.dropout(ones, self.p) != 0 if self.composed else ones.bernoulli_(1 - self.p)
+        return value * kept.to(value.dtype) / (1 - self.p)
+
+
+def in_plain_torch(network: nn.Module) -> nn.Module:
+    """A network without fused modules, and on CUDA with the masks of the step that it is held against."""
+    network = unfuse(network)
+    if torch.get_default_device().type == "cuda":
+        for module in network.modules():
+            if type(module) is nn.Dropout:
+                module.__class__ = DrawnDropout
+    assert not any(isinstance(module, FusedSequential) for module in network.modules())
+    return network
 
 
 LATENT, DATA, BATCH = 3, 4, 6
@@ -41,9 +60,11 @@ class PlainDiscriminator:
 
     Attributes:
         draws: the dtype of what is drawn, where that is not the data's: two dtypes draw other numbers.
+        composes: whether the step that this is held against does without the engine.
     """
 
     draws: torch.dtype | None = None
+    composes = False
     ema = None
 
     def __init__(
@@ -75,6 +96,7 @@ class PlainDiscriminator:
         self, real: Tensor, fake: Tensor, labels: Tensor | None = None, fake_labels: Tensor | None = None
     ) -> tuple[Tensor, ...]:
         """One update; the loss, the penalties, the score of real data and of fakes."""
+        self.set_masks(self.discriminator)
         with self.autocast():
             result = self.update(self.optimizer, real, fake, labels, labels if fake_labels is None else fake_labels)
         self.count += 1
@@ -88,6 +110,16 @@ class PlainDiscriminator:
     def is_due(self) -> bool:
         """Whether R1 and R2 are part of this step."""
         return self.count % self.r1_every == 0
+
+    def set_masks(self, *networks: nn.Module) -> None:
+        """Whose masks this step has: those of the engine, but where that has no such step, or is not to take it."""
+        is_penalized = bool(self.gp_weight) or (bool(self.r1_gamma or self.r2_gamma) and self.is_due())
+        has_batch_norm = any(isinstance(module, nn.BatchNorm1d) for module in self.discriminator.modules())
+        for network in networks:
+            for module in network.modules():
+                if isinstance(module, DrawnDropout):
+                    module.composed = self.composes or (is_penalized and has_batch_norm)
+                    module.draws = self.draws
 
     def update(
         self, optimizer: Optimizer, real: Tensor, fake: Tensor, y: Tensor | None, fake_y: Tensor | None
@@ -186,8 +218,6 @@ class PlainDiscriminator:
 class Plain(PlainDiscriminator):
     """What TrainStep does, with its arguments, in torch alone."""
 
-    composes = False  # whether TrainStep does without the engine, where it is held against a GPU
-
     def __init__(
         self,
         generator: nn.Module,
@@ -212,9 +242,7 @@ class Plain(PlainDiscriminator):
 
     def step(self, real: Tensor, labels: Tensor | None, noise: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """One step of training; the loss of D, the loss of G, the score of real data and of fakes."""
-        for module in (*self.generator.modules(), *self.discriminator.modules()):
-            if isinstance(module, DrawnDropout):
-                module.composed = self.is_composed()
+        self.set_masks(self.generator, self.discriminator)
         left = 1 - self.count / self.instance_noise_steps if self.instance_noise_steps else 1
         self.sigma = self.instance_noise * max(0, left)
         with self.autocast():
@@ -241,10 +269,6 @@ class Plain(PlainDiscriminator):
                 for average, value in zip(self.ema.buffers(), self.generator.buffers(), strict=True):
                     average.copy_(value)
         return d_loss, g_loss.detach(), *scores
-
-    def is_composed(self) -> bool:
-        """Whether this step is no native call: on CUDA those draw the masks otherwise."""
-        return self.composes or (bool(self.r1_gamma) and self.is_due())
 
 
 def last_layer(module: nn.Module) -> nn.Module | None:
@@ -280,12 +304,7 @@ def twin(
     """A trainer over copies of the networks, with an average of G where `ema_decay` is given; Plain fuses nothing."""
     generator, discriminator = copy.deepcopy(generator), copy.deepcopy(discriminator)
     if kind is Plain:
-        generator, discriminator = unfuse(generator), unfuse(discriminator)
-        if torch.get_default_device().type == "cuda":
-            for module in (*generator.modules(), *discriminator.modules()):
-                if type(module) is nn.Dropout:
-                    module.__class__ = DrawnDropout
-        assert not any(isinstance(m, FusedSequential) for n in (generator, discriminator) for m in n.modules())
+        generator, discriminator = in_plain_torch(generator), in_plain_torch(discriminator)
     if "ema_decay" in options:
         options["ema"] = copy.deepcopy(generator).requires_grad_(False)
     return kind(generator, discriminator, make(generator.parameters()), make(discriminator.parameters()), **options)

@@ -8,13 +8,13 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from plain_step import Plain
+from plain_step import Plain, in_plain_torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from fastgan import TrainStep
 from fastgan.condition import asked_segments
-from fastgan.nn import MLP, SegmentedActivation, unfuse
+from fastgan.nn import MLP, SegmentedActivation
 
 NATIVE = "the whole step as one native call"
 WIDTHS = (1, 3, 2, 1, 3, 4, 5)
@@ -116,7 +116,7 @@ def trainers(
         generator, discriminator = (copy.deepcopy(network).to(dtype) for network in pair)
         generator.append(end)
         if kind is Conditioned:
-            generator, discriminator = unfuse(generator), unfuse(discriminator)
+            generator, discriminator = in_plain_torch(generator), in_plain_torch(discriminator)
         own = dict(options)
         if "ema_decay" in options:
             own["ema"] = copy.deepcopy(generator).requires_grad_(False)

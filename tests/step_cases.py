@@ -18,12 +18,12 @@ from typing import Any
 
 import torch
 from conformance import ACTIVATIONS, assert_close_in_float64
-from plain_step import BATCH, DATA, LATENT, Plain, PlainDiscriminator, adam, inputs, state_of, twin
+from plain_step import BATCH, DATA, LATENT, Plain, PlainDiscriminator, adam, in_plain_torch, inputs, state_of, twin
 from torch import Tensor, nn
 
 import fastgan
 from fastgan import DiscriminatorStep, TrainStep, reference
-from fastgan.nn import MLP, fuse, unfuse
+from fastgan.nn import MLP, fuse
 
 NATIVE = "the whole step as one native call"
 
@@ -162,25 +162,32 @@ def full_product() -> Iterator[Case]:
 
 
 @functools.lru_cache(maxsize=512)
-def plain_results(case: Case, steps: int, device: str) -> tuple[list[list[Tensor]], list[Tensor]]:
-    """Of the loop in plain PyTorch: the statistics of each step, and all that was trained."""
+def plain_results(
+    case: Case, steps: int, device: str, composes: bool = False
+) -> tuple[list[list[Tensor]], list[Tensor]]:
+    """Of the loop in plain PyTorch: the statistics of each step, and all that was trained.
+
+    composes: with the masks of a step without the engine, where those are others.
+    """
     if steps in SHORT[:-1]:
-        plain_results(case, SHORT[-1], device)
-        return kept[case, steps, device]
-    return run(Plain, case, steps)
+        plain_results(case, SHORT[-1], device, composes)
+        return kept[case, steps, device, composes]
+    return run(Plain, case, steps, composes)
 
 
 # The numbers of steps that the suite takes on one backend and another: the last also leaves what the first does.
 SHORT = (4, 6)
-kept: dict[tuple[Case, int, str], tuple[list[list[Tensor]], list[Tensor]]] = {}
+kept: dict[tuple[Case, int, str, bool], tuple[list[list[Tensor]], list[Tensor]]] = {}
 
 
-def run(kind: type, case: Case, steps: int, **given: Any) -> tuple[list[list[Tensor]], list[Tensor]]:
+def run(
+    kind: type, case: Case, steps: int, composes: bool = False, **given: Any
+) -> tuple[list[list[Tensor]], list[Tensor]]:
     """So many steps of a case, on inputs and masks that the case alone decides."""
     torch.manual_seed(0)
     trainer = twin(kind, *case.networks(), adam, **case.options(), **given)
     if kind is Plain:
-        trainer.composes = False
+        trainer.composes = composes
     statistics = []
     for i in range(steps):
         torch.manual_seed(1 + i)
@@ -192,13 +199,15 @@ def run(kind: type, case: Case, steps: int, **given: Any) -> tuple[list[list[Ten
             assert trainer.plan.startswith(NATIVE) == native, trainer.plan
         if kind is Plain and steps == SHORT[-1] and i + 1 in SHORT[:-1]:
             result = list(statistics), [t.clone() for t in state_of(trainer)]
-            kept[case, i + 1, torch.get_default_device().type] = result
+            kept[case, i + 1, torch.get_default_device().type, composes] = result
     return statistics, [t.clone() for t in state_of(trainer)]
 
 
 def check(case: Case, steps: int, **given: Any) -> None:
     """AssertionError unless a TrainStep follows the loop in plain PyTorch, in float64 to 1e-9."""
-    expected = plain_results(case, steps, torch.get_default_device().type)
+    device = torch.get_default_device().type
+    composes = device == "cuda" and case.dropout > 0 and not given.get("engine", True)
+    expected = plain_results(case, steps, device, composes)
     for ours, plain in zip(run(TrainStep, case, steps, **given), expected, strict=True):
         assert_close_in_float64(ours, plain, bound=1e-9)
 
@@ -209,10 +218,12 @@ def check_discriminator(case: Case, steps: int, fakes: int = BATCH, **given: Any
     for kind in (DiscriminatorStep, PlainDiscriminator):
         discriminator, options = copy.deepcopy(network), case.discriminator_options()
         if kind is PlainDiscriminator:
-            discriminator = unfuse(discriminator)
+            discriminator = in_plain_torch(discriminator)
         else:
             options.update(given)
         step = kind(discriminator, adam(discriminator.parameters()), **options)
+        if kind is PlainDiscriminator:
+            step.composes = not given.get("engine", True)
         statistics = []
         for i in range(steps):
             torch.manual_seed(1 + i)

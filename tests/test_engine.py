@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from allocations import blocks_allocated, bytes_allocated
+from allocations import assert_statistics_alone_are_allocated, blocks_allocated, bytes_allocated
 from conformance import as_double, assert_close_in_float64, overall_error
 from conftest import run_on_or_skip
 from plain_step import Plain, adam, inputs, networks, state_of, twin
@@ -252,13 +252,11 @@ def test_nothing_is_allocated_but_the_statistics(engine_backend: str, options: d
     for _ in range(2):
         trainer.step(real, labels)
     assert trainer.plan.startswith(NATIVE)
-    if real.is_cuda:
-        assert blocks_allocated(lambda: trainer.step(real, labels), 5) == 5
-        return
-    assert bytes_allocated(lambda: trainer.step(real, labels), 5) == 5 * 5 * 4  # the four and the penalty
+    assert_statistics_alone_are_allocated(lambda: trainer.step(real, labels), 5)
     # The record sees what it should: the composed path allocates far more.
     trainer.engine = False
-    assert bytes_allocated(lambda: trainer.step(real, labels), 1) > 10_000
+    record, least = (blocks_allocated, 20) if real.is_cuda else (bytes_allocated, 10_000)
+    assert record(lambda: trainer.step(real, labels), 1) > least
 
 
 @pytest.mark.parametrize("batch", [32, 96, 100, 256])
