@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import pytest
 import torch
-from conformance import ACTIVATIONS, assert_close_in_float64, assert_within_bound, in_double
+from conformance import ACTIVATIONS, assert_close_in_float64, assert_within_bound, here, in_double
 from ops import OPS, Op
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -149,11 +149,6 @@ W0, W1, B0, B1 = torch.randn(4, 3), torch.randn(2, 4), torch.randn(4), torch.ran
 
 def leaf(tensor: Tensor) -> Tensor:
     return tensor.detach().clone().requires_grad_()
-
-
-def here(tensor: Tensor) -> Tensor:
-    """On the device of the backend in force."""
-    return tensor.to(torch.get_default_device())
 
 
 # The arguments of each op of the compiled module, as its schema has them; 1 is the mean, 0 no reduction.

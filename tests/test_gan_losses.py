@@ -370,14 +370,12 @@ def test_inside_a_compiled_graph(backend: str, kind: str) -> None:
     assert_close_in_float64(*results)
 
 
-ONES = torch.ones(2)
-
-
 def test_targets_that_are_the_defaults_are_taken(backend: str) -> None:
+    ones = torch.ones(2)
     for kind, one, zero in itertools.product(("relativistic", "hinge", "wasserstein"), (1, 1.0), (0, 0.0)):
-        loss = discriminator_loss(ONES, ONES, kind=kind, real_target=one, fake_target=zero)
-        assert torch.equal(loss, discriminator_loss(ONES, ONES, kind=kind))
-        inputs = arguments(kind, ONES, ONES)
+        loss = discriminator_loss(ones, ones, kind=kind, real_target=one, fake_target=zero)
+        assert torch.equal(loss, discriminator_loss(ones, ones, kind=kind))
+        inputs = arguments(kind, ones, ones)
         assert torch.equal(generator_loss(*inputs, kind=kind, target=one), generator_loss(*inputs, kind=kind))
 
 

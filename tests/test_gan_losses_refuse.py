@@ -6,6 +6,7 @@ import math
 
 import pytest
 import torch
+from conformance import here
 
 from fastgan.functional import discriminator_loss, generator_loss
 
@@ -164,4 +165,4 @@ BAD = [
 @pytest.mark.parametrize(("function", "arguments", "keywords", "error", "message"), BAD)
 def test_bad_input(backend: str, function, arguments, keywords, error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
-        function(*arguments, **keywords)
+        function(*here(arguments), **keywords)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from conformance import DTYPES
+from conformance import DTYPES, here
 
 from fastgan import backend as fastgan_backend
 from fastgan import functional, reference
@@ -36,7 +36,7 @@ KINDS = ["tanh", "gumbel_softmax", "softmax", "softmax", "identity", "gumbel_sof
     ],
 )
 def test_refusals(backend: str, change, error, says) -> None:
-    call = {"input": torch.zeros(6, 16), "widths": WIDTHS, "kinds": KINDS} | change
+    call = {"input": torch.zeros(6, 16), "widths": WIDTHS, "kinds": KINDS} | here(change)
     with pytest.raises(error, match=says):
         functional.segmented_activation(call.pop("input"), call.pop("widths"), call.pop("kinds"), **call)
 

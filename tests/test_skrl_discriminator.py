@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import sys
 from collections.abc import Callable
 from types import ModuleType
@@ -11,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 from amp import Discriminator, loss
-from conformance import assert_close_in_float64, assert_within_bound
+from conformance import assert_close_in_float64, assert_within_bound, here
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -30,15 +31,10 @@ def model_of(*between: nn.Module) -> Discriminator:
 
 
 def batches(steps: int, dtype: torch.dtype) -> list[list[Tensor]]:
-    draw = torch.Generator().manual_seed(1)
+    draw = functools.partial(torch.randn, generator=torch.Generator().manual_seed(1), device="cpu", dtype=torch.float64)
     sizes = BATCH, BATCH // 2, BATCH  # the replay may be shorter
-    return [
-        [
-            (torch.randn(size, DATA, generator=draw, dtype=torch.float64) + (i == 2)).to(dtype)
-            for i, size in enumerate(sizes)
-        ]
-        for _ in range(steps)
-    ]
+    given = [[(draw(size, DATA) + (i == 2)).to(dtype) for i, size in enumerate(sizes)] for _ in range(steps)]
+    return list(map(here, given))
 
 
 def joint(model: nn.Module, policy: nn.Module) -> torch.optim.Adam:

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
+from conformance import here
 from torch import Tensor, nn
 from torch.optim import Adam
 
@@ -100,9 +101,14 @@ def batches(steps: int, dtype: torch.dtype = torch.float32, size: int = BATCH) -
     draw = torch.Generator().manual_seed(1)
 
     def normal(*shape: int) -> Tensor:
-        return torch.randn(*shape, generator=draw).to(dtype)
+        return torch.randn(*shape, generator=draw, device="cpu").to(dtype)
 
-    return [
-        (normal(size, *IMAGE).tanh(), normal(size, LATENT), torch.randint(CLASSES, (size,), generator=draw))
+    given = [
+        (
+            normal(size, *IMAGE).tanh(),
+            normal(size, LATENT),
+            torch.randint(CLASSES, (size,), generator=draw, device="cpu"),
+        )
         for _ in range(steps)
     ]
+    return list(map(here, given))
