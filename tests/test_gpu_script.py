@@ -16,6 +16,8 @@ from bench.options import OPS
 from tools import gpu_record
 
 ROOT = Path(__file__).parent.parent
+# What a file has whose tests run on a GPU: a fixture with the backend `cuda`, or the suite's words where there is none.
+OF_A_GPU = r'\b\w*backend: str\b|usefixtures\("(device_)?backend"\)|\("simt", "cuda"\)|needs a CUDA GPU'
 PARTS = ["facts", "build", "verify", "kernels", "kernels-2", "step", "profile", "modelled", "choices", "step-tf32"]
 PARTS += ["memcheck", "racecheck", "synccheck", "initcheck", "tests", "step-compiled", "penalties", "bench"]
 
@@ -80,6 +82,15 @@ def test_a_dry_run_lists_the_parts_and_their_limits_fit() -> None:
     assert two.endswith("50 s at most\n")
 
 
+def test_the_halves_are_the_whole_and_both_build() -> None:
+    first, second = (
+        re.findall(r"^([\w-]+), at most", run("--dry-run", "--half", half).stdout, re.MULTILINE) for half in "12"
+    )
+    assert second[:2] == first[:2] == ["facts", "build"]
+    assert [*first, *second[2:]] == PARTS
+    assert first[-1] == "memcheck"
+
+
 def test_files_of_kernels_have_tests_for_a_gpu_and_run_once() -> None:
     parts = re.split(r"^[\w-]+, at most \d+ s:$", run("--dry-run").stdout, flags=re.MULTILINE)[1:]
     first, second = (
@@ -87,15 +98,18 @@ def test_files_of_kernels_have_tests_for_a_gpu_and_run_once() -> None:
         for name in ("kernels", "kernels-2")
     )
     assert len({*first, *second}) == len([*first, *second])
-    for file in second:
-        assert "backend" in (ROOT / file).read_text(), file
+    for file in (*first, *second):
+        assert re.search(OF_A_GPU, (ROOT / file).read_text()), file
     assert all(f" {file}" in parts[PARTS.index("tests")] for file in (*first, *second))
 
 
 def test_help() -> None:
     result = run("--help")
     assert result.returncode == 0
-    assert all(option in result.stdout for option in ("--dry-run", "--part", "--limit", "--clock", "--commit", "--out"))
+    assert all(
+        option in result.stdout
+        for option in ("--dry-run", "--half", "--part", "--limit", "--clock", "--commit", "--out")
+    )
 
 
 @pytest.mark.parametrize(
@@ -104,6 +118,8 @@ def test_help() -> None:
         (["--fast"], "unknown option '--fast'; the options are --dry-run"),
         (["--part", "train"], f"--part must be one of {' '.join(PARTS)}, not 'train'"),
         (["--part"], "--part needs a value"),
+        (["--half", "3"], "--half must be 1 or 2, not '3'"),
+        (["--half", "1", "--part", "step"], "--half and --part do not go together: a half is a choice of parts"),
         (["--limit", "0"], "--limit must be whole seconds, at least 1, not '0'"),
         (["--clock", "0"], "--clock must be whole seconds, at least 1, not '0'"),
         (["--limit", "1.5"], "--limit must be whole seconds, at least 1, not '1.5'"),
