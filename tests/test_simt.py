@@ -160,7 +160,7 @@ LEFT_OUT = {
     "the barrier before a sum's place is used again": (
         "reduce.h",
         "  __syncthreads();  // partial may be used again\n",
-        "step_parts.cu",
+        "step_loss.cu",
         "step",
         "kernel step_loss, block",
     ),

@@ -136,8 +136,9 @@ struct LibraryGradients {
   LibraryGradients(const Context& context, const StepNetwork<T>& network, int64_t rows) {
     for (int l = 0; l < network.count; ++l) {
       const StepLayer<T>& layer = network.layers[l];
-      const bool is_one = layer.kind == LayerKind::linear &&
-                          context.prefers_library({ProductRole::weight_gradient, layer.out, layer.in, rows}, sizeof(T));
+      const bool is_one =
+          layer.kind == LayerKind::linear &&
+          context.prefers_library(ProductShape{ProductRole::weight_gradient, layer.out, layer.in, rows}, sizeof(T));
       places.push_back(is_one ? size : -1);
       if (is_one) size += (layer.out * layer.in + layer.out + 63) / 64 * 64;
     }
