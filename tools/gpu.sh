@@ -40,7 +40,8 @@ part build 150 'export TORCH_CUDA_ARCH_LIST="${TORCH_CUDA_ARCH_LIST:-$("$PYTHON"
 import torch
 major, minor = torch.cuda.get_device_capability()
 print(str(major) + chr(46) + str(minor) + chr(97) * (major >= 9))")}"
-FASTGAN_BUILD=cuda MAX_JOBS="${MAX_JOBS:-$(nproc)}" "$PYTHON" setup.py --quiet build_ext --inplace'
+jobs="$(env -u OMP_NUM_THREADS nproc)" # which takes it for the number of cores
+FASTGAN_BUILD=cuda MAX_JOBS="${MAX_JOBS:-$jobs}" "$PYTHON" setup.py --quiet build_ext --inplace'
 
 half=1
 part verify 60 '"$PYTHON" -m fastgan doctor --verify'
@@ -60,7 +61,7 @@ for package in hypothesis expecttest xdist pytest_timeout tomlkit typer rich saf
 done
 options=(-q -rf -p no:cacheprovider --continue-on-collection-errors --tb=short --maxfail=300 --durations=10)
 # Two cores are left to the process that hands out the tests, and to the driver.
-workers=$(($(nproc) - 2))
+workers=$(($(env -u OMP_NUM_THREADS nproc) - 2))
 if has xdist; then options+=(-n "$((workers > 14 ? 14 : workers < 1 ? 1 : workers))"); fi
 if has pytest_timeout; then options+=(--timeout 60); fi
 # Of the backends, that of the GPU: the others are the same anywhere.

@@ -189,7 +189,6 @@ int64_t most_rows(const Parts& parts) {
   return most;
 }
 
-template <class T>
 double* partial_sums(const Context& context, const Grid& grid) {
   return static_cast<double*>(context.scratch(2 * sizeof(double) * grid.blocks.x * grid.blocks.y));
 }
@@ -200,7 +199,7 @@ template <class T>
 void step_loss(const Context& context, const StepLoss<T>& a) {
   const unsigned across = static_cast<unsigned>(std::clamp<int64_t>(most_rows(a.parts) / (4 * threads), 1, 64));
   const Grid grid{dim3(across, static_cast<unsigned>(a.parts.count)), dim3(threads)};
-  launch(context, "step_loss", step_loss_kernel<T>, grid, a, partial_sums<T>(context, grid), context.counters());
+  launch(context, "step_loss", step_loss_kernel<T>, grid, a, partial_sums(context, grid), context.counters());
 }
 
 template <class T>
@@ -209,8 +208,7 @@ void step_head(const Context& context, const StepHead<T>& a) {
   const unsigned across = static_cast<unsigned>(std::clamp<int64_t>(blocks, 1, int64_t{4} * context.multiprocessors));
   const Grid grid{dim3(across, static_cast<unsigned>(a.loss.parts.count)), dim3(head_threads)};
   const bool aligned = a.in % vector_length<T> == 0 && all_aligned(a.x, a.weight, a.saved_before, a.grad_before);
-  launch(context, "step_head", step_head_kernel<T>, grid, a, aligned, partial_sums<T>(context, grid),
-         context.counters());
+  launch(context, "step_head", step_head_kernel<T>, grid, a, aligned, partial_sums(context, grid), context.counters());
 }
 
 #define FASTGAN_INSTANTIATE(T)                                    \
