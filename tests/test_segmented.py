@@ -16,7 +16,6 @@ from conformance import (
     assert_within_bound,
     check_against_torch,
     derivatives,
-    overall_error,
     results_of_both,
 )
 from hypothesis import given, settings
@@ -76,7 +75,7 @@ def as_ctgan_writes_it(x: Tensor, noise: Tensor | None, widths=WIDTHS, kinds=KIN
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("name", TABLES)
 def test_against_torch(name: str, dtype: torch.dtype) -> None:
-    """In 16 bits all errors of eight inputs together: the largest of one is luck. Of 3,000 levels it was over the bound
+    """In 16 bits the largest error of eight inputs together: of one it is luck. Of 3,000 levels it was over the bound
     with one seed in thirty, on a CPU too."""
     found = []
     for _ in range(8 if dtype.itemsize == 2 else 1):
@@ -87,13 +86,7 @@ def test_against_torch(name: str, dtype: torch.dtype) -> None:
 
         both = functools.partial(run, ours), functools.partial(run, as_ctgan_writes_it)
         found.append(results_of_both(*both, [x], x.shape))
-    if dtype.itemsize > 2:
-        assert_within_bound(*found[0])
-        return
-    for i in range(3):
-        a, b, exact = ([results[k][i] for results in found] for k in range(3))
-        assert [(t.dtype, t.shape) for t in a] == [(t.dtype, t.shape) for t in b]
-        assert overall_error(a, exact) <= 2 * overall_error(b, exact) + 1e-6, i
+    assert_within_bound(*([torch.stack(same) for same in zip(*one, strict=True)] for one in zip(*found, strict=True)))
 
 
 @given(

@@ -36,12 +36,16 @@ struct StepMemory {
 // workspace of cuBLAS (32 MiB on Hopper).
 constexpr int branch_count = 3;
 
-// Runs what the host model is given for a branch when it has to be there, rather than at once: the two must not differ.
+#ifdef FASTGAN_SIMT
+// Whether the host model runs a branch's work when it has to be done, rather than at once.
 inline bool branches_are_late() {
   const char* const setting = std::getenv("FASTGAN_SIMT_BRANCHES");
   return setting != nullptr && std::string_view(setting) == "late";
 }
 
+#endif
+
+// Of the launches of one step that run one after the other: the step itself, and each of its branches.
 class StepScope : public CudaScope {
  public:
   StepScope(const Tensor& like, StepMemory& memory)

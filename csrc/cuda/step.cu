@@ -34,8 +34,7 @@ class Half {
                   problem_.mix, buffers_.discriminator.input, buffers_.fakes,
                   buffers_.discriminator.input + parts_.begin[2] * network.in());
     const Passes<T> passes = discriminator(buffers_.discriminator, {parts_, 0});
-    const bool has_head = passes.has_head();
-    has_head ? passes.forward_to(network.count - 1) : passes.forward();
+    passes.forward_to_loss();
     context_.join();  // what the updates depend on is there
     StepLoss<T> loss = loss_of(parts_, buffers_.discriminator);
     loss.judged = 2;
@@ -46,8 +45,7 @@ class Half {
       loss.penalty = &sums_->penalty;
       loss.is_last_of_step = is_alone;
       judge(passes, loss, 0, parts_.count);
-      if (has_head) passes.update(network.count - 1, T(0), {});
-      has_head ? passes.backward_from(network.count - 2, {}, true, T(0)) : passes.backward({}, true, T(0));
+      passes.backward_from_loss({}, true, T(0));
     } else {
       const PenalizedUpdate<T> update(context_, problem_, buffers_, penalized, options_);
       update.say_start(loss);
@@ -79,8 +77,7 @@ class Half {
     if (!is_paired) buffers.input = buffers_.fakes;
     const StepNetwork<T>& network = problem_.discriminator;
     const Passes<T> judging = discriminator(buffers, {judged, 0});
-    const bool has_head = judging.has_head();
-    has_head ? judging.forward_to(network.count - 1) : judging.forward();
+    judging.forward_to_loss();
     StepLoss<T> loss = loss_of(judged, buffers);
     loss.judged = judged.count;
     loss.part[0] = loss.part[1] = problem_.loss.generator;
@@ -93,16 +90,13 @@ class Half {
     const LayerBuffers<T>& last = buffers_.generator.layers.back();
     const ActivationArguments activation = problem_.generator.layers[problem_.generator.count - 1].activation;
     const int64_t data = problem_.generator.out();
-    const auto backward = [&](const typename Passes<T>::GradientTarget& to) {
-      has_head ? of_fakes.backward_from(network.count - 2, to, false, T(0)) : of_fakes.backward(to, false, T(0));
-    };
     if (buffers_.by_input != nullptr) {
-      backward({.grad = buffers_.by_input, .width = network.in()});
+      of_fakes.backward_from_loss({.grad = buffers_.by_input, .width = network.in()}, false, T(0));
       unpack_gradient<T>(context_, problem_.batch, data + problem_.classes, data, activation, buffers_.by_input,
                          last.saved, last.grad_z);
     } else {
       // Rows of several samples without labels are those samples' rows.
-      backward({last.grad_z, last.saved, activation, problem_.pac * data});
+      of_fakes.backward_from_loss({last.grad_z, last.saved, activation, problem_.pac * data}, false, T(0));
     }
     context_.join();  // what the updates depend on is there
     own.backward({}, true, T(problem_.average_rate));

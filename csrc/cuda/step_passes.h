@@ -109,7 +109,7 @@ class Passes {
     }
   }
 
-  // Whether the last layer, the loss and the gradient before that layer are one launch (step_head.cu).
+  // Whether the last layer, the loss and the gradient before that layer are one launch (step_loss.cu).
   bool has_head() const {
     const StepLayer<T>& last = network_.layers[network_.count - 1];
     return !is_narrow_ && network_.count > 1 && last.kind == LayerKind::linear && last.out == 1;
@@ -132,6 +132,15 @@ class Passes {
             .saved_before = target.saved,
             .activation_before = target.activation,
             .grad_before = target.grad};
+  }
+
+  // D's pass as far as the loss, and the way back from it: without what is one launch with the loss.
+  void forward_to_loss() const { has_head() ? forward_to(network_.count - 1) : forward(); }
+  void backward_from_loss(const GradientTarget& beyond, bool updates, T average_rate) const {
+    if (!has_head()) return backward(beyond, updates, average_rate);
+    const int last = network_.count - 1;
+    if (updates) update(last, average_rate, {});
+    backward_from(last - 1, beyond, updates, average_rate);
   }
 
   // The gradient by the input of one layer, of its grad_z; of a batch_norm, its update as well. Then the update of what
