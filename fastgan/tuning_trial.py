@@ -11,7 +11,7 @@ from fastgan.choices import Clock, Runs, Tournament, Verdict
 from fastgan.engine import Plan
 from fastgan.plan_ways import LIBRARY, TILED, Product, Way
 
-_PARTS = (1, 4, 16)  # in which a tiled product is tried
+_PARTS = (1, 2, 4, 8, 16)  # in which a tiled product is tried
 
 Inputs = tuple[Tensor, Tensor | None, Tensor | None]
 

@@ -16,6 +16,7 @@
 namespace simt {  // the device that the host model stands for
 int device_multiprocessors();
 size_t device_shared_bytes();
+int device_largest_cluster();
 }  // namespace simt
 #elif defined(FASTGAN_WITH_CUDA)
 #include <ATen/cuda/CUDAContext.h>
@@ -70,6 +71,7 @@ class CudaScope : public cuda::Context {
 inline CudaScope::CudaScope(const Tensor& like) : options_(like.options().dtype(at::kByte)) {
   multiprocessors = simt::device_multiprocessors();
   shared_limit = simt::device_shared_bytes();
+  largest_cluster = simt::device_largest_cluster();
 }
 
 inline unsigned* CudaScope::counters() const {
@@ -89,6 +91,7 @@ inline CudaScope::CudaScope(const Tensor& like) : guard_(like.device()), options
   is_external_ = stream != nullptr && reinterpret_cast<intptr_t>(stream) == static_cast<intptr_t>(current.id());
   multiprocessors = properties.multiProcessorCount;
   shared_limit = properties.sharedMemPerBlockOptin;
+  largest_cluster = properties.major >= 9 ? cuda::max_cluster : 1;
 }
 
 // Work on one stream runs in order, so a stream's kernels can take turns at its counters. A captured graph may be

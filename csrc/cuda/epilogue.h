@@ -53,8 +53,8 @@ __device__ __forceinline__ void store_values(T* data, int count, bool quads, con
   }
 }
 
-// A square tile of sums in shared memory, the part of a matrix (m, n) from (row0, col0) on. Each thread has four
-// columns of it, the same in all of its rows.
+// A square tile of sums in shared memory, the part of a matrix (m, n) from (row0, col0) on, and of its rows those from
+// `first` up to `end`. Each thread has four columns of it, the same in all of its rows.
 template <class C, int side, int stride>
 struct Tile {
   static constexpr int threads_across = side / 4, rows_apart = tile_threads / threads_across;
@@ -63,6 +63,7 @@ struct Tile {
 
   const C* sums;
   int64_t row0, col0, m, n;
+  int first = 0, end = side;
 
   static __device__ __forceinline__ int first_row() { return int(threadIdx.x) / threads_across; }
   static __device__ __forceinline__ int first_col() { return int(threadIdx.x) % threads_across * 4; }
@@ -82,19 +83,20 @@ struct Tile {
   __device__ __forceinline__ void for_rows(const Load& load, const Each& each) const {
     static_assert(own_rows % in_flight == 0, "as many rows at a time");
     if (count() == 0) return;
-    const auto place_of = [&](int i) { return (row0 + first_row() + i * rows_apart) * n + col0 + first_col(); };
-    const auto is_inside = [&](int i) { return row0 + first_row() + i * rows_apart < m; };
+    const auto row_of = [&](int i) { return first + first_row() + i * rows_apart; };
+    const auto place_of = [&](int i) { return (row0 + row_of(i)) * n + col0 + first_col(); };
+    const auto is_inside = [&](int i) { return row_of(i) < end && row0 + row_of(i) < m; };
     // Doubles take two registers each, and an unrolled loop over them spills.
 #pragma unroll(sizeof(C) == 8 || !unrolled ? 1 : own_rows / in_flight)
     for (int begin = 0; begin < own_rows; begin += in_flight) {
       decltype(load(int64_t{}, int64_t{})) loaded[in_flight];
 #pragma unroll
       for (int i = 0; i < in_flight; ++i)
-        if (is_inside(begin + i)) loaded[i] = load(place_of(begin + i), row0 + first_row() + (begin + i) * rows_apart);
+        if (is_inside(begin + i)) loaded[i] = load(place_of(begin + i), row0 + row_of(begin + i));
 #pragma unroll
       for (int i = 0; i < in_flight; ++i) {
         if (!is_inside(begin + i)) break;
-        const C* own = sums + (first_row() + (begin + i) * rows_apart) * stride + first_col();
+        const C* own = sums + row_of(begin + i) * stride + first_col();
         each(loaded[i], Values<C>{own[0], own[1], own[2], own[3]}, place_of(begin + i));
       }
     }
@@ -182,6 +184,37 @@ __device__ __forceinline__ void sum_splits(C* tile, const C* partial, unsigned s
       if (place < quads) reinterpret_cast<Quad<C>*>(tile)[place] = total[i];
     }
   }
+}
+
+// The same where they are a cluster, each of which has its part of the tile's rows to add up: those from `first` up to
+// `end`, a thread the elements that are its own in a Tile, and of the sums behind the tile's `side` rows likewise.
+template <class C, int side, int stride>
+__device__ __forceinline__ void sum_cluster(C* tile, unsigned splits, int first, int end) {
+  constexpr unsigned at_a_time = sizeof(C) == 8 ? 4 : max_cluster;
+  using T = Tile<C, side, stride>;
+  for (int row = first + T::first_row(); row < end; row += T::rows_apart) {
+    C* const own = tile + row * stride + T::first_col();
+    Quad<C> total{};
+    for (unsigned begin = 0; begin < splits; begin += at_a_time) {
+      Quad<C> part[at_a_time];
+#pragma unroll
+      for (unsigned i = 0; i < at_a_time; ++i)
+        if (begin + i < splits) part[i] = *reinterpret_cast<const Quad<C>*>(peer_shared(own, begin + i));
+#pragma unroll
+      for (unsigned i = 0; i < at_a_time; ++i)
+#pragma unroll
+        for (int q = 0; q < 4; ++q)
+          if (begin + i < splits)
+            total.element[q] = begin + i == 0 ? part[i].element[q] : total.element[q] + part[i].element[q];
+    }
+    *reinterpret_cast<Quad<C>*>(own) = total;
+  }
+  const int row = first + int(threadIdx.x);
+  if (row >= end) return;
+  C* const own = tile + side * stride + row;
+  C total = *peer_shared(own, 0);
+  for (unsigned rank = 1; rank < splits; ++rank) total += *peer_shared(own, rank);
+  *own = total;
 }
 
 }  // namespace fastgan::cuda

@@ -69,6 +69,7 @@ class Context {
 
   cudaStream_t stream = nullptr;
   int multiprocessors = 1;
+  int largest_cluster = 1;          // most blocks of a cluster, on this device
   size_t shared_limit = 48 * 1024;  // bytes of dynamic shared memory that a block may have
 
 #ifdef FASTGAN_SIMT
@@ -77,11 +78,15 @@ class Context {
 #endif
 };
 
+constexpr int max_cluster = 8;  // blocks, on every device that has clusters
+
 struct Grid {
   dim3 blocks;
   dim3 threads;
   size_t shared_bytes = 0;   // of dynamic shared memory
   bool cooperative = false;  // all blocks are resident at once, and may call grid_barrier()
+  bool clustered = false;    // the blocks with the same x are a cluster: cluster_barrier(), peer_shared(); z is 1
+  bool overlaps = false;     // may begin before the launch before it ends: the kernel calls wait_for_launch_before()
 };
 
 #ifdef FASTGAN_SIMT
@@ -93,7 +98,8 @@ void launch(const Context& context, const char* name, void (*kernel)(Parameters.
     throw simt::Fault(std::string("simt: kernel ") + name +
                       ": a cooperative launch has more blocks than are resident.");
   const auto run = [=]() {
-    simt::launch(name, grid.blocks, grid.threads, grid.shared_bytes, grid.cooperative,
+    simt::launch(name, grid.blocks, grid.threads, grid.shared_bytes,
+                 {.cooperative = grid.cooperative, .clustered = grid.clustered},
                  [&]() SIMT_ON_THE_HOST { kernel(Parameters(arguments)...); });
   };
   if (context.later != nullptr)
@@ -106,6 +112,16 @@ void launch(const Context& context, const char* name, void (*kernel)(Parameters.
 template <class... Parameters>
 int64_t resident_blocks(const Context& context, const char*, void (*)(Parameters...), const Grid&) {
   return context.multiprocessors;
+}
+
+// How many blocks of a cluster a kernel may have, and whether it may overlap the launch before it.
+template <class... Parameters>
+int cluster_limit(const Context& context, const char*, void (*)(Parameters...)) {
+  return context.largest_cluster;
+}
+template <class... Parameters>
+bool can_overlap(const Context& context, const char*, void (*)(Parameters...)) {
+  return context.largest_cluster > 1;
 }
 
 #else
@@ -130,16 +146,28 @@ void launch(const Context& context, const char* name, void (*kernel)(Parameters.
     check(cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel), cudaFuncAttributeMaxDynamicSharedMemorySize,
                                static_cast<int>(grid.shared_bytes)),
           name);
-  cudaLaunchAttribute attribute;
-  attribute.id = cudaLaunchAttributeCooperative;
-  attribute.val.cooperative = 1;
+  cudaLaunchAttribute attributes[3];
   cudaLaunchConfig_t config = {};
   config.gridDim = grid.blocks;
   config.blockDim = grid.threads;
   config.dynamicSmemBytes = grid.shared_bytes;
   config.stream = context.stream;
-  config.attrs = &attribute;
-  config.numAttrs = grid.cooperative ? 1 : 0;
+  config.attrs = attributes;
+  if (grid.cooperative) {
+    cudaLaunchAttribute& attribute = attributes[config.numAttrs++];
+    attribute.id = cudaLaunchAttributeCooperative;
+    attribute.val.cooperative = 1;
+  }
+  if (grid.clustered) {
+    cudaLaunchAttribute& attribute = attributes[config.numAttrs++];
+    attribute.id = cudaLaunchAttributeClusterDimension;
+    attribute.val.clusterDim = {1, grid.blocks.y, 1};
+  }
+  if (grid.overlaps) {
+    cudaLaunchAttribute& attribute = attributes[config.numAttrs++];
+    attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+    attribute.val.programmaticStreamSerializationAllowed = 1;
+  }
   check(cudaLaunchKernelEx(&config, kernel, Parameters(arguments)...), name);
 }
 
@@ -154,6 +182,20 @@ int64_t resident_blocks(const Context& context, const char* name, void (*kernel)
                                                       grid.shared_bytes),
         name);
   return static_cast<int64_t>(blocks) * context.multiprocessors;
+}
+
+// How many blocks of a cluster a kernel may have, and whether it may overlap the launch before it: both are of compute
+// capability 9.0 on, of the device's and of what the kernel is compiled for.
+template <class... Parameters>
+int cluster_limit(const Context& context, const char* name, void (*kernel)(Parameters...)) {
+  if (context.largest_cluster <= 1) return 1;
+  cudaFuncAttributes attributes;
+  check(cudaFuncGetAttributes(&attributes, reinterpret_cast<const void*>(kernel)), name);
+  return attributes.ptxVersion >= 90 ? context.largest_cluster : 1;
+}
+template <class... Parameters>
+bool can_overlap(const Context& context, const char* name, void (*kernel)(Parameters...)) {
+  return cluster_limit(context, name, kernel) > 1;
 }
 
 #endif

@@ -1,5 +1,6 @@
 // The kernel of a layer's products, each a tile of 64x64 a block, and where that makes too few blocks, k shared out
-// among several. What becomes of a finished tile is its `Pass`. For linear*.cu.
+// among several: a cluster, whose blocks each finish some rows of the tile, or, of more blocks or where there are no
+// clusters, the last of them all of it. What becomes of a finished tile is its `Pass`. For linear*.cu.
 #pragma once
 
 #include <algorithm>
@@ -35,7 +36,8 @@ struct Product {
   AdamParameter<T> adam_weight, adam_bias;  // weight update
   compute_t<T> average_rate;
   bool bias_cancels;
-  void* partial;  // room for the sums of each split of each tile
+  bool clustered;  // are the splits of a tile
+  void* partial;   // room for the sums of each split of each tile
   unsigned* counters;
 };
 
@@ -180,6 +182,19 @@ __device__ __forceinline__ void epilogue(const Product<T>& p, const Whole& tile)
   }
 }
 
+// The gradients of a bias from `row0` on, or the update by them, from their sums: those from `first` up to `end`.
+template <Pass pass, class T, class C>
+__device__ __forceinline__ void finish_bias(const Product<T>& p, const C* sums, int64_t row0, int first, int end) {
+  const int own = first + int(threadIdx.x);
+  const int64_t row = row0 + own;
+  if (own >= end || row >= p.a.rows) return;
+  const C sum = sums[own] * C(p.bias_cancels ? 0 : 1);  // NaN stays NaN
+  if constexpr (pass == Pass::weight_update) {
+    if (p.grad_bias == nullptr) return update(p.adam_bias, *p.adam_bias.step, row, sum, p.average_rate);
+  }
+  store(p.grad_bias + row, sum);
+}
+
 template <class Arithmetic, Major a_major, Major b_major, Pass pass>
 __global__ void __launch_bounds__(tile_threads, 2) product_kernel(Product<typename Arithmetic::T> p) {
   using T = typename Arithmetic::T;
@@ -190,6 +205,8 @@ __global__ void __launch_bounds__(tile_threads, 2) product_kernel(Product<typena
   T* const shared = reinterpret_cast<T*>(dynamic_shared());
   C* const tile = reinterpret_cast<C*>(dynamic_shared());  // takes the stages' place
 
+  let_next_launch_begin();
+  wait_for_launch_before();
   const int64_t row0 = blockIdx.x / p.tiles_across * tile_size, col0 = blockIdx.x % p.tiles_across * tile_size;
   const int64_t k_begin = blockIdx.y * p.k_of_split;
   const int64_t k_end = k_begin + p.k_of_split < p.a.k ? k_begin + p.k_of_split : p.a.k;
@@ -217,7 +234,15 @@ __global__ void __launch_bounds__(tile_threads, 2) product_kernel(Product<typena
   if (threadIdx.x < tile_size) tile[Layout::sums + threadIdx.x] = bias_sum;
   __syncthreads();
 
-  if (gridDim.y > 1) {
+  int first = 0, end = tile_size;  // rows of the tile that are this block's to finish
+  if (p.clustered) {
+    const int rows = (tile_size + int(gridDim.y) - 1) / int(gridDim.y);
+    first = int(blockIdx.y) * rows;
+    end = first + rows < tile_size ? first + rows : tile_size;
+    cluster_barrier();
+    sum_cluster<C, tile_size, Layout::stride>(tile, gridDim.y, first, end);
+    __syncthreads();  // a bias's sum is another thread's
+  } else if (gridDim.y > 1) {
     C* const sums = static_cast<C*>(p.partial) + int64_t{blockIdx.x} * gridDim.y * Layout::size;
     for (int i = threadIdx.x; i < Layout::size / 4; i += tile_threads)
       reinterpret_cast<Quad<C>*>(sums + int64_t{blockIdx.y} * Layout::size)[i] =
@@ -226,15 +251,10 @@ __global__ void __launch_bounds__(tile_threads, 2) product_kernel(Product<typena
     sum_splits<C, Layout::size>(tile, sums, gridDim.y);
     __syncthreads();
   }
-  if (p.b.rows > 0) epilogue<pass>(p, Tile<C, tile_size, Layout::stride>{tile, row0, col0, p.a.rows, p.b.rows});
-  if (sums_bias && threadIdx.x < tile_size && row0 + threadIdx.x < p.a.rows) {
-    const C sum = tile[Layout::sums + threadIdx.x] * C(p.bias_cancels ? 0 : 1);  // NaN stays NaN
-    if constexpr (pass == Pass::weight_update) {
-      if (p.grad_bias == nullptr)
-        return update(p.adam_bias, *p.adam_bias.step, row0 + threadIdx.x, sum, p.average_rate);
-    }
-    store(p.grad_bias + row0 + threadIdx.x, sum);
-  }
+  if (p.b.rows > 0)
+    epilogue<pass>(p, Tile<C, tile_size, Layout::stride>{tile, row0, col0, p.a.rows, p.b.rows, first, end});
+  if (sums_bias) finish_bias<pass>(p, tile + Layout::sums, row0, first, end);
+  if (p.clustered) cluster_barrier();
 }
 
 constexpr ProductRole role_of(Pass pass) {
@@ -252,13 +272,18 @@ constexpr ProductRole role_of(Pass pass) {
   return ProductRole::weight_gradient;
 }
 
-// In how many parts k is shared out: as fill the multiprocessors, each of at least four steps; or as the context says,
-// as long as each has a step and their sums are no more than 70 MB of scratch memory.
-int64_t splits_of(const Context& context, const ProductShape& shape, int64_t tiles, int64_t steps) {
+// In how many parts k is shared out: as fill the multiprocessors, each of at least four steps, or two where they are a
+// cluster, of a power of two, which is what the groups of multiprocessors hold without gaps; or as the context says, as
+// long as each has a step and their sums are no more than 70 MB of scratch memory.
+int64_t splits_of(const Context& context, const ProductShape& shape, int64_t tiles, int64_t steps, int cluster) {
   if (tiles > Context::counter_count) return 1;
   const int64_t most = std::max<int64_t>(1, std::min(steps, Context::counter_count / tiles));
   if (const int64_t chosen = context.splits(shape); chosen > 0) return std::min(chosen, most);
-  return std::clamp<int64_t>(std::min(context.multiprocessors / tiles, steps / 4), 1, 16);
+  const int64_t fill = context.multiprocessors / tiles;
+  if (cluster == 1) return std::clamp<int64_t>(std::min(fill, steps / 4), 1, 16);
+  int64_t splits = 1;
+  while (splits * 2 <= std::min<int64_t>({fill, steps / 2, cluster})) splits *= 2;
+  return splits;
 }
 
 template <class Arithmetic, Major a_major, Major b_major, Pass pass>
@@ -270,10 +295,13 @@ void run(const Context& context, Product<typename Arithmetic::T> p) {
   p.tiles_across = std::max<int64_t>(1, up(p.b.rows, tile_size));  // a bias gradient has no need of columns
   const int64_t tiles = up(p.a.rows, tile_size) * p.tiles_across, steps = up(p.a.k, step_k<T>);
   const ProductShape shape{role_of(pass), p.a.rows, p.b.rows, p.a.k};
-  int64_t splits = splits_of(context, shape, tiles, steps);
+  const auto kernel = product_kernel<Arithmetic, a_major, b_major, pass>;
+  const int cluster = cluster_limit(context, "linear", kernel);
+  int64_t splits = splits_of(context, shape, tiles, steps, cluster);
   p.k_of_split = std::max<int64_t>(1, up(steps, splits)) * step_k<T>;
   splits = std::max<int64_t>(1, up(p.a.k, p.k_of_split));
-  if (splits > 1) {
+  p.clustered = splits > 1 && splits <= cluster;
+  if (splits > 1 && !p.clustered) {
     p.partial = context.scratch(tiles * splits * Layout::size * sizeof(typename Layout::C));
     p.counters = context.counters();
   }
@@ -281,8 +309,10 @@ void run(const Context& context, Product<typename Arithmetic::T> p) {
       (StagedSource<T, a_major, tile_size>::shared_elements + StagedSource<T, b_major, tile_size>::shared_elements) *
       sizeof(T);
   constexpr size_t shared = std::max(staged, Layout::size * sizeof(typename Layout::C));
-  launch(context, "linear", product_kernel<Arithmetic, a_major, b_major, pass>,
-         Grid{dim3(static_cast<unsigned>(tiles), static_cast<unsigned>(splits)), dim3(tile_threads), shared}, p);
+  Grid grid{dim3(static_cast<unsigned>(tiles), static_cast<unsigned>(splits)), dim3(tile_threads), shared};
+  grid.clustered = p.clustered;
+  grid.overlaps = can_overlap(context, "linear", kernel);
+  launch(context, "linear", kernel, grid, p);
 }
 
 template <Pass pass, Major a_major, Major b_major, class T>

@@ -21,14 +21,24 @@ struct alignas(16) Bytes16 {
 __device__ __forceinline__ Bytes16 load_16(const void* p) { return *static_cast<const Bytes16*>(p); }
 __device__ __forceinline__ void store_16(void* p, const Bytes16& value) { *static_cast<Bytes16*>(p) = value; }
 
+// A place in shared memory, as the copies below take it: found once, where a kernel copies again and again.
+using SharedPlace = uint32_t;
+__device__ __forceinline__ SharedPlace shared_place(const void* p) {
+  SharedPlace place;
+  asm volatile("{\n\t.reg .u64 t;\n\tcvta.to.shared.u64 t, %1;\n\tcvt.u32.u64 %0, t;\n\t}" : "=r"(place) : "l"(p));
+  return place;
+}
+
 // Asynchronous copies to shared memory of 16 (4) bytes, the first `bytes` of them from global memory, the rest zeros.
 // Both addresses must be multiples of 16 (4). A copy is done once a later cp_async_wait covers it, and other threads
 // see it after a barrier that follows.
+__device__ __forceinline__ void cp_async_16(SharedPlace shared, const void* global, int bytes) {
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(shared), "l"(__cvta_generic_to_global(global)),
+               "r"(bytes)
+               : "memory");
+}
 __device__ __forceinline__ void cp_async_16(void* shared, const void* global, int bytes) {
-  asm volatile(
-      "cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(static_cast<uint32_t>(__cvta_generic_to_shared(shared))),
-      "l"(__cvta_generic_to_global(global)), "r"(bytes)
-      : "memory");
+  cp_async_16(shared_place(shared), global, bytes);
 }
 __device__ __forceinline__ void cp_async_4(void* shared, const void* global, int bytes) {
   asm volatile(
@@ -103,6 +113,43 @@ __device__ __forceinline__ void mma_m16n8k16_f16(float (&d)[4], const uint32_t (
 
 // Waits for all threads of a cooperative launch.
 __device__ __forceinline__ void grid_barrier() { cooperative_groups::this_grid().sync(); }
+
+// Of compute capability 9.0 on: where launches overlap (Grid::overlaps), the next one on the stream may begin once all
+// blocks of this one have said so, and does nothing that this one could notice until it has waited for the end of this.
+__device__ __forceinline__ void let_next_launch_begin() {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+#endif
+}
+// What the launches before have written is there afterwards.
+__device__ __forceinline__ void wait_for_launch_before() {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.wait;" ::: "memory");
+#endif
+}
+
+// Clusters, of compute capability 9.0 on; before, no launch has one.
+// Waits for all threads of the cluster; what they wrote to shared and global memory before is seen after. A block must
+// not end before the others have read its shared memory.
+__device__ __forceinline__ void cluster_barrier() {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("barrier.cluster.arrive.release;\n\tbarrier.cluster.wait.acquire;" ::: "memory");
+#else
+  __trap();
+#endif
+}
+// Where the cluster's block of that rank has what `own` is here, in shared memory.
+template <class T>
+__device__ __forceinline__ T* peer_shared(T* own, unsigned rank) {
+#if __CUDA_ARCH__ >= 900
+  uint64_t peer;
+  asm("mapa.u64 %0, %1, %2;" : "=l"(peer) : "l"(own), "r"(rank));
+  return reinterpret_cast<T*>(peer);
+#else
+  __trap();
+  return own;
+#endif
+}
 
 }  // namespace fastgan::cuda
 

@@ -49,35 +49,19 @@ struct Stage {
   static constexpr int size = (major == Major::k ? rows : step_k<T>)*stride;
 };
 
-// Starts copying rows [row0, row0 + rows) x k [k0, k0 + step_k) of the operand; zeros where it ends.
+// Starts copying, element by element, rows [row0, row0 + rows) x k [k0, k0 + step_k) of the operand; zeros where it
+// ends.
 template <class T, Major major, int rows>
-__device__ __forceinline__ void copy_step(T* shared, const Matrix<T>& m, int64_t row0, int64_t k0) {
+__device__ __forceinline__ void copy_elements(T* shared, const Matrix<T>& m, int64_t row0, int64_t k0) {
   constexpr int lines = major == Major::k ? rows : step_k<T>;
   constexpr int line_length = major == Major::k ? step_k<T> : rows;
   constexpr int stride = Stage<T, major, rows>::stride;
   const int64_t line0 = major == Major::k ? row0 : k0, place0 = major == Major::k ? k0 : row0;
   const int64_t line_end = major == Major::k ? m.rows : m.k, place_end = major == Major::k ? m.k : m.rows;
-  const auto in_line = [&](int64_t line, int64_t place, int most) -> int {  // how many elements there are from here
-    if (line >= line_end || place >= place_end) return 0;
-    return place_end - place < most ? int(place_end - place) : most;
-  };
-  if (m.aligned) {
-    constexpr int length = 16 / sizeof(T), pieces = line_length / length;
-    constexpr int all_pieces = lines * pieces;
-#pragma unroll
-    for (int i = 0; i < (all_pieces + tile_threads - 1) / tile_threads; ++i) {
-      const int piece = int(threadIdx.x) + i * tile_threads;
-      if (all_pieces % tile_threads != 0 && piece >= all_pieces) break;
-      const int line = piece / pieces, place = piece % pieces * length;
-      const int count = in_line(line0 + line, place0 + place, length);
-      const T* source = count > 0 ? m.data + (line0 + line) * m.stride + place0 + place : m.data;
-      cp_async_16(shared + line * stride + place, source, count * int(sizeof(T)));
-    }
-    return;
-  }
+#pragma unroll 1  // seldom taken, within loops that must stay short
   for (int element = threadIdx.x; element < lines * line_length; element += tile_threads) {
     const int line = element / line_length, place = element % line_length;
-    const bool inside = in_line(line0 + line, place0 + place, 1) > 0;
+    const bool inside = line0 + line < line_end && place0 + place < place_end;
     const T* source = inside ? m.data + (line0 + line) * m.stride + place0 + place : m.data;
     T* target = shared + line * stride + place;
     if constexpr (sizeof(T) == 2) {
@@ -93,6 +77,60 @@ __device__ __forceinline__ void copy_step(T* shared, const Matrix<T>& m, int64_t
   }
 }
 
+// The copies of an operand's steps, one after the other along k: where they go is `shared`, stage by stage. A thread
+// has the same few pieces of 16 bytes in every step, so that a step costs it little more than the copies themselves.
+template <class T, Major major, int rows>
+class Copies {
+ public:
+  __device__ __forceinline__ Copies(T* shared, const Matrix<T>& m, int64_t row0, int64_t k0)
+      : shared_(shared), m_(m), row0_(row0), k_(k0) {
+    to_ = shared_place(shared + own_line() * Stage<T, major, rows>::stride + own_place());
+    const int64_t line0 = major == Major::k ? row0 : k0, place0 = major == Major::k ? k0 : row0;
+    source_ = m.data + (line0 + own_line()) * m.stride + place0 + own_place();
+    const int64_t left = major == Major::k ? m.rows - row0 - own_line() : m.rows - row0 - own_place();
+    left_ = left > rows ? rows : left < 0 ? 0 : int(left);
+  }
+
+  __device__ __forceinline__ void next(int stage) {
+    if (__builtin_expect(m_.aligned, 1)) {
+      const int64_t left_k = m_.k - k_;
+      const int k = left_k > step_k<T> ? step_k<T> : int(left_k);  // of this step
+#pragma unroll
+      for (int i = 0; i < own; ++i) {
+        if (pieces % tile_threads != 0 && int(threadIdx.x) + i * tile_threads >= pieces) break;
+        const int line = i * lines_apart;  // from the first of one's own
+        const int count =
+            major == Major::k ? (left_ > line ? most(k - own_place()) : 0) : (k > own_line() + line ? most(left_) : 0);
+        cp_async_16(to_ + (stage * Stage<T, major, rows>::size + line * Stage<T, major, rows>::stride) * int(sizeof(T)),
+                    count > 0 ? source_ + line * m_.stride : m_.data, count * int(sizeof(T)));
+      }
+      source_ += major == Major::k ? int64_t{step_k<T>} : step_k<T> * m_.stride;
+    } else {
+      copy_elements<T, major, rows>(shared_ + stage * Stage<T, major, rows>::size, m_, row0_, k_);
+    }
+    k_ += step_k<T>;
+  }
+
+ private:
+  static constexpr int length = 16 / sizeof(T);  // elements of a piece
+  static constexpr int pieces_of_line = (major == Major::k ? step_k<T> : rows) / length;
+  static constexpr int pieces = rows * step_k<T> / length;
+  static constexpr int own = (pieces + tile_threads - 1) / tile_threads, lines_apart = tile_threads / pieces_of_line;
+  static_assert(tile_threads % pieces_of_line == 0, "a thread's pieces lie one below the other");
+
+  static __device__ __forceinline__ int own_line() { return int(threadIdx.x) / pieces_of_line; }
+  static __device__ __forceinline__ int own_place() { return int(threadIdx.x) % pieces_of_line * length; }
+  static __device__ __forceinline__ int most(int count) { return count > length ? length : count < 0 ? 0 : count; }
+
+  T* const shared_;
+  SharedPlace to_;  // of the first of one's own pieces, in the first stage
+  const Matrix<T>& m_;
+  const int64_t row0_;
+  int64_t k_;
+  const T* source_;  // of the first of one's own pieces
+  int left_;         // rows of the operand from there on, within the tile
+};
+
 // An operand copied to `shared` (`stages` steps of it) as the product goes along k.
 template <class T, Major major_, int rows>
 struct StagedSource {
@@ -100,9 +138,7 @@ struct StagedSource {
   static constexpr int stride = Stage<T, major, rows>::stride;
   static constexpr int shared_elements = stages * Stage<T, major, rows>::size;
 
-  __device__ __forceinline__ void fetch(int stage, int64_t k) const {
-    copy_step<T, major, rows>(shared + stage * Stage<T, major, rows>::size, operand, row0, k);
-  }
+  __device__ __forceinline__ Copies<T, major, rows> copies(int64_t k) const { return {shared, operand, row0, k}; }
   __device__ __forceinline__ const T* at(int stage, int64_t) const {
     return shared + stage * Stage<T, major, rows>::size;
   }
@@ -116,8 +152,11 @@ struct StagedSource {
 template <class T>
 struct ResidentSource {
   static constexpr Major major = Major::k;
+  struct NoCopies {
+    __device__ __forceinline__ void next(int) const {}
+  };
 
-  __device__ __forceinline__ void fetch(int, int64_t) const {}
+  __device__ __forceinline__ NoCopies copies(int64_t) const { return {}; }
   __device__ __forceinline__ const T* at(int, int64_t k) const { return shared + k; }
 
   const T* shared;
@@ -145,7 +184,7 @@ class Fma {
 
   __device__ __forceinline__ void multiply(const T* a, int a_stride, const T* b, int b_stride) {
     const int down = threadIdx.x / threads_across, across = threadIdx.x % threads_across;
-#pragma unroll
+#pragma unroll 2  // a longer loop does not fit the first of the caches of instructions
     for (int k = 0; k < step_k<T>; k += 4) {
       T a_part[own_rows][4], b_part[own_cols][4];
       load_part<a_major, own_rows, threads_down>(a_part, a, a_stride, down, k);
@@ -250,6 +289,10 @@ class Mma {
   }
 
  private:
+  struct alignas(8) Two {
+    float element[2];
+  };
+
   static constexpr int warps_across = cols / 32, warps_down = tile_threads / 32 / warps_across;
   static constexpr int m_tiles = rows / warps_down / 16, n_tiles = 4;
   static constexpr bool rounds_to_bf16 = std::is_same_v<T, float> && std::is_same_v<Operand, bfloat16>;
@@ -267,9 +310,13 @@ class Mma {
     return major == Major::k ? operand + row * stride + k : operand + k * stride + row;
   }
 
-  // Two neighbours in k of an operand of floats, rounded.
+  // Two neighbours in k of an operand of floats, rounded; k is even.
   template <Major major>
   static __device__ __forceinline__ uint32_t pair(const float* operand, int stride, int row, int k) {
+    if constexpr (major == Major::k) {
+      const Two two = *reinterpret_cast<const Two*>(operand + row * stride + k);
+      return to_bf16_pair(two.element[0], two.element[1]);
+    }
     return to_bf16_pair(*element<major>(operand, stride, row, k), *element<major>(operand, stride, row, k + 1));
   }
 
@@ -336,22 +383,24 @@ template <class Arithmetic, class ASource, class BSource, class OnStep>
 __device__ __forceinline__ void multiply_tiles(Arithmetic& arithmetic, const ASource& a, const BSource& b,
                                                int64_t k_begin, int64_t k_end, const OnStep& on_step) {
   constexpr int step = step_k<typename Arithmetic::T>;
+  auto a_copies = a.copies(k_begin);
+  auto b_copies = b.copies(k_begin);
   const auto fetch = [&](int64_t k, int stage) {
     if (k < k_end) {
-      a.fetch(stage, k);
-      b.fetch(stage, k);
+      a_copies.next(stage);
+      b_copies.next(stage);
     }
     cp_async_commit();  // an empty group too, so that the count of groups tells the step
   };
-#pragma unroll
+#pragma unroll 1  // the code must be fetched, too
   for (int s = 0; s < stages - 1; ++s) fetch(k_begin + s * step, s);
-  int stage = 0;
+  unsigned stage = 0;
   for (int64_t k = k_begin; k < k_end; k += step) {
     cp_async_wait<stages - 2>();
     __syncthreads();  // this step is there for all, and all are done with the one before, whose place is taken next
-    fetch(k + (stages - 1) * step, (stage + stages - 1) % stages);
-    arithmetic.multiply(a.at(stage, k), a.stride, b.at(stage, k), b.stride);
-    on_step(stage, k);
+    fetch(k + (stages - 1) * step, int((stage + stages - 1) % stages));
+    arithmetic.multiply(a.at(int(stage), k), a.stride, b.at(int(stage), k), b.stride);
+    on_step(int(stage), k);
     stage = (stage + 1) % stages;
   }
   cp_async_wait<0>();

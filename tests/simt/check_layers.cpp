@@ -1,3 +1,5 @@
+#include <map>
+
 #include "../../csrc/cuda/linear.h"
 #include "check.h"
 
@@ -20,8 +22,9 @@ std::string about(const char* what, int64_t batch, int64_t in, int64_t out) {
 
 template <class T>
 void check_products(int64_t batch, int64_t in, int64_t out, ActivationArguments act, Rounding rounding, int processors,
-                    int offset) {
-  const Context context(processors);
+                    int offset, int largest_cluster = fastgan::cuda::max_cluster) {
+  Context context(processors);
+  context.largest_cluster = largest_cluster;
   const double relative = rounding == Rounding::none || sizeof(T) != 4 ? tolerance<T>
                           : rounding == Rounding::tf32                 ? tf32_error
                                                                        : bf16_error;
@@ -140,7 +143,7 @@ void check_part_of_input(Rounding rounding) {
 // k shared out in as many parts as the context says, of which it is told what the product is.
 class SplitContext : public Context {
  public:
-  explicit SplitContext(int64_t chosen) : chosen_(chosen) {}
+  SplitContext(int64_t chosen, int cluster) : chosen_(chosen) { largest_cluster = cluster; }
   int64_t splits(const fastgan::cuda::ProductShape& shape) const override {
     asked = shape;
     return chosen_;
@@ -156,17 +159,33 @@ class SplitContext : public Context {
   int64_t chosen_;
 };
 
+// A cluster's sums are in the same order as those of the last block: the same bits.
 void check_chosen_splits() {
   using fastgan::cuda::ProductRole;
   constexpr int64_t m = 5, n = 70, k = 264, tiles = 2, tile_bytes = (64 * 68 + 64) * sizeof(float);
   const auto a = random<float>(m * k, -1, 1), b = random<float>(n * k, -1, 1);
   Buffer<float> c(m * n);
-  for (const auto& [chosen, parts] : {std::pair<int64_t, int64_t>{1, 1}, {3, 3}, {17, 17}, {1000, 17}}) {
-    const SplitContext context(chosen);
+  std::map<std::pair<int64_t, ProductRole>, std::vector<float>> of_last_block;
+  for (const auto& [chosen, parts, cluster] : {std::array<int64_t, 3>{1, 1, 1},
+                                               {3, 3, 1},
+                                               {8, 6, 1},
+                                               {17, 17, 1},
+                                               {1000, 17, 1},
+                                               {1, 1, 8},
+                                               {3, 3, 8},
+                                               {8, 6, 8},
+                                               {9, 9, 8},
+                                               {17, 17, 8}}) {
+    const SplitContext context(chosen, int(cluster));
     const auto check = [&](ProductRole role, auto a_at, auto b_at, const char* what) {
+      const std::vector<float> bits(c.data(), c.data() + m * n);
+      if (cluster == 1)
+        of_last_block[{chosen, role}] = bits;
+      else if (const auto found = of_last_block.find({chosen, role}); found != of_last_block.end())
+        expect(found->second == bits, std::string(what) + " of a cluster of " + std::to_string(parts));
       expect(context.asked.role == role && context.asked.m == m && context.asked.n == n && context.asked.k == k,
              std::string("the shape of a ") + what);
-      expect(context.scratch_bytes == (parts == 1 ? 0 : tiles * parts * tile_bytes),
+      expect(context.scratch_bytes == (parts <= cluster ? 0 : tiles * parts * tile_bytes),
              std::string(what) + " in " + std::to_string(parts) + " parts");
       for (int64_t i = 0; i < m; ++i)
         for (int64_t j = 0; j < n; ++j) {
@@ -265,7 +284,9 @@ void check_layers() {
         if ((rounding != Rounding::none && !std::is_same_v<T, float>) || (few && in < 264)) continue;
         if (few && rounding == Rounding::bf16) continue;  // check_step has it
         if (!few) check_products<T>(batch, in, out, act, rounding, 4, 0);
-        check_products<T>(batch, in, out, act, rounding, 64, 1);  // many processors: k is shared out; and not aligned
+        // Many processors: k is shared out, within clusters or without; and not aligned.
+        check_products<T>(batch, in, out, act, rounding, 64, 1);
+        check_products<T>(batch, in, out, act, rounding, 64, 1, 1);
       }
     }
     for (int a = 0; a < fastgan::activation_count; ++a) {

@@ -51,12 +51,12 @@ struct Entry {
 
 struct ThreadCounts {
   Path path;
-  bool in_loop = false, loading = false, shared_loading = false;
+  bool in_loop = false, loading = false, shared_loading = false, remote_loading = false;
   std::vector<std::pair<const void*, int>> loads;  // since a round trip began: how often each instruction
   std::vector<uintptr_t> pointers;                 // that have been loaded since
   std::vector<Entry> entries;                      // since the block's last barrier
 
-  void stop_loading() { loading = shared_loading = false; }
+  void stop_loading() { loading = shared_loading = remote_loading = false; }
 };
 
 bool watches = false;
@@ -202,10 +202,17 @@ bool is_private(const void* p) {
          address - reinterpret_cast<uintptr_t>(&kernel) < sizeof(kernel);
 }
 
-bool is_in_shared(const void* p) {
-  const Block& block = *current->block;
+bool is_in_shared(const Block& block, const void* p) {
   const auto* byte = static_cast<const unsigned char*>(p);
   return byte >= block.dynamic - red_zone && byte < block.statics + static_slots * static_slot;
+}
+
+// Of another block of the cluster.
+bool is_in_peer(const void* p) {
+  if (current->block->cluster == nullptr) return false;
+  for (const Block* peer : current->block->cluster->blocks)
+    if (peer != current->block && is_in_shared(*peer, p)) return true;
+  return false;
 }
 
 void start_trip(ThreadCounts& t) {
@@ -264,7 +271,7 @@ void start_launch(const Launch& launch, bool on_fibers) {
   Record& to = records.emplace_back();
   to.name = launch.name, to.launch = &launch;
   to.blocks = launch.block_count(), to.threads = launch.thread_count();
-  to.shared_bytes = int64_t(launch.shared_bytes), to.cooperative = launch.cooperative;
+  to.shared_bytes = int64_t(launch.shared_bytes), to.cooperative = launch.together.cooperative;
 }
 
 void end_launch() {
@@ -288,10 +295,15 @@ void access(const void* p, size_t bytes, Access kind, const void* from) {
   ThreadCounts* const t = mine();
   if (t == nullptr || bytes == 0 || is_private(p)) return;
   const InModel model;
-  const bool reads = kind == Access::read, is_shared = is_in_shared(p);
+  const bool is_remote = is_in_peer(p);
+  const bool reads = kind == Access::read, is_shared = is_remote || is_in_shared(*current->block, p);
   const auto at = reinterpret_cast<uintptr_t>(p);
   bool alone = false;
-  if (is_shared && reads) {
+  if (is_remote) {
+    if (!t->remote_loading) ++t->path.remote_trips;
+    t->remote_loading = true;
+    ++t->path.remote_accesses;
+  } else if (is_shared && reads) {
     if (!t->shared_loading) ++t->path.shared_trips[t->in_loop];
     t->shared_loading = true;
   } else if (reads) {
@@ -309,7 +321,7 @@ void atomic(const void* p, size_t bytes, bool, bool, const void* from) {
   if (t == nullptr || is_private(p)) return;
   const InModel model;
   t->stop_loading();
-  if (is_in_shared(p)) {
+  if (is_in_shared(*current->block, p)) {
     append(*t, {from, reinterpret_cast<uintptr_t>(p), uint32_t(bytes), 1, Kind::shared_write, t->in_loop});
     return;
   }
@@ -368,6 +380,18 @@ void grid_barrier() {
   if (t == nullptr) return;
   t->stop_loading();
   ++t->path.grid_barriers;
+}
+
+void cluster_barrier() {
+  ThreadCounts* const t = mine();
+  if (t == nullptr) return;
+  t->stop_loading();
+  ++t->path.cluster_barriers;
+}
+
+void meet_cluster(const std::vector<Block*>& blocks) {
+  if (!watches || !in_fiber) return;
+  for (Block* block : blocks) count_block(*block->counts);
 }
 
 void meet_block() {

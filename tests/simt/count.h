@@ -5,6 +5,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <memory>
+#include <vector>
 
 namespace simt {
 
@@ -36,8 +37,10 @@ void fence();
 void barrier();
 void collective(const char* what);
 void grid_barrier();
-// All threads of the block are at a barrier.
+void cluster_barrier();
+// All threads of the block, or of the blocks, are at a barrier.
 void meet_block();
+void meet_cluster(const std::vector<Block*>& blocks);
 
 #else
 
@@ -52,7 +55,9 @@ inline void fence() {}
 inline void barrier() {}
 inline void collective(const char*) {}
 inline void grid_barrier() {}
+inline void cluster_barrier() {}
 inline void meet_block() {}
+inline void meet_cluster(const std::vector<Block*>&) {}
 
 #endif
 

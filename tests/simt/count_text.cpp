@@ -35,6 +35,9 @@ std::string text_of(const Record& r) {
   add("atomics", std::to_string(r.path.atomics)), add("fences", std::to_string(r.path.fences));
   add("fills", std::to_string(r.path.fills)), add("steps", std::to_string(r.path.steps));
   add("grid_barriers", std::to_string(r.path.grid_barriers));
+  add("cluster_barriers", std::to_string(r.path.cluster_barriers));
+  add("remote_accesses", std::to_string(r.path.remote_accesses));
+  add("remote_trips", std::to_string(r.path.remote_trips));
   add("read", traffic(r.read)), add("written", traffic(r.written)), add("copied", traffic(r.copied));
   add("copies", list(r.copies)), add("wavefronts", list(r.wavefronts)), add("least", list(r.least));
   add("ways", std::to_string(r.ways)), add("shared_accesses", std::to_string(r.shared_accesses));

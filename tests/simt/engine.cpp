@@ -99,9 +99,9 @@ void fence() {
   count::fence();
 }
 
-void launch(const char* name, dim3 blocks, dim3 threads, size_t shared_bytes, bool cooperative,
+void launch(const char* name, dim3 blocks, dim3 threads, size_t shared_bytes, Together together,
             const std::function<void()>& kernel) {
-  Launch launch{name, blocks, threads, shared_bytes, cooperative, kernel, {}};
+  Launch launch{name, blocks, threads, shared_bytes, together, kernel, {}};
   const std::string about = "simt: kernel " + std::string(name) + ": ";
   const int64_t count = int64_t{threads.x} * threads.y * threads.z;
   if (launch.block_count() == 0 || count == 0) throw Fault(about + "a grid and a block must have threads.");
@@ -111,6 +111,8 @@ void launch(const char* name, dim3 blocks, dim3 threads, size_t shared_bytes, bo
   if (shared_bytes > 227 * 1024)
     throw Fault(about + "a block may have at most 227 KB of dynamic shared memory, not " +
                 std::to_string(shared_bytes) + " bytes.");
+  if (together.clustered && (together.cooperative || blocks.z != 1 || blocks.y > largest_cluster))
+    throw Fault(about + "a cluster may have at most 8 blocks, along y of a grid without z, of no cooperative launch.");
   launch.descending = launches.fetch_add(1, std::memory_order_relaxed) % 2 == 1;
   const DeviceWork work;
   const bool on_fibers = engine() == Engine::fibers;
@@ -138,6 +140,8 @@ void Launch::place(Thread& thread, Block& block, int64_t index, int number) cons
 
 void Block::prepare(Launch& of) {
   launch = &of;
+  cluster = nullptr;
+  ended = 0;
   if (warps == nullptr || threads != of.thread_count()) {
     threads = of.thread_count();
     warps = std::make_unique<Warp[]>((threads + 31) / 32);
@@ -185,6 +189,7 @@ void Block::check_memory() const {
 }
 
 int device_multiprocessors() { return modelled.multiprocessors; }
+int device_largest_cluster() { return modelled.largest_cluster; }
 size_t device_shared_bytes() { return modelled.shared_bytes; }
 
 unsigned char* dynamic_shared() { return current->block->dynamic; }
@@ -248,12 +253,39 @@ void block_barrier(const char* what, int id, int threads, Site site) {
 
 void grid_barrier(Site site) {
   Launch& launch = *current->block->launch;
-  if (!launch.cooperative) fault("grid_barrier needs a cooperative launch");
+  if (!launch.together.cooperative) fault("grid_barrier needs a cooperative launch");
   change_fence_word();
   count::grid_barrier();
   meet(launch.grid, int(launch.block_count() * launch.thread_count()), "grid_barrier", 0, site, nullptr,
        [] { race::meet_grid(); });
   change_fence_word();
+}
+
+void cluster_barrier(Site site) {
+  Block& block = *current->block;
+  if (block.cluster == nullptr) fault("cluster_barrier needs a launch of clusters");
+  Cluster& cluster = *block.cluster;
+  count::cluster_barrier();
+  meet(cluster.meeting, int(cluster.blocks.size()) * block.threads, "cluster_barrier", 0, site, nullptr,
+       [&] { race::meet_cluster(cluster.blocks), count::meet_cluster(cluster.blocks); });
+}
+
+__attribute__((noinline)) void* peer_shared(void* p, size_t bytes, unsigned rank) {
+  const Block& block = *current->block;
+  if (block.cluster == nullptr) fault("peer_shared needs a launch of clusters");
+  if (rank >= block.cluster->blocks.size())
+    fault("peer_shared asks for block " + std::to_string(rank) + " of a cluster of " +
+          std::to_string(block.cluster->blocks.size()));
+  auto* const own = static_cast<unsigned char*>(p);
+  if (own < block.dynamic || own + bytes > block.dynamic + block.dynamic_bytes)
+    fault("peer_shared asks for what does not lie in dynamic shared memory");
+  Block& peer = *block.cluster->blocks[rank];
+  if (&peer == &block) return p;
+  if (peer.ended.load(std::memory_order_relaxed) > 0)
+    fault("peer_shared asks for the shared memory of block " + std::to_string(rank) +
+          " of its cluster, which has ended");
+  race::access(peer.ends.data(), size_t(peer.threads), race::Access::read, __builtin_return_address(0));
+  return peer.dynamic + (own - block.dynamic);
 }
 
 void meet_warp(const char* what, unsigned mask, void* argument, Collective all, Site site) {
@@ -287,6 +319,11 @@ std::string describe_wait(const std::vector<Meeting*>& meetings, int ended) {
 }
 
 void thread_ends() {
+  Block& block = *current->block;
+  if (block.cluster != nullptr) {
+    race::access(&block.ends[size_t(current->number)], 1, race::Access::write, nullptr);
+    block.ended.fetch_add(1, std::memory_order_relaxed);
+  }
   const InModel model;
   if (current->copies != nullptr && !current->copies->list.empty())
     fault("ends with asynchronous copies that it has not waited for");

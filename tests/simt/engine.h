@@ -33,14 +33,25 @@ struct Warp {
   std::array<Meeting, 32> meetings;  // each at the lowest lane of its mask
 };
 
+constexpr unsigned largest_cluster = 8;  // on every device that has clusters
 constexpr size_t static_slot = 4096;
 constexpr int static_slots = 16;
 constexpr size_t red_zone = 256;
 constexpr unsigned char poison = 0xff;
 
+// Blocks whose threads run at once, and may read each other's shared memory.
+struct Cluster {
+  Meeting meeting;
+  std::vector<Block*> blocks;  // by rank
+
+  // The next in the order in which blocks run.
+  void add(Block* block, bool descending) { blocks.insert(descending ? blocks.begin() : blocks.end(), block); }
+};
+
 struct Block {
   Launch* launch = nullptr;
-  int64_t number = 0;  // within the grid, x fastest
+  Cluster* cluster = nullptr;  // or null
+  int64_t number = 0;          // within the grid, x fastest
   int threads = 0;
   std::array<Meeting, 16> barriers;
   std::unique_ptr<Warp[]> warps;
@@ -50,6 +61,8 @@ struct Block {
   size_t dynamic_bytes = 0;
   std::array<std::atomic<const void*>, static_slots> keys{};
   std::array<std::atomic<size_t>, static_slots> sizes{};
+  std::array<unsigned char, 1024> ends;  // of each thread, for the race detector: a place that it writes as it ends
+  std::atomic<int> ended{0};             // threads
   race::BlockClocks clocks;
   count::BlockCounts counts;
 
@@ -61,7 +74,7 @@ struct Launch {
   const char* name;
   dim3 blocks, threads;
   size_t shared_bytes;
-  bool cooperative;
+  Together together;
   const std::function<void()>& kernel;
   Meeting grid;
   bool descending = false;             // the order in which blocks run
@@ -70,6 +83,11 @@ struct Launch {
 
   int64_t block_count() const { return int64_t{blocks.x} * blocks.y * blocks.z; }
   int thread_count() const { return int(threads.x * threads.y * threads.z); }
+  // How many blocks run at once: the blocks of a unit, which is the grid, a cluster or a block.
+  int64_t unit_blocks() const { return together.cooperative ? block_count() : together.clustered ? blocks.y : 1; }
+  int64_t unit_count() const { return block_count() / unit_blocks(); }
+  // The place in the grid of a unit's block.
+  int64_t index(int64_t unit, int64_t rank) const { return together.cooperative ? rank : unit + rank * blocks.x; }
   // Makes `thread` the number-th of the index-th block.
   void place(Thread& thread, Block& block, int64_t index, int number) const;
 };

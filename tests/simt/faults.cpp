@@ -207,7 +207,34 @@ const Case right[] = {{"shuffles_and_votes", shuffles_and_votes},
 
 void one_warp(const std::function<void()>& kernel) { run("k", 1, 32, 256, false, kernel); }
 
+// A cluster of two, whose first block does what it must not.
+void two_blocks(const std::function<void(int*)>& first) {
+  run_clusters("k", dim3(1, 2), 32, 256, [&] {
+    int* const own = reinterpret_cast<int*>(dynamic_shared());
+    if (blockIdx.y == 0) first(own);
+  });
+}
+
 const Case wrong[] = {
+    {"cluster_of_nine_blocks", [] { run_clusters("k", dim3(2, 9), 32, 0, [] {}); }},
+    {"cluster_in_a_grid_with_z", [] { run_clusters("k", dim3(2, 2, 2), 32, 0, [] {}); }},
+    {"cluster_barrier_without_clusters", [] { one_warp([] { fastgan::cuda::cluster_barrier(); }); }},
+    {"cluster_barrier_of_one_block", [] { two_blocks([](int*) { fastgan::cuda::cluster_barrier(); }); }},
+    {"peer_without_clusters", [] { one_warp([] { peer_shared(dynamic_shared(), 0); }); }},
+    {"peer_that_is_none", [] { two_blocks([](int* own) { peer_shared(own, 2); }); }},
+    {"peer_of_no_shared_memory",
+     [] {
+       static int global = 0;
+       two_blocks([](int*) { peer_shared(&global, 1); });
+     }},
+    {"peer_past_its_shared_memory", [] { two_blocks([](int* own) { peer_shared(own + 64, 1); }); }},
+    {"peer_that_has_ended",
+     [] {
+       run_clusters("k", dim3(1, 2), 32, 256, [&] {
+         fastgan::cuda::cluster_barrier();
+         if (blockIdx.y == 1) peer_shared(dynamic_shared(), 0);
+       });
+     }},
     {"divergent_barrier", [] { one_warp([] { threadIdx.x < 16 ? __syncthreads() : __syncthreads(); }); }},
     {"barrier_after_exit",
      [] {

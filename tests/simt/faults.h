@@ -14,7 +14,11 @@ struct Case {
 
 inline void run(const char* name, dim3 blocks, dim3 threads, size_t shared, bool cooperative,
                 const std::function<void()>& kernel) {
-  simt::launch(name, blocks, threads, shared, cooperative, kernel);
+  simt::launch(name, blocks, threads, shared, {.cooperative = cooperative}, kernel);
+}
+inline void run_clusters(const char* name, dim3 blocks, dim3 threads, size_t shared,
+                         const std::function<void()>& kernel) {
+  simt::launch(name, blocks, threads, shared, {.clustered = true}, kernel);
 }
 
 // Throws where a kernel that keeps the rules computes something else than it should.

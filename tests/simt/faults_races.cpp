@@ -159,6 +159,37 @@ void launch_after_launch(bool other_launch) {
   require(!other_launch || seen[5] == 1, "a launch does not see what the one before it wrote");
 }
 
+// Each block of a cluster adds up what all of them have; and what the barriers before and after are for.
+void cluster_sums(bool barrier_before, bool barrier_after) {
+  std::array<int, 6> sums{};
+  run_clusters("k", dim3(2, 3), 64, 256, [&] {
+    int* const own = reinterpret_cast<int*>(dynamic_shared()) + threadIdx.x;
+    *own = int(threadIdx.x + 100 * blockIdx.y + 1000 * blockIdx.x);
+    if (barrier_before) fastgan::cuda::cluster_barrier();
+    int sum = 0;
+    for (unsigned rank = 0; rank < 3; ++rank) sum += int(rank + 1) * *peer_shared(own, rank);
+    if (threadIdx.x == 5) sums[blockIdx.x * 3 + blockIdx.y] = sum;
+    if (barrier_after) fastgan::cuda::cluster_barrier();
+  });
+  require(sums[2] == 6 * 5 + 800 && sums[3] == 6 * 1005 + 800,
+          "a block does not see what the others of its cluster wrote");
+}
+
+// The others' memory is written again, while they may still read what was there.
+void cluster_exchange(bool barrier) {
+  std::array<int, 2> seen{};
+  run_clusters("k", dim3(1, 2), 32, 128, [&] {
+    int* const own = reinterpret_cast<int*>(dynamic_shared()) + threadIdx.x;
+    *own = 1;
+    fastgan::cuda::cluster_barrier();
+    if (threadIdx.x == 0) seen[blockIdx.y] = *peer_shared(own, 1 - blockIdx.y);
+    if (barrier) fastgan::cuda::cluster_barrier();
+    *own = 2;
+    fastgan::cuda::cluster_barrier();
+  });
+  require(!barrier || seen[0] + seen[1] == 2, "a block sees what came after the barrier");
+}
+
 void removed_barrier() {
   std::array<int, 64> seen{};
   run("k", 1, 64, 0, false, [&] {
@@ -200,6 +231,8 @@ const std::vector<Case> ordered = {
     {"count_read_by_an_atomic", [] { count_of_blocks(true); }},
     {"grid_barrier_between", [] { blocks_in_place(true); }},
     {"launches_between", [] { launch_after_launch(true); }},
+    {"cluster_barriers_around", [] { cluster_sums(true, true); }},
+    {"cluster_barrier_before_reuse", [] { cluster_exchange(true); }},
 };
 
 const std::vector<Case> unordered = {
@@ -216,6 +249,9 @@ const std::vector<Case> unordered = {
     {"plain_read_beside_an_atomic", [] { count_of_blocks(false); }},
     {"no_grid_barrier_between", [] { blocks_in_place(false); }},
     {"no_launch_between", [] { launch_after_launch(false); }},
+    {"no_cluster_barrier_before", [] { cluster_sums(false, true); }},
+    {"no_cluster_barrier_before_the_end", [] { cluster_sums(true, false); }},
+    {"no_cluster_barrier_before_reuse", [] { cluster_exchange(false); }},
 };
 
 const std::vector<Case> race = {{"removed_barrier", removed_barrier},

@@ -109,6 +109,7 @@ struct Scheduler {
   Stacks stacks;
   std::vector<std::unique_ptr<Fiber>> fibers;
   std::vector<std::unique_ptr<Block>> blocks;
+  std::unique_ptr<Cluster> cluster;
   Context main;
   Fiber* running = nullptr;
   Launch* launch = nullptr;
@@ -123,16 +124,21 @@ struct Scheduler {
     current = nullptr;
   }
 
-  // Runs blocks [first, first + count) to their end, together.
-  void run(int64_t first, int count) {
-    const int threads = launch->thread_count();
+  // Runs the blocks of a unit to their end, together.
+  void run(int64_t unit) {
+    const int threads = launch->thread_count(), count = int(launch->unit_blocks());
+    cluster = launch->together.clustered ? std::make_unique<Cluster>() : nullptr;
     while (blocks.size() < size_t(count)) blocks.push_back(std::make_unique<Block>());
     while (fibers.size() < size_t(count) * threads) fibers.push_back(std::make_unique<Fiber>());
     for (int b = 0; b < count; ++b) {
       blocks[b]->prepare(*launch);
+      if (cluster) {
+        blocks[b]->cluster = cluster.get();
+        cluster->add(blocks[b].get(), launch->descending);
+      }
       for (int t = 0; t < threads; ++t) {
         Fiber& fiber = *fibers[size_t(b) * threads + t];
-        launch->place(fiber.thread, *blocks[b], first + b, t);
+        launch->place(fiber.thread, *blocks[b], launch->index(unit, b), t);
         fiber.thread.copies = &fiber.copies;
         fiber.copies.list.clear();
         fiber.copies.groups.clear();
@@ -207,11 +213,7 @@ void run_fibers(Launch& launch) {
   s.launch = &launch;
   s.error = nullptr;
   try {
-    const int64_t count = launch.block_count();
-    if (launch.cooperative)
-      s.run(0, int(count));
-    else
-      for (int64_t block = 0; block < count && !s.error; ++block) s.run(block, 1);
+    for (int64_t unit = 0; unit < launch.unit_count() && !s.error; ++unit) s.run(unit);
     if (s.error) std::rethrow_exception(s.error);
   } catch (...) {
     // The fibers that were left are never resumed; meetings may have been left half full.

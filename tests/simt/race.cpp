@@ -44,13 +44,19 @@ struct Now {
   const State& state;
   uint32_t number;  // of the block
   int thread;
-  bool is_shared;
+  const Block* owner;  // of shared memory: this block or one of its cluster
   const void* p;
   size_t bytes;
   Access kind;
   const void* from;
 
-  bool is_fresh(const Epoch& e) const { return e.phase == phase && !(is_shared && e.block != number); }
+  // Whether another block can have been there: shared memory is another's once its blocks have ended.
+  bool is_there(uint32_t other) const {
+    if (owner == nullptr || other == number) return true;
+    const unsigned x = block.launch->blocks.x;
+    return block.cluster != nullptr && other % x == number % x;
+  }
+  bool is_fresh(const Epoch& e) const { return e.phase == phase && is_there(e.block); }
 
   bool comes_after(uint32_t other_block, int other, uint32_t clock) const {
     if (other_block != number)
@@ -64,7 +70,7 @@ struct Now {
 
   // A thread of the group that this does not come after, or -1.
   int unordered(const Group& g) const {
-    if (is_shared && g.block != number) return -1;
+    if (!is_there(g.block)) return -1;
     for (size_t t = g.threads._Find_first(); t < g.threads.size(); t = g.threads._Find_next(t))
       if (!comes_after(g.block, int(t), g.clock)) return int(t);
     return -1;
@@ -93,12 +99,18 @@ std::string line_of(const void* from) {
   return text.empty() ? "?" : text;
 }
 
+bool is_end(const Block& block, const unsigned char* p) {
+  return p >= block.ends.data() && p < block.ends.data() + block.ends.size();
+}
+
 std::string place_of(const Now& now) {
-  const Block& block = now.block;
   const auto* p = static_cast<const unsigned char*>(now.p);
   const auto at = [](ptrdiff_t offset) { return "byte " + std::to_string(offset) + " of "; };
-  if (now.is_shared && p < block.statics) return at(p - block.dynamic) + "dynamic shared memory";
-  if (now.is_shared) {
+  if (now.owner != nullptr) {
+    const Block& block = *now.owner;
+    const std::string whose = &block == &now.block ? "" : " of block " + std::to_string(block.number) + " of the grid";
+    if (is_end(block, p)) return "whether threads of block " + std::to_string(block.number) + " of the grid run";
+    if (p < block.statics) return at(p - block.dynamic) + "dynamic shared memory" + whose;
     const ptrdiff_t slot = (p - block.statics) / ptrdiff_t(static_slot);
     return at((p - block.statics) % ptrdiff_t(static_slot)) + "a static shared variable of " +
            std::to_string(block.sizes[slot].load()) + " bytes";
@@ -151,7 +163,7 @@ void add_to(Groups& groups, const Now& now) {
     for (Group* g = groups.first; g != nullptr; g = g->next)
       if (g->block == now.number && g->clock == clock) return void(g->threads.set(now.thread));
     for (Group** g = &groups.first; *g != nullptr;)
-      if ((now.is_shared || (*g)->block == now.number) && now.unordered(**g) < 0)
+      if ((now.owner != nullptr || (*g)->block == now.number) && now.unordered(**g) < 0)
         *g = (*g)->next;
       else
         g = &(*g)->next;
@@ -233,13 +245,19 @@ Now access_now(const void* p, size_t bytes, Access kind, const void* from) {
   Block& block = *current->block;
   Clocks& clocks = *block.clocks;
   const auto* byte = static_cast<const unsigned char*>(p);
-  const bool is_shared = byte >= block.dynamic - red_zone && byte < block.statics + static_slots * static_slot;
+  const auto has = [&](const Block& b) {
+    return (byte >= b.dynamic - red_zone && byte < b.statics + static_slots * static_slot) || is_end(b, byte);
+  };
+  const Block* owner = has(block) ? &block : nullptr;
+  if (owner == nullptr && block.cluster != nullptr)
+    for (const Block* peer : block.cluster->blocks)
+      if (has(*peer)) owner = peer;
   return {.block = block,
           .clocks = clocks,
           .state = clocks.thread[current->number],
           .number = uint32_t(block.number),
           .thread = current->number,
-          .is_shared = is_shared,
+          .owner = owner,
           .p = p,
           .bytes = bytes,
           .kind = kind,
@@ -270,7 +288,7 @@ void start_block(Block& block) {
 
 // Where kernels are kept to device memory.
 static void check_memory(const Now& now) {
-  if (!is_kept || now.is_shared || is_device(now.p)) return;
+  if (!is_kept || now.owner != nullptr || is_device(now.p)) return;
   abandon_fiber(std::make_exception_ptr(
       Fault(sentence(std::string(now.kind == Access::read ? "reads" : "writes") + " the host's memory, " +
                      std::to_string(now.bytes) + " bytes (" + line_of(now.from) + ")"))));
@@ -349,9 +367,8 @@ void meet_lanes(unsigned mask) {
   meet(threads);
 }
 
-void meet_block() {
-  if (!watches) return;
-  Clocks& c = clocks();
+// What all threads of a block have after a barrier of it.
+static State& met(Clocks& c) {
   if (c.any_thread)
     for (State& state : c.thread) {
       c.all.join(state);
@@ -360,9 +377,33 @@ void meet_block() {
   c.any_thread = false;
   c.all.known.here = std::make_shared<const Vector>(c.own);  // nobody knows more of a thread than it does itself
   for (uint32_t& own : c.own) ++own;
+  return c.all;
+}
+
+void meet_block() {
+  if (watches) met(clocks());
 }
 
 void meet_grid() { ++phase; }
+
+void meet_cluster(const std::vector<Block*>& blocks) {
+  if (!watches) return;
+  Elsewhere known, fenced, read;
+  const auto add = [](Elsewhere& to, const Block& block, const Known& from) {
+    to = joined(to, from.elsewhere);
+    if (from.here == nullptr) return;
+    to = joined(to, std::make_shared<const Snapshots>(1, std::pair(uint32_t(block.number), from.here)));
+  };
+  for (Block* block : blocks) {
+    State& all = met(*block->clocks);
+    add(known, *block, all.known), add(fenced, *block, all.fenced);
+    read = joined(read, all.read);
+  }
+  for (Block* block : blocks) {
+    State& all = block->clocks->all;
+    all.known.elsewhere = known, all.fenced.elsewhere = fenced, all.read = read;
+  }
+}
 
 }  // namespace simt::race
 #endif

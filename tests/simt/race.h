@@ -35,6 +35,7 @@ void meet(const std::vector<int>& threads);
 void meet_lanes(unsigned mask);
 void meet_block();
 void meet_grid();
+void meet_cluster(const std::vector<Block*>& blocks);
 
 #else
 
@@ -47,6 +48,7 @@ inline void meet(const std::vector<int>&) {}
 inline void meet_lanes(unsigned) {}
 inline void meet_block() {}
 inline void meet_grid() {}
+inline void meet_cluster(const std::vector<Block*>&) {}
 
 #endif
 

@@ -59,7 +59,12 @@ enum class Engine { fibers, threads };
 // FASTGAN_SIMT_ENGINE in the environment, until set here.
 void set_engine(Engine engine);
 
-void launch(const char* name, dim3 blocks, dim3 threads, size_t shared_bytes, bool cooperative,
+// Which blocks run at once, and may wait for each other: all of a cooperative launch, the cluster of those with the
+// same x (there is no z), or each alone.
+struct Together {
+  bool cooperative = false, clustered = false;
+};
+void launch(const char* name, dim3 blocks, dim3 threads, size_t shared_bytes, Together together,
             const std::function<void()>& kernel);
 
 // Shared memory.
@@ -71,9 +76,12 @@ T& static_shared(const void* key) {
 }
 bool is_shared(const void* p, size_t bytes);
 
-// Barriers: of the block, of `threads` threads of it, of the grid.
+// Barriers: of the block, of `threads` threads of it, of the grid, of the cluster.
 void block_barrier(const char* what, int id, int threads, Site site);
 void grid_barrier(Site site);
+void cluster_barrier(Site site);
+// Where the cluster's block of that rank has what lies at p in this one's shared memory.
+void* peer_shared(void* p, size_t bytes, unsigned rank);
 
 // A warp collective: each lane of the mask brings its argument; the last to come calls all(arguments, mask), with an
 // entry a lane, for all of them.

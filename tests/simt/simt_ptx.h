@@ -72,6 +72,8 @@ inline void store_16(void* p, const Bytes16& value) {
   *static_cast<Bytes16*>(p) = value;
 }
 
+using SharedPlace = char*;
+inline SharedPlace shared_place(void* p) { return static_cast<char*>(p); }
 inline void cp_async_16(void* shared, const void* global, int bytes) { simt::start_copy(shared, global, bytes, 16); }
 inline void cp_async_4(void* shared, const void* global, int bytes) { simt::start_copy(shared, global, bytes, 4); }
 inline void cp_async_commit() { simt::close_group(); }
@@ -117,5 +119,15 @@ inline void mma_m16n8k16_f16(float (&d)[4], const uint32_t (&a)[4], const uint32
 }
 
 inline void grid_barrier(simt::Site site = simt::Site::current()) { simt::grid_barrier(site); }
+
+// Launches run one after the other here.
+inline void let_next_launch_begin() {}
+inline void wait_for_launch_before() {}
+
+inline void cluster_barrier(simt::Site site = simt::Site::current()) { simt::cluster_barrier(site); }
+template <class T>
+T* peer_shared(T* own, unsigned rank) {
+  return static_cast<T*>(simt::peer_shared(own, sizeof(T), rank));
+}
 
 }  // namespace fastgan::cuda

@@ -85,8 +85,9 @@ void wait_in_thread(Meeting& meeting, uint64_t round, std::unique_lock<std::mute
 void run_threads(Launch& launch) {
   const std::lock_guard guard(one_launch);
   const int threads = launch.thread_count();
-  const int64_t count = launch.block_count();
-  const int64_t at_once = launch.cooperative ? count : std::min<int64_t>(count, std::max<int64_t>(2, 256 / threads));
+  const int64_t count = launch.block_count(), unit = launch.unit_blocks();
+  const int64_t units = std::max<int64_t>(1, std::max<int64_t>(2, 256 / threads) / unit);
+  const int64_t at_once = std::min(count, units * unit);
   std::mutex error_mutex;
   std::exception_ptr error;
   std::vector<std::unique_ptr<Block>> blocks;
@@ -97,12 +98,18 @@ void run_threads(Launch& launch) {
     launch.running = int(now * threads);
     Waits of_round(now * threads);
     waits = &of_round;
-    for (int64_t b = 0; b < now; ++b) blocks[b]->prepare(launch);
+    std::vector<Cluster> clusters(launch.together.clustered ? now / unit : 0);
+    for (int64_t b = 0; b < now; ++b) {
+      blocks[b]->prepare(launch);
+      if (clusters.empty()) continue;
+      blocks[b]->cluster = &clusters[b / unit];
+      clusters[b / unit].add(blocks[b].get(), launch.descending);
+    }
     all_threads.run(now * threads, [&](size_t i) {
       const int64_t b = int64_t(i) / threads;
       Thread thread;
       Copies copies;
-      launch.place(thread, *blocks[b], first + b, int(i) % threads);
+      launch.place(thread, *blocks[b], launch.index((first + b) / unit, (first + b) % unit), int(i) % threads);
       thread.copies = &copies;
       current = &thread;
       place = i;
