@@ -60,9 +60,8 @@ def largest_faster_size(sizes: Sequence[float], ratios: Sequence[float]) -> floa
 def header(values: dict[str, float], about: str) -> str:
     """The text of csrc/cuda/crossover.h."""
     lines = [f"constexpr double {name} = {values[name]:.4g};" for name in PRECISIONS]
-    about_bf16 = "from the times of a step's kernels on an H100"
-    lines.append(f"// Of float operands that the library must first be given as bfloat16: {about_bf16}.")
-    lines.append("constexpr double bf16_operands = 3e+07;")
+    lines.append("// Of float operands that the library must first be given as bfloat16.")
+    lines.append("constexpr double bf16_operands = 1e+08;")
     batch = int(values["narrow_batch"])
     lines.append(f"constexpr int narrow_batch = {batch};  // largest batch for the narrow network kernels")
     return (

@@ -114,14 +114,10 @@ int64_t resident_blocks(const Context& context, const char*, void (*)(Parameters
   return context.multiprocessors;
 }
 
-// How many blocks of a cluster a kernel may have, and whether it may overlap the launch before it.
+// How many blocks of a cluster a kernel may have; where that is more than one, it may overlap the launch before it too.
 template <class... Parameters>
 int cluster_limit(const Context& context, const char*, void (*)(Parameters...)) {
   return context.largest_cluster;
-}
-template <class... Parameters>
-bool can_overlap(const Context& context, const char*, void (*)(Parameters...)) {
-  return context.largest_cluster > 1;
 }
 
 #else
@@ -184,18 +180,14 @@ int64_t resident_blocks(const Context& context, const char* name, void (*kernel)
   return static_cast<int64_t>(blocks) * context.multiprocessors;
 }
 
-// How many blocks of a cluster a kernel may have, and whether it may overlap the launch before it: both are of compute
-// capability 9.0 on, of the device's and of what the kernel is compiled for.
+// How many blocks of a cluster a kernel may have; where that is more than one, it may overlap the launch before it too.
+// Both are of compute capability 9.0 on, of the device and of what the kernel is compiled for.
 template <class... Parameters>
 int cluster_limit(const Context& context, const char* name, void (*kernel)(Parameters...)) {
   if (context.largest_cluster <= 1) return 1;
   cudaFuncAttributes attributes;
   check(cudaFuncGetAttributes(&attributes, reinterpret_cast<const void*>(kernel)), name);
   return attributes.ptxVersion >= 90 ? context.largest_cluster : 1;
-}
-template <class... Parameters>
-bool can_overlap(const Context& context, const char* name, void (*kernel)(Parameters...)) {
-  return cluster_limit(context, name, kernel) > 1;
 }
 
 #endif

@@ -205,7 +205,6 @@ __global__ void __launch_bounds__(tile_threads, 2) product_kernel(Product<typena
   T* const shared = reinterpret_cast<T*>(dynamic_shared());
   C* const tile = reinterpret_cast<C*>(dynamic_shared());  // takes the stages' place
 
-  let_next_launch_begin();
   wait_for_launch_before();
   const int64_t row0 = blockIdx.x / p.tiles_across * tile_size, col0 = blockIdx.x % p.tiles_across * tile_size;
   const int64_t k_begin = blockIdx.y * p.k_of_split;
@@ -230,6 +229,7 @@ __global__ void __launch_bounds__(tile_threads, 2) product_kernel(Product<typena
 #pragma unroll
     for (int k = 0; k < step_k<T>; ++k) bias_sum += load(step + k * A::stride + threadIdx.x);
   });
+  let_next_launch_begin();  // not before: its blocks would wait where this one's are to run
   arithmetic.write(tile, Layout::stride);
   if (threadIdx.x < tile_size) tile[Layout::sums + threadIdx.x] = bias_sum;
   __syncthreads();
@@ -311,7 +311,7 @@ void run(const Context& context, Product<typename Arithmetic::T> p) {
   constexpr size_t shared = std::max(staged, Layout::size * sizeof(typename Layout::C));
   Grid grid{dim3(static_cast<unsigned>(tiles), static_cast<unsigned>(splits)), dim3(tile_threads), shared};
   grid.clustered = p.clustered;
-  grid.overlaps = can_overlap(context, "linear", kernel);
+  grid.overlaps = cluster > 1;
   launch(context, "linear", kernel, grid, p);
 }
 

@@ -137,7 +137,6 @@ __device__ __forceinline__ T row_product(const T* x, const T* weight, int64_t in
 template <class T>
 __global__ void __launch_bounds__(head_threads)
     step_head_kernel(const __grid_constant__ StepHead<T> a, bool aligned, double* partial, unsigned* counter) {
-  let_next_launch_begin();
   wait_for_launch_before();
   constexpr int length = vector_length<T>;
   const int part = int(blockIdx.y), lane = threadIdx.x % warp_size;
@@ -182,6 +181,7 @@ __global__ void __launch_bounds__(head_threads)
       }
     });
   }
+  let_next_launch_begin();
   report<head_threads>(a.loss, sums, partial, counter);
 }
 
@@ -209,7 +209,7 @@ void step_head(const Context& context, const StepHead<T>& a) {
   const int64_t blocks = (most_rows(a.loss.parts) + head_rows - 1) / head_rows;
   const unsigned across = static_cast<unsigned>(std::clamp<int64_t>(blocks, 1, int64_t{4} * context.multiprocessors));
   Grid grid{dim3(across, static_cast<unsigned>(a.loss.parts.count)), dim3(head_threads)};
-  grid.overlaps = can_overlap(context, "step_head", step_head_kernel<T>);
+  grid.overlaps = cluster_limit(context, "step_head", step_head_kernel<T>) > 1;
   const bool aligned = a.in % vector_length<T> == 0 && all_aligned(a.x, a.weight, a.saved_before, a.grad_before);
   launch(context, "step_head", step_head_kernel<T>, grid, a, aligned, partial_sums(context, grid), context.counters());
 }
