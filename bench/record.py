@@ -24,7 +24,7 @@ from .timing import Result, measure, single
 def environment() -> dict[str, Any]:
     """Machine, how busy it is, versions, build and commit; `dirty` ends the commit of a changed checkout.
 
-    Where git cannot tell the commit, FASTGAN_COMMIT does.
+    The commit is FASTGAN_COMMIT where that is set, else what git says.
     """
     return {
         "date": datetime.datetime.now(datetime.timezone.utc).date().isoformat(),
@@ -183,11 +183,13 @@ def _cpu_model() -> str:
 
 
 def _commit() -> str:
+    if given := os.environ.get("FASTGAN_COMMIT"):
+        return given
     root = Path(__file__).parent.parent
     if not (root / ".git").exists():  # installed: another project's repository may be around it
-        return os.environ.get("FASTGAN_COMMIT") or "unknown"
+        return "unknown"
     command = ["git", "-C", str(root), "describe", "--always", "--dirty"]
     try:
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
-        return os.environ.get("FASTGAN_COMMIT") or "unknown"
+        return "unknown"

@@ -153,10 +153,15 @@ def test_large_rates_are_in_tflops() -> None:
     assert cells(row)[-2:] == ("50.0 TFLOP/s", "50%")
 
 
-def test_the_commit_is_taken_from_the_environment_where_git_cannot_tell(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_commit_that_the_environment_names_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FASTGAN_COMMIT", "abc123")
-    monkeypatch.setenv("PATH", "")
     assert record.environment()["commit"] == "abc123"
+
+
+def test_a_commit_that_neither_the_environment_nor_git_tells_is_unknown(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("FASTGAN_COMMIT", raising=False)
+    monkeypatch.setenv("PATH", "")
+    assert record.environment()["commit"] == "unknown"
 
 
 @pytest.mark.deep

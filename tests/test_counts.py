@@ -57,6 +57,16 @@ EXPECTED: dict[str, dict[str, Any]] = {
         "written": traffic([1, 0, 0], 1, 1),
     },
     "grid": {"grid_barriers": 2, "cooperative": True, "written": traffic([6, 0, 0], 24, 24)},
+    "cluster": {
+        "cluster_barriers": 2,
+        "remote_accesses": 1,
+        "remote_trips": 1,
+        "shared_accesses": 4,  # a write and a read of each block
+        "wavefronts": [4, 0],
+        "least": [4, 0],
+        "ways": 1,
+        "written": traffic([2, 0, 0], 8, 8),
+    },
 }
 MEGABYTE, SIXTY = (1 << 20) // 32, (60 << 20) // 32  # sectors
 # Of the second-level cache: sectors asked for, read from the device's memory, and written back to it.
@@ -97,6 +107,7 @@ def test_what_is_planted_is_counted(counted: dict[str, dict[str, Any]], name: st
         "atomics": 0,
         "fences": 0,
     }
+    zeros |= {"cluster_barriers": 0, "remote_accesses": 0, "remote_trips": 0}
     zeros |= {"fills": 0, "steps": 0, "grid_barriers": 0, "read": NOTHING, "written": NOTHING, "copied": NOTHING}
     zeros |= {"products": {}, "cooperative": False, "ways": 1}
     wanted = {**zeros, **expected}

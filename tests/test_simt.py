@@ -35,6 +35,15 @@ PLANTED = {
     "empty_grid": "a grid and a block must have threads",
     "too_much_shared_memory": "at most 227 KB",
     "read_before_the_copy_is_there": "reads poison",
+    "cluster_of_nine_blocks": "a cluster may have at most 8 blocks",
+    "cluster_in_a_grid_with_z": "along y of a grid without z",
+    "cluster_barrier_without_clusters": "cluster_barrier needs a launch of clusters",
+    "cluster_barrier_of_one_block": "32 of 64 are in cluster_barrier",
+    "peer_without_clusters": "peer_shared needs a launch of clusters",
+    "peer_that_is_none": "asks for block 2 of a cluster of 2",
+    "peer_of_no_shared_memory": "asks for what does not lie in dynamic shared memory",
+    "peer_past_its_shared_memory": "asks for what does not lie in dynamic shared memory",
+    "peer_that_has_ended": "the shared memory of block 0 of its cluster, which has ended",
 }
 OVERRUNS = {
     "dynamic_shared_overrun": "wrote to byte 256 of dynamic shared memory of 256 bytes",
@@ -73,6 +82,11 @@ ORDERED = {
     "count_read_by_an_atomic": {"plain_read_beside_an_atomic": "atomically changes"},
     "grid_barrier_between": {"no_grid_barrier_between": "global memory at"},
     "launches_between": {"no_launch_between": "global memory at"},
+    "cluster_barriers_around": {
+        "no_cluster_barrier_before": "of dynamic shared memory",
+        "no_cluster_barrier_before_the_end": "whether threads of block",
+    },
+    "cluster_barrier_before_reuse": {"no_cluster_barrier_before_reuse": "of dynamic shared memory"},
 }
 UNORDERED = {name: sentence for pairs in ORDERED.values() for name, sentence in pairs.items()}
 CHECKS = ("core", "losses", "layers", "networks", "adam", "penalties", "segmented", "step", "step_options")
@@ -121,11 +135,12 @@ def test_planted_faults_are_caught(engine: str, name: str) -> None:
 @pytest.mark.parametrize("name", [*RACES, *UNORDERED])
 def test_the_detector_finds_races_in_any_order(name: str, order: tuple[str, ...]) -> None:
     sentence = run(program("race", "faults"), name, *order, engine="fibers", races=True).stdout
-    assert re.match(r"caught: simt: kernel k, block \([01],0,0\), thread \d+: a race: it ", sentence), sentence
+    assert re.match(r"caught: simt: kernel k, block \([01],[012],0\), thread \d+: a race: it ", sentence), sentence
     assert {**RACES, **UNORDERED}[name] in sentence
     # Both accesses with who and where, each with its line.
-    assert re.search(r"which thread \d+ of block \([01],0,0\)", sentence)
-    assert len(re.findall(r"\bfaults_races\.cpp:\d+", sentence)) >= 2
+    assert re.search(r"which thread \d+ of block \([01],[012],0\)", sentence)
+    lines = 1 if "whether threads" in sentence else 2  # the end of a thread has none
+    assert len(re.findall(r"\bfaults_races\.cpp:\d+", sentence)) >= lines
     assert sentence.endswith("and nothing orders the two.\n")
 
 
@@ -162,7 +177,21 @@ LEFT_OUT = {
         "  __syncthreads();  // partial may be used again\n",
         "step_loss.cu",
         "step",
-        "kernel step_loss, block",
+        "kernel step_head, block",
+    ),
+    "the barrier of a cluster before its sums are read": (
+        "product.h",
+        "    cluster_barrier();\n",
+        "linear.cu",
+        "layers",
+        "kernel linear, block",
+    ),
+    "the barrier of a cluster before a block ends": (
+        "product.h",
+        "  if (p.clustered) cluster_barrier();\n",
+        "linear.cu",
+        "layers",
+        "kernel linear, block",
     ),
     "the barrier before a column sum's place is used again": (
         "batch_norm.cu",

@@ -18,7 +18,7 @@ usage: tools/gpu.sh [--dry-run] [--half 1|2 | --part NAME]... [--limit SECONDS] 
   --part NAME      that part alone, and what else is named so; its record is gpu-<date>-NAME.json
   --limit SECONDS  no part may take longer than this
   --clock SECONDS  of the whole run (default: 560); what is not begun by then is reported as left out
-  --commit ID      of the sources, where git cannot tell (default: $FASTGAN_COMMIT, else unknown)
+  --commit ID      of the sources (default: $FASTGAN_COMMIT, else what git says, else unknown)
   --out DIR        where everything goes: gpu-<date>.json, gpu-<date>.log, and in gpu-<date>/ what each part left
                    (default: bench/results)
 
@@ -218,7 +218,7 @@ if ! timeout 180 "$PYTHON" -c 'import sys, torch; sys.exit(not torch.cuda.is_ava
   refuse "$PYTHON has no PyTorch that can use the GPU: torch.cuda.is_available() is not true"
 fi
 
-if command -v git >/dev/null && described="$(git describe --always --dirty 2>/dev/null)"; then
+if [ -z "${FASTGAN_COMMIT:-}" ] && command -v git >/dev/null && described="$(git describe --always --dirty 2>/dev/null)"; then
   FASTGAN_COMMIT="$described"
 fi
 export FASTGAN_COMMIT="${FASTGAN_COMMIT:-unknown}"

@@ -106,6 +106,16 @@ void two_grid_barriers(float* y) {
   grid_barrier();
 }
 
+// Two blocks, each of which reads the other's float a thread.
+void read_peer(float* y) {
+  float* const own = reinterpret_cast<float*>(dynamic_shared()) + threadIdx.x;
+  *own = 1.0f;
+  cluster_barrier();
+  const float other = *peer_shared(own, 1 - blockIdx.y);
+  cluster_barrier();
+  y[blockIdx.y * lanes + threadIdx.x] = other;
+}
+
 }  // namespace
 
 int main() {
@@ -133,6 +143,9 @@ int main() {
   launch(device, "pipeline", pipeline, warp, x, z, y);
   launch(device, "products", sums_and_products, warp, y);
   launch(device, "grid", two_grid_barriers, Grid{dim3(3), dim3(64), 0, true}, y);
+  Grid pair{dim3(1, 2), dim3(lanes), 8192};
+  pair.clustered = true;
+  launch(device, "cluster", read_peer, pair, y);
   const size_t sixty = size_t{60} << 20;
   char* const large = static_cast<char*>(std::aligned_alloc(128, sixty));
   simt_count_note("a megabyte", "{}");

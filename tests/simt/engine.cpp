@@ -281,10 +281,10 @@ __attribute__((noinline)) void* peer_shared(void* p, size_t bytes, unsigned rank
     fault("peer_shared asks for what does not lie in dynamic shared memory");
   Block& peer = *block.cluster->blocks[rank];
   if (&peer == &block) return p;
+  race::access(peer.ends.data(), size_t(peer.threads), race::Access::read, __builtin_return_address(0));
   if (peer.ended.load(std::memory_order_relaxed) > 0)
     fault("peer_shared asks for the shared memory of block " + std::to_string(rank) +
           " of its cluster, which has ended");
-  race::access(peer.ends.data(), size_t(peer.threads), race::Access::read, __builtin_return_address(0));
   return peer.dynamic + (own - block.dynamic);
 }
 
