@@ -61,12 +61,19 @@ EXPECTED: dict[str, dict[str, Any]] = {
         "cluster_barriers": 2,
         "remote_accesses": 1,
         "remote_trips": 1,
-        "shared_accesses": 4,  # a write and a read of each block
-        "wavefronts": [4, 0],
-        "least": [4, 0],
-        "ways": 1,
+        "remote_bytes": 2 * 32 * 4,
         "written": traffic([2, 0, 0], 8, 8),
     },
+}
+# On branches: the number of each launch's, and what it waits for.
+BRANCHES = {
+    "before": (0, ["cluster"]),
+    "branch": (1, ["before"]),
+    "beside": (0, ["before"]),
+    "branch goes on": (1, ["branch"]),
+    "other branch": (2, ["beside"]),
+    "waits through the step": (1, ["beside", "branch goes on", "other branch"]),
+    "joined": (0, ["beside", "branch goes on", "other branch"]),
 }
 MEGABYTE, SIXTY = (1 << 20) // 32, (60 << 20) // 32  # sectors
 # Of the second-level cache: sectors asked for, read from the device's memory, and written back to it.
@@ -91,7 +98,21 @@ def counted() -> dict[str, dict[str, Any]]:
 
 
 def test_every_planted_kernel_is_counted(counted: dict[str, dict[str, Any]]) -> None:
-    assert list(counted) == [*EXPECTED, *CACHED]
+    assert list(counted) == [*EXPECTED, *BRANCHES, *CACHED]
+
+
+@pytest.mark.parametrize("name", BRANCHES)
+def test_what_a_launch_waits_for(counted: dict[str, dict[str, Any]], name: str) -> None:
+    names = list(counted)
+    branch, after = BRANCHES[name]
+    assert (counted[name]["branch"], [names[place] for place in counted[name]["after"]]) == (branch, after)
+
+
+def test_launches_of_one_stream_wait_for_the_one_before(counted: dict[str, dict[str, Any]]) -> None:
+    chain = [launch["after"] for name, launch in counted.items() if name not in BRANCHES]
+    first = len(EXPECTED)
+    assert chain[:first] == [[], *([place] for place in range(first - 1))]
+    assert chain[first] == [first + len(BRANCHES) - 1]
 
 
 @pytest.mark.parametrize("name", EXPECTED)
@@ -107,8 +128,8 @@ def test_what_is_planted_is_counted(counted: dict[str, dict[str, Any]], name: st
         "atomics": 0,
         "fences": 0,
     }
-    zeros |= {"cluster_barriers": 0, "remote_accesses": 0, "remote_trips": 0}
     zeros |= {"fills": 0, "steps": 0, "grid_barriers": 0, "read": NOTHING, "written": NOTHING, "copied": NOTHING}
+    zeros |= {"cluster_barriers": 0, "remote_accesses": 0, "remote_trips": 0, "remote_bytes": 0}
     zeros |= {"products": {}, "cooperative": False, "ways": 1}
     wanted = {**zeros, **expected}
     assert {key: launch[key] for key in wanted} == wanted

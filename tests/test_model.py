@@ -13,7 +13,8 @@ import pytest
 import simt_backend
 
 from tools import model, model_parameters, model_time
-from tools.model_time import PARTS, resident_blocks, time_of
+from tools.model_path import path_of, waits_of
+from tools.model_time import PARTS, Time, Work, resident_blocks, time_of
 
 RECORD = json.loads(model.RECORD.read_text())
 LAUNCHES = [launch for entry in (*RECORD["steps"], *RECORD["ops"]) for launch in entry["launches"]]
@@ -65,6 +66,8 @@ def test_an_empty_launch_takes_what_a_launch_takes() -> None:
         ({"barriers": [4, 0]}, 4 * 29),
         ({"collectives": [5, 0], "shared_trips": [1, 0]}, 6 * 29),
         ({"grid_barriers": 1}, 1040),
+        ({"cluster_barriers": 2}, 2 * 180),
+        ({"remote_trips": 3}, 3 * 180),
         ({"wavefronts": [64, 0]}, 64),
         ({"wavefronts": [0, 64]}, 64),
         ({"accesses": [7, 0]}, 7 * 10 * 2),
@@ -89,6 +92,7 @@ def test_bytes_take_their_bandwidth() -> None:
     sectors = (1 << 28) // 32  # 256 MB
     assert busy(l2=sectors) == pytest.approx((1 << 28) / 4863e3)
     assert busy(l2=sectors, hbm_read=sectors) == pytest.approx((1 << 28) / 2750e3)
+    assert busy(remote_bytes=1 << 28) == pytest.approx((1 << 28) / 2650e3)
 
 
 @pytest.mark.parametrize(
@@ -124,6 +128,77 @@ def test_where_time_goes_is_of_products_and_their_epilogues() -> None:
     assert parts["epilogues"] == pytest.approx(4 * 260 * CYCLE)
     assert parts["products"] == pytest.approx(260 * CYCLE)
     assert set(time_of(launch(name="step_loss", trips=[1, 0])).parts) == {"launch", "reductions"}
+
+
+def timed(total: float, **work: float) -> Time:
+    """A launch's time, with that of its work by what of the device it takes."""
+    return Time(total, {"launch": total}, 1, 1, Work(**{**dict.fromkeys(Work._fields, 0.0), **work}))
+
+
+def waiting(*after: list[int] | None) -> list[dict[str, Any]]:
+    """Launches that wait for those, or say nothing of it."""
+    return [{"name": str(i)} | ({} if one is None else {"after": one}) for i, one in enumerate(after)]
+
+
+@pytest.mark.parametrize(
+    ("after", "total", "chain"),
+    [
+        ([None] * 5, 15, [0, 1, 2, 3, 4]),
+        ([None, [0], [0], [1, 2], None], 1 + 3 + 4 + 5, [0, 2, 3, 4]),
+        ([None, [0], [0], [0], [1, 3]], 1 + 4 + 5, [0, 3, 4]),  # 2 is a branch that ends meanwhile
+        ([None, [0], [1], [0], [0]], 1 + 2 + 3, [0, 1, 2]),  # the last to end is not the last of the list
+        ([None, [], [], [], [0]], 6, [0, 4]),
+    ],
+)
+def test_a_step_takes_the_longest_chain(after: list[list[int] | None], total: float, chain: list[int]) -> None:
+    path = path_of(waiting(*after), [timed(1.0 + i) for i in range(5)])
+    assert path == (pytest.approx(total), chain)
+
+
+def test_launches_side_by_side_share_the_device() -> None:
+    side_by_side = waiting([], [], [])
+    assert path_of(side_by_side, [timed(5, units=2)] * 3).total == 6
+    assert path_of(side_by_side, [timed(5, units=4), timed(5, memory=4), timed(5, room=4)]).total == 5
+    assert path_of(side_by_side, [timed(5, units=1)] * 3).total == 5
+    assert path_of([], []) == (0, [])
+
+
+@pytest.mark.parametrize("after", [[1], [2], [-1]])
+def test_a_launch_does_not_wait_for_what_comes_later(after: list[int]) -> None:
+    with pytest.raises(ValueError, match="launch 1"):
+        waits_of(waiting(None, after, None))
+
+
+def test_the_work_of_a_launch() -> None:
+    one = {"threads": 128, "trips": [5, 0], "wavefronts": [1320, 0], "l2": 1000, "hbm_read": 100, "remote_bytes": 2650}
+    work = time_of(launch(blocks=66, **one), 168).work  # 3 blocks a multiprocessor
+    busy_us = time_of(launch(blocks=66, **one), 168).total - model_parameters.value("launch")
+    assert work == (
+        pytest.approx(busy_us / 6),
+        pytest.approx(10 * CYCLE),
+        pytest.approx(1e-3),
+        pytest.approx(32 / 4863),
+        pytest.approx(3.2 / 2750),
+    )
+    library = time_of({"note": {"m": 64, "n": 64, "k": 1280}, "l2": 1, "hbm_read": 0, "hbm_written": 0}).work
+    assert library.units == pytest.approx(64 * 64 * 1280 / (128 * 0.76 * 132) * CYCLE)
+
+
+def test_the_columns_add_up_to_the_step() -> None:
+    launches = [{"name": "k", "blocks": 1, "threads": 32, "trips": [n, 0]} for n in (1, 9, 2, 1)]
+    launches[2] |= {"after": [0]}
+    launches[3] |= {"after": [1, 2]}
+    sums = model.parts_of(launches, 2)
+    us = model_parameters.value
+    assert sum(sums[part] for part in PARTS) == pytest.approx(sums["all"])
+    assert sums["all"] == pytest.approx(2 * us("copy") + 3 * us("launch") + 11 * 260 * CYCLE)
+    assert sums["in turn"] == pytest.approx(2 * us("copy") + 4 * us("launch") + 13 * 260 * CYCLE)
+    assert sums["other"] == pytest.approx(2 * us("copy"))
+    # Side by side, but each has as many blocks as there is room for on the whole device.
+    beside = [{**launches[1], "blocks": 132 * 32, "after": []} for _ in range(4)]
+    sums = model.parts_of(beside)
+    assert sums["all"] == pytest.approx(4 * 9 * 260 * CYCLE)
+    assert sums["other"] == pytest.approx(sums["all"] - us("launch") - 9 * 260 * CYCLE)
 
 
 def test_a_profile_is_put_beside_the_model() -> None:

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from . import machine_code, model_parameters
+from .model_path import path_of
 from .model_time import PARTS, Launch, Time, time_of
 from .ptxas import KERNELS, ROOT
 from .resources import HEADER, read_table
@@ -36,6 +37,7 @@ def whole(launch: Mapping[str, Any]) -> Launch:
     """A launch of the record with the zeros that it leaves out, and its kernel's static shared memory."""
     pairs = ("accesses", "trips", "shared_trips", "barriers", "collectives", "copies", "wavefronts", "least")
     numbers = ("atomics", "fences", "fills", "steps", "grid_barriers", "vectors", "shared_bytes")
+    numbers += ("cluster_barriers", "remote_trips", "remote_bytes")
     traffic = {"instructions": [0, 0, 0], "requested": 0, "needed": 0, "split": 0}
     return {
         **dict.fromkeys(pairs, (0, 0)),
@@ -84,14 +86,17 @@ def name_of(step: Mapping[str, Any]) -> str:
     return f"{step['configuration']}, {step['path']}{scaled}"
 
 
-def parts_of(launches: Iterable[Mapping[str, Any]], copies: int = 0) -> dict[str, float]:
-    """Microseconds by PARTS, and `all`."""
+def parts_of(launches: Sequence[Mapping[str, Any]], copies: int = 0) -> dict[str, float]:
+    """Microseconds by PARTS, of the longest chain, and `all`; `in turn` is all where no launch runs beside another."""
+    times = [modelled(launch) for launch in launches]
+    path = path_of(launches, times)
     sums = dict.fromkeys(PARTS, 0.0)
-    sums["other"] = copies * model_parameters.value("copy")
-    for launch in launches:
-        for part, microseconds in modelled(launch).parts.items():
+    for place in path.chain:
+        for part, microseconds in times[place].parts.items():
             sums[part] += microseconds
-    return sums | {"all": sum(sums.values())}
+    moved = copies * model_parameters.value("copy")
+    sums["other"] += moved + path.total - sum(times[place].total for place in path.chain)
+    return sums | {"all": moved + path.total, "in turn": moved + sum(time.total for time in times)}
 
 
 def count_of_launches(step: Mapping[str, Any]) -> int:
@@ -101,11 +106,12 @@ def count_of_launches(step: Mapping[str, Any]) -> int:
 
 def step_table(record: Mapping[str, Any]) -> list[str]:
     """Microseconds of each step and where they go."""
-    lines = ["| step | penalty | launches | modelled us | " + " | ".join(PARTS) + " |"]
-    lines.append("|---|---|---|---|" + "---|" * len(PARTS))
+    lines = ["| step | penalty | launches | in turn us | modelled us | " + " | ".join(PARTS) + " |"]
+    lines.append("|---|---|---|---|---|" + "---|" * len(PARTS))
     for step in record["steps"]:
         sums = parts_of(step["launches"], COPIES)
-        cells = [name_of(step), step["penalty"], str(count_of_launches(step)), f"{sums['all']:.0f}"]
+        cells = [name_of(step), step["penalty"], str(count_of_launches(step))]
+        cells += [f"{sums['in turn']:.0f}", f"{sums['all']:.0f}"]
         lines.append("| " + " | ".join(cells + [f"{sums[part]:.0f}" for part in PARTS]) + " |")
     return lines
 

@@ -10,6 +10,7 @@ DATASHEET = "NVIDIA H100 Tensor Core GPU datasheet, SXM5"
 GUIDE = "CUDA C++ Programming Guide, compute capability 9.0"
 PYTORCH = "github.com/pytorch/pytorch, issue 161104: 1.1 us a kernel of 1024 sums within a graph of 2000, GPU not named"
 ASSUMED = "assumed: no public figure was found"
+HOPPER = "arXiv 2402.13499, measured on an H800 PCIe"
 RECORD = "bench/results/gpu-2026-11-26.json, this project's own, of an H200"
 
 
@@ -35,6 +36,9 @@ H100 = {
     ),
     "fence": Parameter(260, "cycles", f"{ASSUMED}; a round trip to L2"),
     "grid barrier": Parameter(1040, "cycles", f"{ASSUMED}; an atomic, two fences and a wait, a trip each"),
+    "SM-to-SM latency": Parameter(180, "cycles", HOPPER),
+    "SM-to-SM bandwidth": Parameter(2650, "GB/s", f"{HOPPER}, clusters of 4 blocks; 3270 of 2 blocks"),
+    "cluster barrier": Parameter(180, "cycles", f"{ASSUMED}; as long as a trip to another block's shared memory"),
     "FMA": Parameter(128, "a cycle and multiprocessor", DATASHEET),
     "tf32": Parameter(946, "FMAs a cycle and multiprocessor", f"{DATASHEET}: 494.7 TFLOPS"),
     "16 bit": Parameter(1893, "FMAs a cycle and multiprocessor", f"{DATASHEET}: 989.4 TFLOPS"),

@@ -20,7 +20,16 @@ SCHEDULERS = 4  # a multiprocessor
 PARTS = ("launch", "products", "epilogues", "memory", "reductions", "other")
 # Launches that are a product with its epilogue, and those that add up; of the rest, `memory`.
 PRODUCTS = ("linear", "mlp_forward", "mlp_backward", "mlp_tangent")
-REDUCTIONS = ("step_loss", "column_sums", "clip", "penalty_start", "bce_sum", "logits_loss_sum", "batch_norm_forward")
+REDUCTIONS = (
+    "step_loss",
+    "step_head",
+    "column_sums",
+    "clip",
+    "penalty_start",
+    "bce_sum",
+    "logits_loss_sum",
+    "batch_norm_forward",
+)
 # FMAs for each 16 bytes that a thread reads from shared memory: 8 x 4 sums take 12 reads for 4 of k, 4 x 4 take 8.
 FMAS_A_READ = {"linear": 4 * 32 / 12, "mlp_forward": 4 * 16 / 8, "mlp_backward": 4 * 16 / 8, "mlp_tangent": 4 * 16 / 8}
 FMAS_OF = {
@@ -30,6 +39,24 @@ FMAS_OF = {
 }
 
 
+class Work(NamedTuple):
+    """Microseconds that the whole device takes for a launch's work at the least, by what it has of each.
+
+    Attributes:
+        room: for blocks: those that wait take it from others.
+        units: the multiprocessors' FMAs, tensor cores, and wavefronts of shared memory.
+        network: between the blocks of clusters.
+        cache: L2's bandwidth.
+        memory: the memory's.
+    """
+
+    room: float
+    units: float
+    network: float
+    cache: float
+    memory: float
+
+
 class Time(NamedTuple):
     """Microseconds of a launch: all of it, and its parts by PARTS; blocks a multiprocessor, and rounds of them."""
 
@@ -37,6 +64,7 @@ class Time(NamedTuple):
     parts: dict[str, float]
     resident: int
     rounds: int
+    work: Work
 
 
 def resident_blocks(launch: Launch, registers: int) -> int:
@@ -56,9 +84,13 @@ def time_of_library(launch: Launch) -> Time:
     launches = 1 + (splits > 1)
     cycles = launches * 2 * value("L2 latency") * (1 + bool(launch["hbm_read"]))
     used = min(value("multiprocessors"), tiles * splits) if not thin else value("multiprocessors")
-    cycles += m * n * k / (value("FMA") * value("library") * used)
-    busy = max(cycles / value("clock") * 1e-3, _bytes(launch))
-    return Time(launches * value("launch") + busy, {"launch": launches * value("launch"), "products": busy}, 1, 1)
+    fmas = m * n * k / (value("FMA") * value("library"))
+    cycles += fmas / used
+    busy = max(_microseconds(cycles), *_bytes(launch))
+    room = busy * used / value("multiprocessors")
+    work = Work(room, _microseconds(fmas / value("multiprocessors")), *_bytes(launch))
+    parts = {"launch": launches * value("launch"), "products": busy}
+    return Time(launches * value("launch") + busy, parts, 1, 1, work)
 
 
 def time_of(launch: Launch, registers: int = 0, instructions: float = 10.0) -> Time:
@@ -87,6 +119,8 @@ def time_of(launch: Launch, registers: int = 0, instructions: float = 10.0) -> T
     ]
     waits[0] += launch["atomics"] * value("L2 latency") + launch["fences"] * value("fence")
     waits[0] += launch["grid_barriers"] * value("grid barrier")
+    waits[0] += launch["cluster_barriers"] * value("cluster barrier")
+    waits[0] += launch["remote_trips"] * value("SM-to-SM latency")
     waits[1] += launch["fills"] * trip
     # Of the warps that share a scheduler each issues in its turn.
     warps = max(1, beside * math.ceil(launch["threads"] / 32) / SCHEDULERS)
@@ -100,24 +134,31 @@ def time_of(launch: Launch, registers: int = 0, instructions: float = 10.0) -> T
     for shape, times in launch["products"].items():
         rate, each = FMAS_OF[shape]
         fmas += times * each / (value(rate) * value("share of mma"))
-    a_block = 1 / launch["blocks"]
-    inside = max(fmas, launch["wavefronts"][1] * 128 / value("shared bandwidth")) * a_block
+    inside = max(fmas, launch["wavefronts"][1] * 128 / value("shared bandwidth"))
     sectors = sum(launch[way]["requested"] for way in ("read", "written"))
-    outside = (launch["wavefronts"][0] + sectors * 32 / value("L1 bandwidth")) * a_block
+    outside = launch["wavefronts"][0] + sectors * 32 / value("L1 bandwidth")
+    units = _microseconds((inside + outside) / processors)
+    inside, outside = inside / launch["blocks"], outside / launch["blocks"]
     # Three steps of k are under way at a time.
     loop = max(waits[1] + max(beside * inside, issue[1]), launch["steps"] * trip / 3)
     rest = waits[0] + max(beside * outside, issue[0])
-    busy = max(rounds * (loop + rest) * 1e-3 / value("clock"), _bytes(launch))
+    busy = max(rounds * _microseconds(loop + rest), *_bytes(launch))
+    room = _microseconds(loop + rest) * launch["blocks"] / (resident * processors)
     parts = {"launch": value("launch")}
     if launch["name"] in PRODUCTS:
         share = loop / (loop + rest) if loop + rest > 0 else 0
         parts |= {"products": busy * share, "epilogues": busy * (1 - share)}
     else:
         parts |= {"reductions" if launch["name"] in REDUCTIONS else "memory": busy}
-    return Time(value("launch") + busy, parts, resident, rounds)
+    return Time(value("launch") + busy, parts, resident, rounds, Work(room, units, *_bytes(launch)))
 
 
-def _bytes(launch: Launch) -> float:
-    """Microseconds that its bytes take at least, in L2 or in the device's memory."""
+def _microseconds(cycles: float) -> float:
+    return cycles * 1e-3 / value("clock")
+
+
+def _bytes(launch: Launch) -> tuple[float, float, float]:
+    """Microseconds that its bytes take at least: between blocks of clusters, in L2, and in the device's memory."""
     memory = 32e-3 * (launch["hbm_read"] + launch["hbm_written"]) / value("memory bandwidth")
-    return max(memory, 32e-3 * launch["l2"] / value("L2 bandwidth"))
+    between = 1e-3 * launch.get("remote_bytes", 0) / value("SM-to-SM bandwidth")
+    return between, 32e-3 * launch["l2"] / value("L2 bandwidth"), memory

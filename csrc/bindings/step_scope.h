@@ -84,7 +84,11 @@ class StepScope : public CudaScope {
     if (branches_.empty()) return *this;
     Branch& next = branches_[next_++ % branches_.size()];
     next.is_used = true;
-#ifdef FASTGAN_WITH_CUDA
+#ifdef FASTGAN_SIMT
+    if (next.scope->later != nullptr)  // what is known of its order when it runs
+      next.later.push_back(
+          [of = &next.later, after = simt::last_launches(nullptr)] { simt::continue_branch(of, after); });
+#elif defined(FASTGAN_WITH_CUDA)
     if (next.scope->own_stream_) follow(*next.scope->own_stream_, own_stream());
 #endif
     return *next.scope;
@@ -94,6 +98,7 @@ class StepScope : public CudaScope {
       if (!std::exchange(branch.is_used, false)) continue;
 #ifdef FASTGAN_SIMT
       for (const auto& work : std::exchange(branch.later, {})) work();
+      simt::continue_branch(nullptr, simt::last_launches(&branch.later));
 #elif defined(FASTGAN_WITH_CUDA)
       if (branch.scope->own_stream_) follow(own_stream(), *branch.scope->own_stream_);
 #endif

@@ -16,6 +16,11 @@
 //                 same instruction more than eight times since, as far as a compiler unrolls. An atomic is one by
 //                 itself, and so is the first wait for asynchronous copies after there were none under way. Arithmetic
 //                 between two loads that makes the second wait for the first, other than of a pointer, is not seen.
+//   remote trips  of a thread to the shared memory of its cluster's other blocks: the first access there, and the first
+//                 since a store elsewhere, a barrier, collective, fence, atomic or wait.
+//   branches      of a step: a launch waits for the one before it on its branch, and for those that the branch was made
+//                 to wait for. They run one after the other all the same, each branch's when the step waits for it, and
+//                 so the cache has them in that order.
 //   loop          what a thread does from its first asynchronous copy until it waits for all of them: the loop along k
 //                 of a product. Each wait there that has copies to wait for is a step.
 // Of round trips, barriers and the like a launch has those of the thread with the most.
@@ -268,7 +273,7 @@ void append(ThreadCounts& t, const Entry& entry, bool alone = false) {
 
 void start_launch(const Launch& launch, bool on_fibers) {
   watches = on_fibers;
-  Record& to = records.emplace_back();
+  Record& to = add_record();
   to.name = launch.name, to.launch = &launch;
   to.blocks = launch.block_count(), to.threads = launch.thread_count();
   to.shared_bytes = int64_t(launch.shared_bytes), to.cooperative = launch.together.cooperative;
@@ -278,6 +283,13 @@ void end_launch() {
   watches = false;
   record().launch = nullptr;
 }
+
+void continue_branch(const void* branch, const std::set<size_t>& after) {
+  branches.now = branch;
+  branches.after[branch].insert(after.begin(), after.end());
+}
+
+std::set<size_t> last_launches(const void* branch) { return branches.after[branch]; }
 
 void start_block(Block& block) {
   if (!watches) return;
@@ -303,6 +315,7 @@ void access(const void* p, size_t bytes, Access kind, const void* from) {
     if (!t->remote_loading) ++t->path.remote_trips;
     t->remote_loading = true;
     ++t->path.remote_accesses;
+    record().remote_bytes += int64_t(bytes);
   } else if (is_shared && reads) {
     if (!t->shared_loading) ++t->path.shared_trips[t->in_loop];
     t->shared_loading = true;

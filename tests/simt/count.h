@@ -5,6 +5,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <memory>
+#include <set>
 #include <vector>
 
 namespace simt {
@@ -24,6 +25,8 @@ using BlockCounts = std::shared_ptr<Counts>;
 // On the fast engine only.
 void start_launch(const Launch& launch, bool on_fibers);
 void end_launch();
+void continue_branch(const void* branch, const std::set<size_t>& after);
+std::set<size_t> last_launches(const void* branch);
 void start_block(Block& block);
 void end_block(Block& block);
 
@@ -47,6 +50,8 @@ void meet_cluster(const std::vector<Block*>& blocks);
 struct BlockCounts {};
 inline void start_launch(const Launch&, bool) {}
 inline void end_launch() {}
+inline void continue_branch(const void*, const std::set<size_t>&) {}
+inline std::set<size_t> last_launches(const void*) { return {}; }
 inline void start_block(Block&) {}
 inline void end_block(Block&) {}
 inline void copy(const void*, const void*, int, int, const void*) {}

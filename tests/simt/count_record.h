@@ -5,7 +5,9 @@
 #include <array>
 #include <cstdint>
 #include <map>
+#include <set>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "count_cache.h"
@@ -47,6 +49,8 @@ struct Traffic {
 
 struct Record {
   std::string name, note;  // note: of what is no kernel of ours
+  size_t branch = 0;       // by the order in which they have launches; 0: the step itself
+  std::set<size_t> after;  // the launches, by their places in `records`, that it waits for
   const Launch* launch = nullptr;
   int64_t blocks = 0, threads = 0, shared_bytes = 0;
   bool cooperative = false;
@@ -56,6 +60,7 @@ struct Record {
   std::array<int64_t, 2> copies{};                     // of 4 and of 16 bytes, of threads
   std::array<int64_t, 2> wavefronts{}, least{};        // outside and inside the loop
   int64_t ways = 1, shared_accesses = 0, vectors = 0;  // vectors: 16 bytes that a thread reads inside the loop
+  int64_t remote_bytes = 0;                            // of the shared memory of the cluster's other blocks
   std::map<std::string, int64_t> products;             // instructions of the tensor cores, of warps
   int64_t l2 = 0, hbm_read = 0;                        // sectors
   uint64_t hbm_written = 0;
@@ -65,6 +70,25 @@ inline std::vector<Record> records;
 inline Cache cache(size_t{50} << 20);
 
 inline Record& record() { return records.back(); }
+
+// Of a step: that of the next launch, which of them have had one, and what the next launch of each waits for.
+struct Branches {
+  const void* now = nullptr;
+  std::vector<const void*> known{nullptr};
+  std::map<const void*, std::set<size_t>> after;
+};
+inline Branches branches;
+
+// The next launch.
+inline Record& add_record() {
+  Record& added = records.emplace_back();
+  auto& known = branches.known;
+  const auto found = std::find(known.begin(), known.end(), branches.now);
+  added.branch = size_t(found - known.begin());
+  if (found == known.end()) known.push_back(branches.now);
+  added.after = std::exchange(branches.after[branches.now], {records.size() - 1});
+  return added;
+}
 
 inline void touch(uint64_t sector, bool writes) {
   Record& to = record();

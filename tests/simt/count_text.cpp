@@ -25,7 +25,10 @@ std::string text_of(const Record& r) {
   std::string text = "{\"name\":\"" + r.name + "\"";
   const auto add = [&](const char* key, const std::string& value) { text += std::string(",\"") + key + "\":" + value; };
   add("l2", std::to_string(r.l2)), add("hbm_read", std::to_string(r.hbm_read));
-  add("hbm_written", std::to_string(r.hbm_written));
+  add("hbm_written", std::to_string(r.hbm_written)), add("branch", std::to_string(r.branch));
+  std::string after;
+  for (const size_t one : r.after) after += (after.empty() ? "" : ",") + std::to_string(one);
+  add("after", "[" + after + "]");
   if (!r.note.empty()) return text + ",\"note\":" + r.note + "}";
   add("blocks", std::to_string(r.blocks)), add("threads", std::to_string(r.threads));
   add("shared_bytes", std::to_string(r.shared_bytes)), add("cooperative", r.cooperative ? "true" : "false");
@@ -37,7 +40,7 @@ std::string text_of(const Record& r) {
   add("grid_barriers", std::to_string(r.path.grid_barriers));
   add("cluster_barriers", std::to_string(r.path.cluster_barriers));
   add("remote_accesses", std::to_string(r.path.remote_accesses));
-  add("remote_trips", std::to_string(r.path.remote_trips));
+  add("remote_trips", std::to_string(r.path.remote_trips)), add("remote_bytes", std::to_string(r.remote_bytes));
   add("read", traffic(r.read)), add("written", traffic(r.written)), add("copied", traffic(r.copied));
   add("copies", list(r.copies)), add("wavefronts", list(r.wavefronts)), add("least", list(r.least));
   add("ways", std::to_string(r.ways)), add("shared_accesses", std::to_string(r.shared_accesses));
@@ -66,12 +69,13 @@ std::string text_of(const Record& r) {
 FASTGAN_EXPORT void simt_count_start(int cold) {
   simt::modelled = {132, 227 * 1024};
   records.clear();
+  branches = {};
   if (cold != 0) cache.clear();
 }
 
 // A launch that is none of ours: `note` is JSON. What it reads and writes follows.
 FASTGAN_EXPORT void simt_count_note(const char* name, const char* note) {
-  Record& to = records.emplace_back();
+  Record& to = add_record();
   to.name = name, to.note = note;
 }
 FASTGAN_EXPORT void simt_count_touch(const void* p, size_t bytes, int writes) {

@@ -106,14 +106,12 @@ void two_grid_barriers(float* y) {
   grid_barrier();
 }
 
-// Two blocks, each of which reads the other's float a thread.
 void read_peer(float* y) {
-  float* const own = reinterpret_cast<float*>(dynamic_shared()) + threadIdx.x;
-  *own = 1.0f;
+  float* const words = reinterpret_cast<float*>(dynamic_shared());
+  words[threadIdx.x] = 1.0f;
   cluster_barrier();
-  const float other = *peer_shared(own, 1 - blockIdx.y);
+  y[lanes * blockIdx.y + threadIdx.x] = *peer_shared(words + threadIdx.x, 1 - blockIdx.y);
   cluster_barrier();
-  y[blockIdx.y * lanes + threadIdx.x] = other;
 }
 
 }  // namespace
@@ -143,9 +141,23 @@ int main() {
   launch(device, "pipeline", pipeline, warp, x, z, y);
   launch(device, "products", sums_and_products, warp, y);
   launch(device, "grid", two_grid_barriers, Grid{dim3(3), dim3(64), 0, true}, y);
-  Grid pair{dim3(1, 2), dim3(lanes), 8192};
-  pair.clustered = true;
-  launch(device, "cluster", read_peer, pair, y);
+  launch(device, "cluster", read_peer, Grid{dim3(1, 2), dim3(lanes), 8192, false, true}, y);
+  // A branch of two launches, another that comes after the step's second, and what waits for both.
+  const int first_branch = 1, other_branch = 2;
+  launch(device, "before", read_strided, warp, x, y, 1);
+  simt::continue_branch(&first_branch, simt::last_launches(nullptr));
+  launch(device, "branch", read_strided, warp, x, y, 1);
+  simt::continue_branch(nullptr);
+  launch(device, "beside", read_strided, warp, x, y, 1);
+  simt::continue_branch(&first_branch);
+  launch(device, "branch goes on", read_strided, warp, x, y, 1);
+  simt::continue_branch(&other_branch, simt::last_launches(nullptr));
+  launch(device, "other branch", read_strided, warp, x, y, 1);
+  for (const int* branch : {&first_branch, &other_branch}) simt::continue_branch(nullptr, simt::last_launches(branch));
+  simt::continue_branch(&first_branch, simt::last_launches(nullptr));
+  launch(device, "waits through the step", read_strided, warp, x, y, 1);
+  simt::continue_branch(nullptr);
+  launch(device, "joined", read_strided, warp, x, y, 1);
   const size_t sixty = size_t{60} << 20;
   char* const large = static_cast<char*>(std::aligned_alloc(128, sixty));
   simt_count_note("a megabyte", "{}");

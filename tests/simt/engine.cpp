@@ -125,6 +125,9 @@ void launch(const char* name, dim3 blocks, dim3 threads, size_t shared_bytes, To
   count::end_launch();
 }
 
+void continue_branch(const void* branch, const Launches& after) { count::continue_branch(branch, after); }
+Launches last_launches(const void* branch) { return count::last_launches(branch); }
+
 void Launch::place(Thread& thread, Block& block, int64_t index, int number) const {
   if (descending) index = block_count() - 1 - index;
   if (number == 0) block.number = index;

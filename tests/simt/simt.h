@@ -6,6 +6,7 @@
 #include <cstdint>
 #include <cstring>
 #include <functional>
+#include <set>
 #include <source_location>
 #include <stdexcept>
 #include <string>
@@ -66,6 +67,13 @@ struct Together {
 };
 void launch(const char* name, dim3 blocks, dim3 threads, size_t shared_bytes, Together together,
             const std::function<void()>& kernel);
+
+// The order that branches of a step leave open, for the counter; launches run one after the other all the same.
+using Launches = std::set<size_t>;  // by their places among those that are counted
+// What comes next is of a branch, or of the step itself where that is null, and waits for `after` as well.
+void continue_branch(const void* branch, const Launches& after = {});
+// What the branch's next launch waits for, as yet.
+Launches last_launches(const void* branch);
 
 // Shared memory.
 unsigned char* dynamic_shared();
