@@ -2,8 +2,8 @@
 
 From what the host model counts (tests/simt/, build `count`), kept in bench/results/modelled.json, by published
 latencies and bandwidths (tools/model_parameters.py). It compares designs where there is no GPU; what it says is
-modelled, not measured. `--count` counts anew, in half an hour; `--write` renews the tables of docs/inside/model.md;
-`--measured FILE` puts a profile of tools.kernel_profile beside it.
+modelled, not measured. `--count` counts anew, in a quarter of an hour; `--write` renews the tables of
+docs/inside/model.md; `--measured FILE` puts a profile of tools.kernel_profile beside it.
 """
 
 from __future__ import annotations
@@ -28,6 +28,12 @@ from .resources import HEADER, read_table
 RECORD = ROOT / "bench" / "results" / "modelled.json"
 PAGE = ROOT / "docs" / "inside" / "model.md"
 MEASURED = ROOT / "bench" / "results" / "gpu-2026-11-26.json"
+# Steps whose design is modelled here, by the record that has the last of each.
+PROFILES = {
+    "gpu-2026-11-27.json": ("ring",),
+    "gpu-2026-11-27-products.json": ("digits", "mnist"),
+    "gpu-2026-11-27-branches.json": ("wide",),
+}
 # On a GPU a step's inputs are copied to where its graph has them, and its statistics from there.
 COPIES = 3
 LIBRARY = "library product"
@@ -189,14 +195,20 @@ def families(launches: Iterable[Mapping[str, Any]]) -> dict[str, tuple[int, floa
 
 
 def measured_table(record: Mapping[str, Any], profiles: Iterable[Mapping[str, Any]] | None = None) -> list[str]:
-    """Steps by the default path, measured beside modelled, kernel by kernel."""
-    profiles = _json(MEASURED)["profile"] if profiles is None else profiles
+    """Steps measured beside modelled, kernel by kernel: those of PROFILES, or of a record of one's own."""
+    if profiles is None:
+        profiles = [
+            profile
+            for file, names in PROFILES.items()
+            for profile in _json(MEASURED.parent / file)["profile"]
+            if profile["configuration"] in names
+        ]
     lines = ["| step | kernel | launches | measured us | modelled us | modelled over measured |"]
     lines.append("|---|---|---|---|---|---|")
     for profile in profiles:
         if profile["precision"] != "fp32":
             continue
-        key = (profile["configuration"], "default", "none")
+        key = (profile["configuration"], profile.get("path", "default"), "none")
         found = [s for s in record["steps"] if (s["configuration"], s["path"], s["penalty"]) == key]
         if not found:
             continue
