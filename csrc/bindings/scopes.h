@@ -83,6 +83,17 @@ inline unsigned* CudaScope::counters() const {
 
 #else
 
+// Where a launch can be of clusters, it can also begin before the one before it ends, which drivers before CUDA 12.3
+// cannot capture in a graph.
+inline int largest_cluster_of(const cudaDeviceProp& properties) {
+  static const int driver = [] {
+    int version = 0;
+    C10_CUDA_CHECK(cudaDriverGetVersion(&version));
+    return version;
+  }();
+  return properties.major >= 9 && driver >= 12030 ? cuda::max_cluster : 1;
+}
+
 inline CudaScope::CudaScope(const Tensor& like) : guard_(like.device()), options_(like.options().dtype(at::kByte)) {
   const cudaDeviceProp& properties = *at::cuda::getDeviceProperties(like.device().index());
   const c10::cuda::CUDAStream current = at::cuda::getCurrentCUDAStream(like.device().index());
@@ -91,7 +102,7 @@ inline CudaScope::CudaScope(const Tensor& like) : guard_(like.device()), options
   is_external_ = stream != nullptr && reinterpret_cast<intptr_t>(stream) == static_cast<intptr_t>(current.id());
   multiprocessors = properties.multiProcessorCount;
   shared_limit = properties.sharedMemPerBlockOptin;
-  largest_cluster = properties.major >= 9 ? cuda::max_cluster : 1;
+  largest_cluster = largest_cluster_of(properties);
 }
 
 // Work on one stream runs in order, so a stream's kernels can take turns at its counters. A captured graph may be
