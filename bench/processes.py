@@ -1,15 +1,19 @@
 """Two processes of one thread each against one process of two threads, on the same batch of both together.
 
-They exchange in memory that they share, as processes of one computer do, or by sockets, as those of several do.
+They exchange in memory that they share, as processes of one computer do, or by sockets, as those of several do: in
+parts that are sent while the next ones are computed, or for comparison all at once.
 
-    python -m bench.processes [--configuration mnist] [--batches 512 128] [--rounds 15] [--json FILE.json]
+    python -m bench.processes [--configuration mnist] [--batches 512 128] [--rounds 15] [--link 10gbit] [--json FILE]
 
-Every round times all, one right after the other, and a ratio is the median over the rounds.
+Every round times all, one right after the other, and a ratio is the median over the rounds. With `--link` the sockets
+have no more than that rate, for both directions together, as between computers (Linux, by its token bucket filter, in
+a network of this program's own; as root).
 """
 
 from __future__ import annotations
 
 import argparse
+import ctypes
 import datetime
 import json
 import statistics
@@ -34,7 +38,8 @@ from .record import environment
 from .training import BETA1, BETA2, LEARNING_RATE, networks
 
 SIZE = 2
-WAYS = ("shared memory", "sockets")
+WAYS = ("shared memory", "sockets", "sockets at once")
+_CLONE_NEWNET = 0x40000000  # unshare(2); Python has it from 3.12 on
 _LEAST_SECONDS = 0.5  # of a round's steps
 
 
@@ -68,6 +73,8 @@ def serve(rank: int, store: str, configuration: str, way: str) -> None:
     """One of the processes: runs what it reads, `batch steps`, and answers with the seconds."""
     torch.set_num_threads(1)
     Processes.shares_memory = way == WAYS[0]
+    if way == WAYS[2]:
+        Processes.part_bytes = 2**62
     limit = datetime.timedelta(minutes=30)
     dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=SIZE, timeout=limit)
     timed = Timed(configuration, dist.group.WORLD)
@@ -120,6 +127,15 @@ class Together:
             process.wait(timeout=100)
 
 
+def limit_loopback(rate: str) -> None:
+    """Give this process, and those that it starts, a loopback device of their own with such a rate."""
+    if ctypes.CDLL(None, use_errno=True).unshare(_CLONE_NEWNET) != 0:
+        raise OSError(ctypes.get_errno(), "--link needs a network of its own, which only root may make")
+    subprocess.run(["ip", "link", "set", "lo", "up"], check=True)
+    queue = ["burst", "256kb", "latency", "50ms"]
+    subprocess.run(["tc", "qdisc", "add", "dev", "lo", "root", "tbf", "rate", rate, *queue], check=True)
+
+
 def measure(configuration: str, batches: Sequence[int], rounds: int) -> list[dict[str, Any]]:
     """For each batch of a process and each way, samples a second of both, and the median of their ratios."""
     torch.set_num_threads(SIZE)
@@ -165,6 +181,7 @@ def main() -> None:
     parser.add_argument("--configuration", default="mnist", choices=[each.name for each in CONFIGURATIONS])
     parser.add_argument("--batches", type=int, nargs="+", default=[512, 128], help="samples of each process")
     parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--link", help="rate of the sockets, as tc-tbf(8) has it, such as 1gbit")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--rank", type=int, help=argparse.SUPPRESS)
     parser.add_argument("--store", help=argparse.SUPPRESS)
@@ -174,16 +191,18 @@ def main() -> None:
         serve(options.rank, options.store, options.configuration, options.way)
         return
     facts = environment()  # how busy the machine is before
+    if options.link is not None:
+        limit_loopback(options.link)
     rows = measure(options.configuration, options.batches, options.rounds)
     print(f"{SIZE} processes of one thread against one of {SIZE} threads; samples a second")
     for row in rows:
         low, high = row["quartiles"]
         print(
-            f"{row['configuration']:8} {row['batch']:5} a process, by {row['way']:13}: one {row['one']:8,.0f}  "
+            f"{row['configuration']:8} {row['batch']:5} a process, by {row['way']:15}: one {row['one']:8,.0f}  "
             f"together {row['together']:8,.0f}  ratio {row['ratio']:.2f} ({low:.2f} to {high:.2f})"
         )
     if options.json is not None:
-        record = {"environment": facts, "rounds": options.rounds, "rows": rows}
+        record = {"environment": facts, "rounds": options.rounds, "link": options.link, "rows": rows}
         options.json.write_text(json.dumps(record, indent=1) + "\n")
 
 

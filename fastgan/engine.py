@@ -358,7 +358,7 @@ class Plan:
             engine.add_group(group.options, group.decoupled, rate if on_device else None)
         if self._processes is not None:
             many = self._processes
-            engine.set_exchange(many.add_up, many.meet, many.size, many.shared)
+            engine.set_exchange(many.begin_sum, many.meet, many.size, many.shared, many.part_bytes)
         self._engine = engine
 
 

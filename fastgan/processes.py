@@ -45,9 +45,13 @@ class Processes:
         was_asked_to_stop: whether any rank had asked when the last step began. All ranks have the same.
         shared: the memory in which the processes of one computer exchange; None where they are on several, or cannot.
         shares_memory: whether they do so wherever they can; of the class, for comparisons.
+        part_bytes: where they do not, gradients are sent in parts of so many bytes or more, each as soon as it is
+            there; of the class.
     """
 
     shares_memory = True
+    # What a fast network moves in the time that it takes to answer at all.
+    part_bytes = 2**18
 
     def __init__(self, group: Any, sync_batch_norm: bool, device: torch.device) -> None:
         """Join the group. Every one of its processes must do so, at the same place of its program.
@@ -157,11 +161,26 @@ class Processes:
 
     def add_up(self, values: Tensor) -> None:
         """Put the sum over all ranks in the place of a contiguous tensor, with the same bits on every rank."""
+        self.begin_sum(values)()
+
+    def begin_sum(self, values: Tensor) -> Callable[[], None]:
+        """Begin what `add_up` does, beside what this process computes next.
+
+        Returns:
+            What waits until the sum is there.
+        """
+        in_memory = self.shared is not None and values.is_cpu and values.dtype in (torch.float32, torch.float64)
         with self._answered():
-            if self.shared is not None and values.is_cpu and values.dtype in (torch.float32, torch.float64):
-                self.shared.add_up(values)
-            else:
-                dist.all_reduce(values, group=self.group)
+            work = None if in_memory else dist.all_reduce(values, group=self.group, async_op=True)
+
+        def wait() -> None:
+            with self._answered():
+                if work is None:
+                    self.shared.add_up(values)
+                else:
+                    work.wait()
+
+        return wait
 
     def meet(self) -> None:
         """Wait in the shared memory until all have handed in what is theirs."""

@@ -24,6 +24,7 @@ from fastgan.processes import Processes
 from fastgan.step import average_of
 
 LATENT, DATA, BATCH, STEPS = 3, 4, 6, 4  # of each process
+PART_BYTES = 100  # so that what is exchanged of a network of two layers goes in two parts
 
 BATCH_NORM = {"batch_norm": True}
 # Options of a TrainStep; `batch_norm` is of the networks.
@@ -251,6 +252,7 @@ CHECKS: dict[str, Callable[[], Any]] = {
 def main() -> None:
     """Run the checks that the command line names, or all."""
     Processes.shares_memory = os.environ["SHARES_MEMORY"] == "1"
+    Processes.part_bytes = PART_BYTES
     rank, size, store = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
     torch.set_num_threads(1)
     limit = datetime.timedelta(seconds=300)

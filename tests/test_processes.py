@@ -19,6 +19,7 @@ import pytest
 import torch
 
 from fastgan.data import Dataset
+from fastgan.processes import Processes
 from fastgan.training.batches import Batches
 from fastgan.training.checkpoint import complete_checkpoints, load_checkpoint
 from fastgan.training.config import TrainConfig
@@ -37,7 +38,7 @@ OF_FOUR = (
     *("r1_r2_pac True", "classes True", "batch_norm_pac_gp True", "gp_clip False", "discriminator True"),
     *("bits True 0", "bits True 1", "bits False 1", "refused", "one_composed", "data_parallel"),
 )
-FEW = ("r1_r2_pac True", "batch_norm_r1 False", "bits True 0", "refused")
+FEW = ("r1_r2_pac True", "gp_clip True", "batch_norm_r1 False", "bits True 0", "refused")
 
 
 def environment() -> dict[str, str]:
@@ -91,8 +92,41 @@ def alone(tmp_path: Path) -> Iterator[Any]:
 
 @pytest.mark.parametrize("engine", [True, False])
 @pytest.mark.parametrize("case", ["r1_r2_pac", "classes", "batch_norm"])
-def test_a_group_of_one_takes_the_same_steps(alone: Any, case: str, engine: bool) -> None:
+def test_a_group_of_one_takes_the_same_steps(
+    alone: Any, case: str, engine: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Processes, "part_bytes", process_checks.PART_BYTES)
     assert_as_expected({f"{case} {engine}": process_checks.as_one(case, engine)})
+
+
+def test_gradients_are_sent_as_backward_delivers_them(alone: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those of the last layers are on their way while those before them are not computed yet."""
+    happened: list[tuple[str, int]] = []
+    begin_sum = Processes.begin_sum
+
+    def watched(processes: Processes, values: torch.Tensor) -> Callable[[], None]:
+        first = values.storage_offset()
+        before = values.as_strided((first,), (1,), 0)
+        # Of the first step of each network: what is not computed yet is still as it was made.
+        assert values.count_nonzero() > 0
+        assert before.count_nonzero() == 0
+        wait = begin_sum(processes, values)
+        happened.append(("begins", first))
+
+        def waits() -> None:
+            wait()
+            happened.append(("is there", first))
+
+        return waits
+
+    monkeypatch.setattr(Processes, "begin_sum", watched)
+    monkeypatch.setattr(Processes, "part_bytes", process_checks.PART_BYTES)
+    step = process_checks.train_step({}, process_group=alone)
+    assert "one native call" in step.plan
+    step.step(torch.randn(process_checks.BATCH, process_checks.DATA, dtype=torch.float64))
+    of_d = [("begins", 40), ("begins", 0), ("is there", 40), ("is there", 0)]  # 4 inputs to 8, and these to 1
+    of_g = [("begins", 32), ("begins", 0), ("is there", 32), ("is there", 0)]
+    assert happened == of_d + of_g
 
 
 def test_what_a_group_refuses(alone: Any) -> None:

@@ -72,8 +72,8 @@ void register_step_engine(py::module_& m) {
       .def("add_copied_buffer", &StepEngine::add_copied_buffer)
       .def("add_group", &StepEngine::add_group)
 #ifndef FASTGAN_SIMT
-      .def("set_exchange", &StepEngine::set_exchange, py::arg("add_up"), py::arg("meet"), py::arg("processes"),
-           py::arg("shared"))
+      .def("set_exchange", &StepEngine::set_exchange, py::arg("begin_sum"), py::arg("meet"), py::arg("processes"),
+           py::arg("shared"), py::arg("part_bytes"))
       .def("set_timed", &StepEngine::set_timed)
       .def("seconds", &StepEngine::seconds)
 #endif

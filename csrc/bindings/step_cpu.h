@@ -20,9 +20,11 @@ class CpuStep {
   // Where not null, seconds of each phase are added up there.
   double* seconds = nullptr;
 
-  // Of so many processes that take each step together, puts the sum over all of them in the place of a tensor.
-  std::function<void(const Tensor&)> exchange;
+  // Of so many processes that take each step together, begins to put the sum over all of them in the place of a tensor;
+  // the result waits until it is there.
+  std::function<std::function<void()>(const Tensor&)> exchange;
   int64_t processes = 1;
+  size_t part_bytes = 0;  // the least that is sent at once, unless there is no more
   // Or null: where they all share memory, in which the gradients are then added up as they are applied.
   std::shared_ptr<cpu::SharedGroup> shared;
   std::function<void()> meet;  // in that memory
@@ -60,11 +62,9 @@ class CpuStep {
     void* const workspace = workspace_.mutable_data_ptr();
     if (!exchange) return cpu::discriminator_step(here_, problem, workspace, sums<T>(), seconds);
     const StepProblem<T> own = with_gradients(problem);
-    cpu::discriminator_step(here_, own, workspace, sums<T>(), seconds);
     StepSums<T>& found = *sums<T>();
-    exchange_with<T>(own.discriminator, discriminator_index,
-                     {&found.d_loss, &found.real_score, &found.fake_score, &found.penalty});
-    cpu::apply_gradients(here_, own, workspace, false, seconds);
+    cpu::discriminator_step(here_, own, workspace, &found, seconds, !is_shared(own.discriminator));
+    update_by_all(own, false, {&found.d_loss, &found.real_score, &found.fake_score, &found.penalty});
   }
 
   template <class T>
@@ -72,14 +72,18 @@ class CpuStep {
     void* const workspace = workspace_.mutable_data_ptr();
     if (!exchange) return cpu::generator_step(here_, problem, workspace, fresh, sums<T>(), seconds);
     const StepProblem<T> own = with_gradients(problem);
-    cpu::generator_step(here_, own, workspace, fresh, sums<T>(), seconds);
-    exchange_with<T>(own.generator, generator_index, {&sums<T>()->g_loss});
-    cpu::apply_gradients(here_, own, workspace, true, seconds);
+    cpu::generator_step(here_, own, workspace, fresh, sums<T>(), seconds, !is_shared(own.generator));
+    update_by_all(own, true, {&sums<T>()->g_loss});
   }
 
  private:
   // Of a step of several processes, what is exchanged of a network: its gradients, and so many statistics behind them.
   static constexpr int64_t most_statistics = 4;
+
+  template <class T>
+  static int64_t exchanged_elements(const StepNetwork<T>& network) {
+    return cpu::gradient_elements(network, {0, network.count}) + most_statistics;
+  }
 
   // The problem, its gradients to be handed in where they are exchanged.
   template <class T>
@@ -87,38 +91,43 @@ class CpuStep {
     StepProblem<T> own = problem;
     if (!exchange) return own;
     own.gradient_scale = 1.0 / double(processes);
-    StepNetwork<T>* const networks[] = {&own.generator, &own.discriminator};
-    for (int n = 0; n < 2; ++n) {
-      const int64_t elements = cpu::gradient_elements(*networks[n]) + most_statistics;
-      if (shares<T>(elements)) {
-        networks[n]->gradients = shared->place<T>(shared->rank());
-        networks[n]->all = {processes, -shared->rank() * shared->stride<T>(), shared->stride<T>()};
+    StepNetwork<T>* const networks[] = {&own.discriminator, &own.generator};
+    for (const bool of_generator : {false, true}) {
+      StepNetwork<T>& network = *networks[of_generator];
+      if (is_shared(network)) {
+        network.gradients = shared->place<T>(shared->rank());
+        network.all = {processes, -shared->rank() * shared->stride<T>(), shared->stride<T>()};
         continue;
       }
-      Tensor& flat = gradients_[n];
+      const int64_t elements = exchanged_elements(network);
+      Tensor& flat = gradients_[of_generator];
       if (!flat.defined() || flat.numel() != elements) flat = at::zeros({elements}, networks_.first().options());
-      networks[n]->gradients = mutable_data<T>(flat);
+      network.gradients = mutable_data<T>(flat);
     }
     return own;
   }
 
   template <class T>
-  bool shares(int64_t elements) const {
-    return shared != nullptr && size_t(elements) * sizeof(T) <= shared->bytes();
+  bool is_shared(const StepNetwork<T>& network) const {
+    return shared != nullptr && size_t(exchanged_elements(network)) * sizeof(T) <= shared->bytes();
   }
 
-  // The gradients' sums over all processes, and the statistics' means.
+  // The update by the gradients' sums over all processes; the statistics become means.
   template <class T>
-  void exchange_with(const StepNetwork<T>& network, int index, std::initializer_list<T*> statistics) {
-    const int64_t elements = cpu::gradient_elements(network) + most_statistics;
-    T* const behind = network.gradients + elements - most_statistics;
+  void update_by_all(const StepProblem<T>& own, bool of_generator, std::initializer_list<T*> statistics) {
+    const StepNetwork<T>& network = of_generator ? own.generator : own.discriminator;
+    void* const workspace = workspace_.mutable_data_ptr();
+    const auto apply = [&](cpu::LayerRange range) {
+      cpu::apply_gradients(here_, own, workspace, of_generator, range, seconds);
+    };
+    T* const behind = network.gradients + exchanged_elements(network) - most_statistics;
     std::fill_n(behind, most_statistics, T(0));
     int64_t i = 0;
     for (const T* each : statistics) behind[i++] = *each;
-    if (shares<T>(elements))
+    if (is_shared(network))
       meet();
     else
-      exchange(gradients_[index]);
+      exchange_in_parts(own, of_generator, apply);
     i = 0;
     for (T* each : statistics) {
       T sum = 0;
@@ -126,6 +135,31 @@ class CpuStep {
       *each = sum / T(processes);
       ++i;
     }
+    if (is_shared(network)) apply({0, network.count});
+  }
+
+  // The gradients of the last layers are sent while those of the layers before them are computed, and each part is
+  // applied while the next ones are on their way. The statistics are behind the last layer's.
+  template <class T, class Apply>
+  void exchange_in_parts(const StepProblem<T>& own, bool of_generator, const Apply& apply) {
+    const StepNetwork<T>& network = of_generator ? own.generator : own.discriminator;
+    void* const workspace = workspace_.mutable_data_ptr();
+    std::vector<std::pair<cpu::LayerRange, std::function<void()>>> sent;
+    int64_t end = exchanged_elements(network);
+    for (int first = network.count - 1, last = network.count; first >= 0; --first) {
+      const int64_t begin = cpu::gradient_elements(network, {0, first});
+      if (first > 0 && (size_t(end - begin) * sizeof(T) < part_bytes || begin == 0)) continue;
+      const cpu::LayerRange range{first, last};
+      cpu::hand_in_gradients(here_, own, workspace, of_generator, range, seconds);
+      sent.emplace_back(range, exchange(gradients_[of_generator].slice(0, begin, end)));
+      last = first, end = begin;
+    }
+    const bool needs_all = own.clip_norm > 0;
+    for (const auto& [range, wait] : sent) {
+      wait();
+      if (!needs_all) apply(range);
+    }
+    if (needs_all) apply({0, network.count});
   }
 
   template <class T>
@@ -137,7 +171,7 @@ class CpuStep {
   const cpu::Context here_{};
   const std::vector<AdamGroup>* groups_ = nullptr;
   void* result_ = nullptr;
-  Tensor workspace_, gradients_[2];
+  Tensor workspace_, gradients_[2];                    // D's and G's, with the statistics behind them
   std::pair<int64_t, int64_t> workspace_batch_{0, 0};  // of real data and of fakes
 };
 

@@ -178,16 +178,27 @@ class StepEngine {
   }
 
 #ifndef FASTGAN_SIMT
-  // So many processes take each step together; add_up(tensor) puts the sum over all of them in its place. Where they
-  // share memory, it is taken there, after meet().
-  void set_exchange(py::object add_up, py::object meet, int64_t processes, std::shared_ptr<cpu::SharedGroup> shared) {
+  // So many processes take each step together; begin_sum(tensor) begins to put the sum over all of them in its place,
+  // and returns what waits for it. It gets gradients in parts of at least so many bytes. Where the processes share
+  // memory, sums are taken there, after meet().
+  void set_exchange(py::object begin_sum, py::object meet, int64_t processes, std::shared_ptr<cpu::SharedGroup> shared,
+                    size_t part_bytes) {
     TORCH_CHECK(!is_on_cuda(), "the engine has steps of several processes on the CPU alone");
-    cpu_.processes = processes;
+    cpu_.processes = processes, cpu_.part_bytes = part_bytes;
     cpu_.shared = std::move(shared);
-    add_up_ = std::move(add_up), meet_ = std::move(meet);
-    cpu_.exchange = [this](const Tensor& values) {
+    begin_sum_ = std::move(begin_sum), meet_ = std::move(meet);
+    cpu_.exchange = [this](const Tensor& values) -> std::function<void()> {
       const py::gil_scoped_acquire gil;
-      add_up_(py::reinterpret_steal<py::object>(THPVariable_Wrap(values)));
+      const auto without_gil = [](py::object* object) {
+        const py::gil_scoped_acquire gil;
+        delete object;
+      };
+      std::shared_ptr<py::object> wait(
+          new py::object(begin_sum_(py::reinterpret_steal<py::object>(THPVariable_Wrap(values)))), without_gil);
+      return [wait] {
+        const py::gil_scoped_acquire gil;
+        (*wait)();
+      };
     };
     cpu_.meet = [this] {
       const py::gil_scoped_acquire gil;
@@ -436,7 +447,7 @@ class StepEngine {
   mutable std::optional<bool> on_cuda_;
 #ifndef FASTGAN_SIMT
   CpuStep cpu_{tensors_};
-  py::object add_up_, meet_;
+  py::object begin_sum_, meet_;
   bool timed_ = false;
   double seconds_[cpu::step_phase_count] = {};
 #endif

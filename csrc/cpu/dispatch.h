@@ -12,22 +12,25 @@
 namespace fastgan::cpu {
 
 // One thread's share of each; avx512_bf16 and amx have the steps alone, for float.
-#define FASTGAN_DECLARE_KERNELS(isa)                                                                                  \
-  namespace isa {                                                                                                     \
-  template <class T>                                                                                                  \
-  struct Kernels {                                                                                                    \
-    static void mlp_forward(const Mlp<T>&, const MlpForwardBuffers<T>&, Team& full, Team& rest, int thread);          \
-    static void mlp_backward(const Mlp<T>&, const MlpBackwardBuffers<T>&, Team&, int thread);                         \
-    static void mlp_double_backward(const MlpSecondPass<T>&, const MlpDoubleBackwardBuffers<T>&, Team&, int thread);  \
-    template <class S>                                                                                                \
-    static void segmented(const Segments&, const SegmentedPass<S>&, const SegmentedBuffers<T>&, int64_t begin,        \
-                          int64_t end);                                                                               \
-    static void discriminator_step(const StepProblem<T>&, const StepBuffers<T>&, Team&, int thread, double* seconds); \
-    static void generator_step(const StepProblem<T>&, const StepBuffers<T>&, bool fresh, Team&, int thread,           \
-                               double* seconds);                                                                      \
-    static void apply_gradients(const StepProblem<T>&, const StepBuffers<T>&, bool of_generator, Team&, int thread,   \
-                                double* seconds);                                                                     \
-  };                                                                                                                  \
+#define FASTGAN_DECLARE_KERNELS(isa)                                                                                   \
+  namespace isa {                                                                                                      \
+  template <class T>                                                                                                   \
+  struct Kernels {                                                                                                     \
+    static void mlp_forward(const Mlp<T>&, const MlpForwardBuffers<T>&, Team& full, Team& rest, int thread);           \
+    static void mlp_backward(const Mlp<T>&, const MlpBackwardBuffers<T>&, Team&, int thread);                          \
+    static void mlp_double_backward(const MlpSecondPass<T>&, const MlpDoubleBackwardBuffers<T>&, Team&, int thread);   \
+    template <class S>                                                                                                 \
+    static void segmented(const Segments&, const SegmentedPass<S>&, const SegmentedBuffers<T>&, int64_t begin,         \
+                          int64_t end);                                                                                \
+    static void discriminator_step(const StepProblem<T>&, const StepBuffers<T>&, bool gradients_follow, Team&,         \
+                                   int thread, double* seconds);                                                       \
+    static void generator_step(const StepProblem<T>&, const StepBuffers<T>&, bool fresh, bool gradients_follow, Team&, \
+                               int thread, double* seconds);                                                           \
+    static void hand_in_gradients(const StepProblem<T>&, const StepBuffers<T>&, bool of_generator, LayerRange, Team&,  \
+                                  int thread, double* seconds);                                                        \
+    static void apply_gradients(const StepProblem<T>&, const StepBuffers<T>&, bool of_generator, LayerRange, Team&,    \
+                                int thread, double* seconds);                                                          \
+  };                                                                                                                   \
   }
 FASTGAN_DECLARE_KERNELS(baseline)
 #ifdef FASTGAN_X86

@@ -234,12 +234,13 @@ size_t step_workspace(const Context&, const StepProblem<T>& problem) {
 
 template <class T>
 void discriminator_step(const Context&, const StepProblem<T>& problem, void* workspace, StepSums<T>* sums,
-                        double* seconds) {
+                        double* seconds, bool gradients_follow) {
   StepArena arena(workspace);
   const StepBuffers<T> buffers = lay_out(arena, problem);
   run(problem, [&](Team& team, int thread) {
-    with_kernels_of(problem,
-                    [&](auto kernels) { kernels.discriminator_step(problem, buffers, team, thread, seconds); });
+    with_kernels_of(problem, [&](auto kernels) {
+      kernels.discriminator_step(problem, buffers, gradients_follow, team, thread, seconds);
+    });
   });
   sums->d_loss = T(mean_over(buffers, problem, 0, 0)) + T(mean_over(buffers, problem, 1, 0));
   sums->real_score = T(mean_over(buffers, problem, 0, 1));
@@ -251,41 +252,56 @@ void discriminator_step(const Context&, const StepProblem<T>& problem, void* wor
 }
 
 template <class T>
-int64_t gradient_elements(const StepNetwork<T>& network) {
+int64_t gradient_elements(const StepNetwork<T>& network, LayerRange range) {
   int64_t elements = 0;
-  for (int l = 0; l < network.count; ++l) elements += gradient_size(network.layers[l]);
+  for (int l = range.first; l < range.last; ++l) elements += gradient_size(network.layers[l]);
   return elements;
 }
 
 template <class T>
-void apply_gradients(const Context&, const StepProblem<T>& problem, void* workspace, bool of_generator,
-                     double* seconds) {
+void hand_in_gradients(const Context&, const StepProblem<T>& problem, void* workspace, bool of_generator,
+                       LayerRange range, double* seconds) {
   StepArena arena(workspace);
   const StepBuffers<T> buffers = lay_out(arena, problem);
   run(problem, [&](Team& team, int thread) {
-    with_kernels_of(
-        problem, [&](auto kernels) { kernels.apply_gradients(problem, buffers, of_generator, team, thread, seconds); });
+    with_kernels_of(problem, [&](auto kernels) {
+      kernels.hand_in_gradients(problem, buffers, of_generator, range, team, thread, seconds);
+    });
+  });
+}
+
+template <class T>
+void apply_gradients(const Context&, const StepProblem<T>& problem, void* workspace, bool of_generator,
+                     LayerRange range, double* seconds) {
+  StepArena arena(workspace);
+  const StepBuffers<T> buffers = lay_out(arena, problem);
+  run(problem, [&](Team& team, int thread) {
+    with_kernels_of(problem, [&](auto kernels) {
+      kernels.apply_gradients(problem, buffers, of_generator, range, team, thread, seconds);
+    });
   });
 }
 
 template <class T>
 void generator_step(const Context&, const StepProblem<T>& problem, void* workspace, bool fresh, StepSums<T>* sums,
-                    double* seconds) {
+                    double* seconds, bool gradients_follow) {
   StepArena arena(workspace);
   const StepBuffers<T> buffers = lay_out(arena, problem);
   run(problem, [&](Team& team, int thread) {
-    with_kernels_of(problem,
-                    [&](auto kernels) { kernels.generator_step(problem, buffers, fresh, team, thread, seconds); });
+    with_kernels_of(problem, [&](auto kernels) {
+      kernels.generator_step(problem, buffers, fresh, gradients_follow, team, thread, seconds);
+    });
   });
   sums->g_loss = T(mean_over(buffers, problem, 1, 0));
 }
 
-#define FASTGAN_INSTANTIATE(T)                                                                                \
-  template size_t step_workspace<T>(const Context&, const StepProblem<T>&);                                   \
-  template void discriminator_step<T>(const Context&, const StepProblem<T>&, void*, StepSums<T>*, double*);   \
-  template void generator_step<T>(const Context&, const StepProblem<T>&, void*, bool, StepSums<T>*, double*); \
-  template int64_t gradient_elements<T>(const StepNetwork<T>&);                                               \
-  template void apply_gradients<T>(const Context&, const StepProblem<T>&, void*, bool, double*);
+#define FASTGAN_INSTANTIATE(T)                                                                                      \
+  template size_t step_workspace<T>(const Context&, const StepProblem<T>&);                                         \
+  template void discriminator_step<T>(const Context&, const StepProblem<T>&, void*, StepSums<T>*, double*, bool);   \
+  template void generator_step<T>(const Context&, const StepProblem<T>&, void*, bool, StepSums<T>*, double*, bool); \
+  template int64_t gradient_elements<T>(const StepNetwork<T>&, LayerRange);                                         \
+  template void hand_in_gradients<T>(const Context&, const StepProblem<T>&, void*, bool, LayerRange, double*);      \
+  template void apply_gradients<T>(const Context&, const StepProblem<T>&, void*, bool, LayerRange, double*);
 FASTGAN_INSTANTIATE(float)
 FASTGAN_INSTANTIATE(double)
 #undef FASTGAN_INSTANTIATE

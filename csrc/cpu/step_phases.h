@@ -1,6 +1,8 @@
 // The two halves of a step, as each worker runs them. Included once for each instruction set, inside its namespace,
 // last.
 
+constexpr int parts_with_loss = 2;  // of D's batch: real data and fakes
+
 // The parts of a loss at a panel of logits: its values, and its derivatives into `slopes`, with a mean's 1 / batch.
 template <class T>
 double part_loss(const LossPart& part, int64_t n, int64_t batch, const T* logits, T* slopes) {
@@ -95,9 +97,23 @@ void load_real(const Pass& real, const StepProblem<T>& problem, const Panels<T>&
     add_instance_noise(real, problem, 0, input, [](int64_t, int64_t, const T* there) { return there; });
 }
 
+// What penalties add to D's gradients in this step.
 template <class T>
-void Kernels<T>::discriminator_step(const StepProblem<T>& problem, const StepBuffers<T>& buffers, Team& team,
-                                    int thread, double* seconds) {
+PenaltyPass<T> penalty_pass(const StepProblem<T>& problem, const StepBuffers<T>& buffers) {
+  PenaltyPass<T> penalty;
+  penalty.layout = buffers.parts, penalty.slopes = buffers.slopes;
+  penalty.with_slopes = problem.penalties.of_probability ? 3 : 2;
+  for (int part = 0; part < buffers.parts; ++part)
+    if (problem.penalties.weight(part) > 0) penalty.parts |= 1u << part;
+  const StepNetwork<T>& discriminator = problem.discriminator;
+  for (int l = 0; l < discriminator.count; ++l)
+    penalty.is_smooth = penalty.is_smooth || !is_piecewise_linear(discriminator.layers[l].activation.activation);
+  return penalty;
+}
+
+template <class T>
+void Kernels<T>::discriminator_step(const StepProblem<T>& problem, const StepBuffers<T>& buffers, bool gradients_follow,
+                                    Team& team, int thread, double* seconds) {
 #if defined(FASTGAN_ISA_AMX)
   const TileRegisters tile_registers;
 #endif
@@ -107,16 +123,9 @@ void Kernels<T>::discriminator_step(const StepProblem<T>& problem, const StepBuf
   const int parts = buffers.parts;
   const Pass noise(worker, inputs, pac), real(worker, inputs, parts, {0}), fake(worker, inputs, parts, {1});
   Pass all(worker, inputs, parts, {0, 1}), with_penalty(worker, inputs, parts, {});
-  PenaltyPass<T> penalty;
-  penalty.layout = parts, penalty.slopes = buffers.slopes;
-  penalty.with_slopes = problem.penalties.of_probability ? 3 : 2;
-  for (int part = 0; part < parts; ++part) {
-    if (problem.penalties.weight(part) == 0) continue;
-    penalty.parts |= 1u << part;
-    with_penalty.add(part);
-  }
-  for (int l = 0; l < discriminator.count; ++l)
-    penalty.is_smooth = penalty.is_smooth || !is_piecewise_linear(discriminator.layers[l].activation.activation);
+  const PenaltyPass<T> penalty = penalty_pass(problem, buffers);
+  for (int part = 0; part < parts; ++part)
+    if (penalty.has(part)) with_penalty.add(part);
   const Panels<T>& input = buffers.discriminator.input;
   const int64_t data = member_width(problem) - problem.classes;
   Clock clock{thread == 0 ? seconds : nullptr};
@@ -168,23 +177,40 @@ void Kernels<T>::discriminator_step(const StepProblem<T>& problem, const StepBuf
   }
   team.barrier.wait();
   clock.ended(StepPhase::discriminator_backward);
-  update_network(worker, discriminator, buffers.discriminator, T(0), problem.clip_norm, 2, penalty);
+  if (gradients_follow) return;
+  update_network(worker, discriminator, buffers.discriminator, T(0), problem.clip_norm, parts_with_loss, penalty);
   clock.ended(StepPhase::discriminator_update);
 }
 
 template <class T>
-void Kernels<T>::apply_gradients(const StepProblem<T>& problem, const StepBuffers<T>& buffers, bool of_generator,
-                                 Team& team, int thread, double* seconds) {
+void Kernels<T>::hand_in_gradients(const StepProblem<T>& problem, const StepBuffers<T>& buffers, bool of_generator,
+                                   LayerRange range, Team& team, int thread, double* seconds) {
+#if defined(FASTGAN_ISA_AMX)
+  const TileRegisters tile_registers;
+#endif
+  const Worker worker(team, thread);
   Clock clock{thread == 0 ? seconds : nullptr};
-  stored_update(Worker(team, thread), of_generator ? problem.generator : problem.discriminator,
-                of_generator ? buffers.generator : buffers.discriminator, problem.clip_norm, problem.gradient_scale,
-                T(of_generator ? problem.average_rate : 0));
+  if (of_generator)
+    weight_gradients(worker, problem.generator, buffers.generator, range, T(0), 1, PenaltyPass<T>());
+  else
+    weight_gradients(worker, problem.discriminator, buffers.discriminator, range, T(0), parts_with_loss,
+                     penalty_pass(problem, buffers));
   clock.ended(of_generator ? StepPhase::generator_update : StepPhase::discriminator_update);
 }
 
 template <class T>
-void Kernels<T>::generator_step(const StepProblem<T>& problem, const StepBuffers<T>& buffers, bool fresh, Team& team,
-                                int thread, double* seconds) {
+void Kernels<T>::apply_gradients(const StepProblem<T>& problem, const StepBuffers<T>& buffers, bool of_generator,
+                                 LayerRange range, Team& team, int thread, double* seconds) {
+  Clock clock{thread == 0 ? seconds : nullptr};
+  stored_update(Worker(team, thread), of_generator ? problem.generator : problem.discriminator,
+                of_generator ? buffers.generator : buffers.discriminator, range, problem.clip_norm,
+                problem.gradient_scale, T(of_generator ? problem.average_rate : 0));
+  clock.ended(of_generator ? StepPhase::generator_update : StepPhase::discriminator_update);
+}
+
+template <class T>
+void Kernels<T>::generator_step(const StepProblem<T>& problem, const StepBuffers<T>& buffers, bool fresh,
+                                bool gradients_follow, Team& team, int thread, double* seconds) {
 #if defined(FASTGAN_ISA_AMX)
   const TileRegisters tile_registers;
 #endif
@@ -229,6 +255,7 @@ void Kernels<T>::generator_step(const StepProblem<T>& problem, const StepBuffers
   transpose_inputs(noise, generator, buffers.generator, lowest);
   team.barrier.wait();
   clock.ended(StepPhase::generator_backward);
+  if (gradients_follow) return;
   update_network(worker, generator, buffers.generator, T(problem.average_rate), problem.clip_norm, 1, none);
   clock.ended(StepPhase::generator_update);
 }

@@ -167,10 +167,10 @@ int64_t weight_elements(const StepLayer<T>& layer) {
   return layer.kind == LayerKind::linear ? layer.out * layer.in : layer.out;
 }
 
-// Calls f(parameter, gradient, elements) of all that are updated.
+// Calls f(parameter, gradient, elements) of all that are updated of some layers.
 template <class T, class F>
-void for_updated(const StepNetwork<T>& network, const NetworkBuffers<T>& buffers, const F& f) {
-  for (int l = 0; l < network.count; ++l) {
+void for_updated(const StepNetwork<T>& network, const NetworkBuffers<T>& buffers, LayerRange range, const F& f) {
+  for (int l = range.first; l < range.last; ++l) {
     const StepLayer<T>& layer = network.layers[l];
     if (layer.weight.is_updated()) f(layer.weight, buffers.layers[l].gradient, weight_elements(layer));
     if (layer.bias.is_updated()) f(layer.bias, buffers.layers[l].gradient + weight_elements(layer), layer.out);
@@ -189,15 +189,15 @@ void sum_of_all(const GradientsOfAll& all, const T* gradient, int64_t at, int64_
   }
 }
 
-// The update by the gradients that were handed in, times `gradient_scale`, and with a clip_norm above 0 as
-// torch.nn.utils.clip_grad_norm_ leaves them.
+// The update by the gradients of some layers that were handed in, times `gradient_scale`, and with a clip_norm above 0
+// as torch.nn.utils.clip_grad_norm_ leaves them, for which it takes all layers at once.
 template <class T>
 void stored_update(const Worker& worker, const StepNetwork<T>& network, const NetworkBuffers<T>& buffers,
-                   double clip_norm, double gradient_scale, T average_rate) {
+                   LayerRange range, double clip_norm, double gradient_scale, T average_rate) {
   const int64_t thread = worker.thread, threads = worker.team.threads;
   const auto for_own_chunks = [&](const auto& f) {
     int64_t chunk = 0;
-    for_updated(network, buffers, [&](const AdamParameter<T>& parameter, const T* gradient, int64_t n) {
+    for_updated(network, buffers, range, [&](const AdamParameter<T>& parameter, const T* gradient, int64_t n) {
       for (int64_t at = 0; at < n; at += clip_chunk, ++chunk)
         if (chunk % threads == thread) f(chunk, parameter, gradient, at, std::min(n, at + clip_chunk));
     });
@@ -236,11 +236,11 @@ void stored_update(const Worker& worker, const StepNetwork<T>& network, const Ne
   });
 }
 
-// The update of a network by all threads.
+// The gradients of some layers by all threads, each applied as it is finished, or handed in.
 template <class T>
-void update_network(const Worker& worker, const StepNetwork<T>& network, const NetworkBuffers<T>& buffers,
-                    T average_rate, double clip_norm, int parts, const PenaltyPass<T>& penalty) {
-  for (int l = 0; l < network.count; ++l) {
+void weight_gradients(const Worker& worker, const StepNetwork<T>& network, const NetworkBuffers<T>& buffers,
+                      LayerRange range, T average_rate, int parts, const PenaltyPass<T>& penalty) {
+  for (int l = range.first; l < range.last; ++l) {
     const StepLayer<T>& layer = network.layers[l];
     if (!layer.weight.is_updated() && !layer.bias.is_updated()) continue;
     LayerBuffers<T> own = buffers.layers[l];
@@ -258,6 +258,14 @@ void update_network(const Worker& worker, const StepNetwork<T>& network, const N
         break;  // without parameters
     }
   }
+}
+
+// The update of a network by all threads; or its gradients, where these are handed in.
+template <class T>
+void update_network(const Worker& worker, const StepNetwork<T>& network, const NetworkBuffers<T>& buffers,
+                    T average_rate, double clip_norm, int parts, const PenaltyPass<T>& penalty) {
+  const LayerRange all{0, network.count};
+  weight_gradients(worker, network, buffers, all, average_rate, parts, penalty);
   if (clip_norm > 0 && network.gradients == nullptr)
-    stored_update(worker, network, buffers, clip_norm, 1, average_rate);
+    stored_update(worker, network, buffers, all, clip_norm, 1, average_rate);
 }
