@@ -63,6 +63,8 @@ def main(arguments: Sequence[str] | None = None, program: str = "python -m bench
         for case in cuda.on_gpu(cases()) if on_gpu else cases():
             if options.match in case.name:
                 _show_progress(case.name)
+                if case.flops and not on_gpu and case.name.startswith("step "):
+                    case = record.beside_best_product(case, products)
                 try:
                     result = timed(case, rounds=options.rounds, seconds=options.seconds, budget=options.budget)
                 except (AssertionError, RuntimeError) as error:  # the other cases are still worth their time

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import datetime
 import json
 import os
@@ -18,7 +19,7 @@ from torch import Tensor
 
 import fastgan
 
-from .timing import Result, measure, single
+from .timing import Case, Result, measure, single
 
 
 def environment() -> dict[str, Any]:
@@ -103,6 +104,17 @@ def ceilings(rounds: int, seconds: float) -> tuple[dict[str, float], dict[str, f
     return limits, products
 
 
+def beside_best_product(case: Case, products: Mapping[str, float]) -> Case:
+    """A case of arithmetic with the fastest of the products that `ceilings` found, of its dtype, beside it."""
+    kind = str(case.dtype).removeprefix("torch.")
+    best = max((name for name in products if name.startswith(f"{kind} ")), key=products.__getitem__)
+    _, library, shape = best.split()
+    m, k, n = map(int, shape.split("x"))
+    x, weight = torch.rand(m, k).to(case.dtype), torch.rand(n, k).to(case.dtype)
+    product = _libraries(case.dtype)[library]
+    return dataclasses.replace(case, beside=lambda: product(x, weight), beside_flops=2.0 * m * k * n)
+
+
 def _libraries(dtype: torch.dtype) -> dict[str, Callable[[Tensor, Tensor], Tensor]]:
     """Products of x (m, k) and weight (n, k) to (m, n)."""
     found = {"at::mm": lambda x, weight: torch.mm(x, weight.t())}
@@ -140,6 +152,8 @@ def rows(result: Result, limits: dict[str, float]) -> list[dict[str, Any]]:
             if work:
                 row[unit] = work / timing.median / 1e9
                 row["of_ceiling"] = row[unit] / limits[limit]
+        if result.beside is not None and dtype is result.case.dtype:
+            row["of_product_beside"] = result.share_of_beside(label)
         table.append(row)
     return table
 

@@ -25,7 +25,8 @@ def cells(row: dict[str, Any]) -> tuple[str, ...]:
         "" if is_torch else f"{row['times_as_fast']:.2f}x",
         row["verdict"],
         _rate(row[unit], unit) if unit else "",
-        f"{row['of_ceiling']:.0%}" if unit else "",
+        (f"{row['of_ceiling']:.0%}" if unit else "")
+        + (f" ({row['of_product_beside']:.0%})" if "of_product_beside" in row else ""),
     )
 
 

@@ -13,6 +13,8 @@ import torch
 
 Contender = Callable[[], object]
 
+_BESIDE = ""  # among the labels of contenders
+
 
 @dataclass(frozen=True)
 class Timing:
@@ -50,6 +52,8 @@ class Case:
         facts: of the case, for the record, such as its batch.
         steps: how many a call takes, where some differ from others; times are given, and work is counted, for one.
         refusals: by label, why a peer that was chosen cannot do it.
+        beside: what has a turn in each round too, of so many operations (`beside_flops`): the rate that the machine
+            has just then, which the rounds' rates are held against.
         capturable: whether a CUDA graph may stand for the calls; not where they draw random numbers or step an
             optimizer, of which a failed capture would leave the state undefined.
     """
@@ -66,6 +70,8 @@ class Case:
     facts: Mapping[str, Any] = field(default_factory=dict)
     steps: int = 1
     refusals: Mapping[str, str] = field(default_factory=dict)
+    beside: Contender | None = None
+    beside_flops: float = 0.0
 
 
 @dataclass
@@ -75,6 +81,14 @@ class Result:
     case: Case
     timings: dict[str, Timing] = field(default_factory=dict)
     timed_by: str = ""
+    beside: Timing | None = None
+
+    def share_of_beside(self, label: str) -> float:
+        """The rate of a contender over that of what ran beside it: the median over rounds of that round's share."""
+        assert self.beside is not None
+        work = self.case.flops / self.case.beside_flops
+        pairs = zip(self.beside.rounds, self.timings[label].rounds, strict=True)
+        return statistics.median(work * product / ours for product, ours in pairs)
 
     def ratio(self, label: str, peer: str | None = None) -> float:
         """How many times faster than a peer (the last contender): the median over rounds of that round's ratio."""
@@ -133,21 +147,24 @@ def measure(
     check(case)
     calls: dict[str, int] = {}
     one_round = 0.0
-    for label, contender in case.contenders.items():
+    turns = dict(case.contenders) if case.beside is None else {**case.contenders, _BESIDE: case.beside}
+    for label, contender in turns.items():
         synchronize = case.synchronize.get(label, _nothing)
         calls[label], turn = _calls_in(lambda work=contender, end=synchronize: (work(), end()), seconds, clock)
         one_round += turn
     if rounds * one_round > budget:
         rounds = max(1, int(budget / one_round))
-    times: dict[str, list[float]] = {label: [] for label in case.contenders}
+    times: dict[str, list[float]] = {label: [] for label in turns}
     for i in range(rounds):
-        for label in _rotated(list(case.contenders), i):
+        for label in _rotated(list(turns), i):
             start = clock()
             for _ in range(calls[label]):
-                case.contenders[label]()
+                turns[label]()
             case.synchronize.get(label, _nothing)()
-            times[label].append((clock() - start) / (calls[label] * case.steps))
-    return Result(case, {label: Timing(tuple(values)) for label, values in times.items()})
+            steps = 1 if label == _BESIDE else case.steps
+            times[label].append((clock() - start) / (calls[label] * steps))
+    timings = {label: Timing(tuple(values)) for label, values in times.items()}
+    return Result(case, beside=timings.pop(_BESIDE, None), timings=timings)
 
 
 def _nothing() -> None: ...

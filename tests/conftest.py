@@ -35,6 +35,9 @@ BACKENDS = ("reference", "cpu", "simt", "auto", *(("cuda",) if torch.cuda.is_ava
 # The suite's own setting; without subnormal numbers hypothesis must not draw any.
 DENORMALS = os.environ.get("FASTGAN_TEST_FLUSH_DENORMAL") != "1"
 
+# A bound that holds by luck alone on one processor fails on the next one, or with another seed.
+SEED = int(os.environ.get("FASTGAN_TEST_SEED", "0"))
+
 settings.register_profile(
     "repeatable",
     derandomize=True,
@@ -120,7 +123,7 @@ def compiled_backend(request: pytest.FixtureRequest) -> Iterator[str]:
 
 @pytest.fixture(autouse=True)
 def seed() -> None:
-    torch.manual_seed(0)
+    torch.manual_seed(SEED)
 
 
 def forget_absent_devices() -> None:

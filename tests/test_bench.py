@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
 
@@ -18,7 +19,7 @@ from bench.__main__ import main
 from bench.agreement import assert_agree
 from bench.configurations import CONFIGURATIONS
 from bench.pairs import pair
-from bench.table import HEADERS, print_plain
+from bench.table import HEADERS, cells, print_plain
 from bench.timing import Case, Result, Timing, measure
 
 ROOT = Path(__file__).parent.parent
@@ -116,6 +117,38 @@ def test_rates_are_held_against_the_ceiling_of_their_dtype() -> None:
     assert (ours["GFLOP/s"], ours["of_ceiling"], ours["times_as_fast"]) == (2.0, 0.25, 2.0)
     assert (ours["median_us"], ours["min_us"], ours["max_us"]) == (2e6, 1e6, 3e6)
     assert (theirs["times_as_fast"], theirs["verdict"]) == (1.0, "")
+
+
+def test_a_product_has_its_turn_in_each_round_beside_a_step() -> None:
+    """What slows the machine down in a round slows the product in it, so that the share stays."""
+    now, slowness = 0.0, 1.0
+
+    def taking(seconds: float) -> Callable[[], None]:
+        def work() -> None:
+            nonlocal now, slowness
+            now, slowness = now + seconds * slowness, slowness * 1.001
+
+        return work
+
+    contenders = {"fastgan": taking(3.0), "torch": taking(6.0)}
+    case = Case("step x float32", contenders, lambda: None, flops=4e9, steps=2, beside=taking(2.0), beside_flops=8e9)
+    result = measure(case, rounds=9, seconds=0.5, clock=lambda: now)
+    assert set(result.timings) == {"fastgan", "torch"}
+    assert result.beside is not None
+    assert len(result.beside.rounds) == 9
+    ours, theirs = record.rows(result, {"GFLOP/s float32": 100.0})
+    # 4 GFLOP in 1.5 s against 8 in 2 s; and half of that.
+    assert ours["of_product_beside"] == pytest.approx(2 / 3, rel=0.01)
+    assert theirs["of_product_beside"] == pytest.approx(1 / 3, rel=0.01)
+    assert cells(ours)[-1].endswith(" (67%)")
+
+
+def test_the_product_beside_a_step_is_the_fastest_of_its_dtype() -> None:
+    products = {"float32 at::mm 2x3x4": 5.0, "float32 mkldnn 4x2x2": 4.0, "bfloat16 at::mm 8x8x8": 9.0}
+    case = record.beside_best_product(Case("step x float32", {}, lambda: None, flops=1.0), products)
+    assert case.beside is not None
+    assert case.beside().shape == (2, 4)
+    assert case.beside_flops == 2 * 2 * 3 * 4
 
 
 def test_the_plain_table_has_every_row_and_marks_losses() -> None:
