@@ -190,8 +190,20 @@ class WithoutSubnormals {
 #endif
 };
 
+// As with_kernels, of the products that the problem asks for.
 template <class T, class F>
-void run(const StepProblem<T>& problem, const F& work) {
+void with_kernels_of(const StepProblem<T>& problem, const F& f) {
+  if constexpr (sizeof(T) == sizeof(float)) {
+    if (problem.bf16) return with_bf16_kernels(f);
+  }
+  with_kernels<T>(f);
+}
+
+// Runs work(kernels, buffers, team, thread) by as many threads as the problem has work for; returns the buffers.
+template <class T, class F>
+StepBuffers<T> run(const StepProblem<T>& problem, void* workspace, const F& work) {
+  StepArena arena(workspace);
+  const StepBuffers<T> buffers = lay_out(arena, problem);
   const double inputs = double(std::max(problem.batch, problem.fake_batch));
   const int threads = threads_for(
       6.0 * inputs * (weights_of(problem.generator) + 2 * weights_of(problem.discriminator) / double(problem.pac)),
@@ -200,17 +212,10 @@ void run(const StepProblem<T>& problem, const F& work) {
   Team team(threads, panels, groups_for(threads, panels)), alone(1, panels, 1);
   in_parallel(threads, [&](int thread, int in_force) {
     const WithoutSubnormals without_subnormals;
-    work(in_force < threads ? alone : team, thread);
+    Team& own = in_force < threads ? alone : team;
+    with_kernels_of(problem, [&](auto kernels) { work(kernels, buffers, own, thread); });
   });
-}
-
-// As with_kernels, of the products that the problem asks for.
-template <class T, class F>
-void with_kernels_of(const StepProblem<T>& problem, const F& f) {
-  if constexpr (sizeof(T) == sizeof(float)) {
-    if (problem.bf16) return with_bf16_kernels(f);
-  }
-  with_kernels<T>(f);
+  return buffers;
 }
 
 // Of what each panel has left in buffers.sums: [panel][loss, score, penalty].
@@ -235,12 +240,8 @@ size_t step_workspace(const Context&, const StepProblem<T>& problem) {
 template <class T>
 void discriminator_step(const Context&, const StepProblem<T>& problem, void* workspace, StepSums<T>* sums,
                         double* seconds, bool gradients_follow) {
-  StepArena arena(workspace);
-  const StepBuffers<T> buffers = lay_out(arena, problem);
-  run(problem, [&](Team& team, int thread) {
-    with_kernels_of(problem, [&](auto kernels) {
-      kernels.discriminator_step(problem, buffers, gradients_follow, team, thread, seconds);
-    });
+  const StepBuffers<T> buffers = run(problem, workspace, [&](auto kernels, const auto& own, Team& team, int thread) {
+    kernels.discriminator_step(problem, own, gradients_follow, team, thread, seconds);
   });
   sums->d_loss = T(mean_over(buffers, problem, 0, 0)) + T(mean_over(buffers, problem, 1, 0));
   sums->real_score = T(mean_over(buffers, problem, 0, 1));
@@ -249,6 +250,15 @@ void discriminator_step(const Context&, const StepProblem<T>& problem, void* wor
   for (int part = 0; part < buffers.parts; ++part)
     if (problem.penalties.weight(part) > 0) penalty += mean_over(buffers, problem, part, 2);
   sums->penalty = T(penalty);
+}
+
+template <class T>
+void generator_step(const Context&, const StepProblem<T>& problem, void* workspace, bool fresh, StepSums<T>* sums,
+                    double* seconds, bool gradients_follow) {
+  const StepBuffers<T> buffers = run(problem, workspace, [&](auto kernels, const auto& own, Team& team, int thread) {
+    kernels.generator_step(problem, own, fresh, gradients_follow, team, thread, seconds);
+  });
+  sums->g_loss = T(mean_over(buffers, problem, 1, 0));
 }
 
 template <class T>
@@ -261,38 +271,17 @@ int64_t gradient_elements(const StepNetwork<T>& network, LayerRange range) {
 template <class T>
 void hand_in_gradients(const Context&, const StepProblem<T>& problem, void* workspace, bool of_generator,
                        LayerRange range, double* seconds) {
-  StepArena arena(workspace);
-  const StepBuffers<T> buffers = lay_out(arena, problem);
-  run(problem, [&](Team& team, int thread) {
-    with_kernels_of(problem, [&](auto kernels) {
-      kernels.hand_in_gradients(problem, buffers, of_generator, range, team, thread, seconds);
-    });
+  run(problem, workspace, [&](auto kernels, const auto& own, Team& team, int thread) {
+    kernels.hand_in_gradients(problem, own, of_generator, range, team, thread, seconds);
   });
 }
 
 template <class T>
 void apply_gradients(const Context&, const StepProblem<T>& problem, void* workspace, bool of_generator,
                      LayerRange range, double* seconds) {
-  StepArena arena(workspace);
-  const StepBuffers<T> buffers = lay_out(arena, problem);
-  run(problem, [&](Team& team, int thread) {
-    with_kernels_of(problem, [&](auto kernels) {
-      kernels.apply_gradients(problem, buffers, of_generator, range, team, thread, seconds);
-    });
+  run(problem, workspace, [&](auto kernels, const auto& own, Team& team, int thread) {
+    kernels.apply_gradients(problem, own, of_generator, range, team, thread, seconds);
   });
-}
-
-template <class T>
-void generator_step(const Context&, const StepProblem<T>& problem, void* workspace, bool fresh, StepSums<T>* sums,
-                    double* seconds, bool gradients_follow) {
-  StepArena arena(workspace);
-  const StepBuffers<T> buffers = lay_out(arena, problem);
-  run(problem, [&](Team& team, int thread) {
-    with_kernels_of(problem, [&](auto kernels) {
-      kernels.generator_step(problem, buffers, fresh, gradients_follow, team, thread, seconds);
-    });
-  });
-  sums->g_loss = T(mean_over(buffers, problem, 1, 0));
 }
 
 #define FASTGAN_INSTANTIATE(T)                                                                                      \
