@@ -48,7 +48,7 @@ ROOMS = {
         "torch",
     ),
     "functional": Room("fastgan/functional.py", "reference base", "torch"),
-    "nn": Room("fastgan/nn.py fastgan/layers.py fastgan/other_tools.py", "functional", "torch"),
+    "nn": Room("fastgan/nn.py fastgan/loss_modules.py fastgan/layers.py fastgan/other_tools.py", "functional", "torch"),
     "engine": Room(
         "fastgan/engine.py fastgan/plan_*.py fastgan/step_options.py fastgan/statistics.py fastgan/processes.py "
         "fastgan/shared_memory.py",
