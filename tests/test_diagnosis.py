@@ -17,7 +17,8 @@ from typer.testing import CliRunner
 from fastgan.cli import app
 from fastgan.trainer import CheckpointError, NonFiniteError, Trainer
 from fastgan.training.config import TrainConfig
-from fastgan.training.diagnosis import Diagnosis, diversity_of, gradient_of, modes_reached
+from fastgan.training.diagnosis import Diagnosis, gradient_of
+from fastgan.training.diversity import diversity_of, modes_reached
 from fastgan.training.replay import replay
 
 SMALL: dict[str, Any] = {

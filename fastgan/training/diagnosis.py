@@ -111,7 +111,7 @@ class Diagnosis:
 
         Args:
             step: steps done.
-            diversity: of the samples, as a share of that of the data; see `diversity_of`.
+            diversity: of the samples, as a share of that of the data; see `fastgan.training.diversity`.
             modes: how many of the data's modes they reach, and how many there are.
         """
         told = f"samples lie {diversity:.0%} as far from each other as the data's do"
@@ -175,36 +175,6 @@ def gradient_of(optimizer: Optimizer, network: nn.Module) -> Tensor | None:
         return None
     norm: Tensor = torch.stack(torch._foreach_norm(found)).norm()
     return norm
-
-
-def diversity_of(samples: Tensor, classes: int = 1) -> float:
-    """How far samples are from each other, to be held against the same of the data.
-
-    Args:
-        samples: (N, data), on the CPU.
-        classes: that take turns in them; only samples of one class are held against each other.
-
-    Returns:
-        The geometric mean of the mean distance to another sample and of that to the nearest one: samples that are few,
-        or all alike, have little of it.
-    """
-    apart, nearest = [], []
-    for first in range(classes):
-        points = samples[first::classes].double()
-        if len(points) < 2:
-            continue
-        distances = torch.cdist(points, points, compute_mode="donot_use_mm_for_euclid_dist")
-        apart.append(distances.sum(dim=1) / (len(points) - 1))
-        nearest.append(distances.fill_diagonal_(math.inf).amin(dim=1))
-    if not apart:
-        return math.nan
-    return math.sqrt(float(torch.cat(apart).mean()) * float(torch.cat(nearest).mean()))
-
-
-def modes_reached(samples: Tensor, modes: Tensor, std: float) -> int:
-    """How many modes of a mixture have a sample within three standard deviations."""
-    distances = torch.cdist(samples.double(), modes.double(), compute_mode="donot_use_mm_for_euclid_dist")
-    return int((distances <= 3 * std).any(dim=0).sum())
 
 
 def _oscillates(levels: list[float]) -> bool:

@@ -21,7 +21,8 @@ from fastgan.training import failure, judge, page, pictures, sampling
 from fastgan.training.checkpoint import CheckpointError, prune_checkpoints
 from fastgan.training.config import TrainConfig, TrainOptions, configure
 from fastgan.training.device import pick_device
-from fastgan.training.diagnosis import Diagnosis, diversity_of, gradient_of, modes_reached
+from fastgan.training.diagnosis import Diagnosis, gradient_of
+from fastgan.training.diversity import Diversity
 from fastgan.training.finite import NonFiniteError, find_non_finite
 from fastgan.training.readings import Readings
 from fastgan.training.report import Reporter, StopSignals
@@ -33,8 +34,6 @@ Result = TypeVar("Result")
 
 # What a full or failing disk answers, and one that may only be read.
 _DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO, errno.EACCES, errno.EPERM)
-# Samples whose distances from each other are looked at.
-_DIVERSE = 256
 
 
 class Trainer:
@@ -108,7 +107,7 @@ class Trainer:
         self._digest: str | None = None  # of the checkpoint that this Trainer wrote or read last
         self._reference: Tensor | None = None
         self._has_stepped = False  # whether its run folder holds more than a beginning
-        self._diversity: float | None = None  # of the data
+        self._diversity = Diversity(self.dataset, self.config)
         self.diagnosis = Diagnosis(self.config)
 
     @property
@@ -415,31 +414,8 @@ class Trainer:
         gradient = gradient_of(self.g_optimizer, self.generator)
         for line in self.diagnosis.look(self.step, values, None if gradient is None else float(gradient)):
             report.line(line)
-        if self.step % self.config.sample_every:
-            return
-        dataset, config = self.dataset, self.config
-        by_class = config.conditional and dataset.table is None and len(dataset.classes) <= _DIVERSE // 8
-        classes, count = len(dataset.classes) if by_class else 1, min(_DIVERSE, len(dataset))
-        if by_class and dataset.labels is not None:  # no sample twice, which would lie at no distance from itself
-            count = min(count, classes * int(dataset.labels.bincount()[list(dataset.classes)].amin()))
-        if self._diversity is None:
-            self._diversity = diversity_of(dataset.examples(count, config.seed, by_class), classes)
-        fakes = sampling.draw(
-            self.generator,
-            config,
-            count,
-            num_classes=dataset.conditions,
-            labels=dataset.classes,
-            seed=config.seed,
-            table=dataset.table,
-        )
-        if self._diversity > 0:  # NaN, where there are too few samples, is not
-            modes = None
-            if dataset.modes is not None:
-                modes = modes_reached(fakes, dataset.modes, dataset.mode_std), len(dataset.modes)
-            for line in self.diagnosis.look_at_samples(
-                self.step, diversity_of(fakes, classes) / self._diversity, modes
-            ):
+        if self.step % self.config.sample_every == 0:
+            for line in self.diagnosis.look_at_samples(self.step, *self._diversity.of_samples(self.generator)):
                 report.line(line)
 
     def _distance(self) -> float | None:
