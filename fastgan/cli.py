@@ -153,6 +153,7 @@ def sample(
         _option("Frames from each sample to the next, at least 1: a walk through all, back to the first.", "none"),
     ] = None,
     checkpoint: Annotated[str | None, _option("The step of one that is kept, best or newest.", "newest")] = None,
+    latent_scale: Annotated[float | None, _option("What latents are multiplied by, over 0.", "the run's")] = None,
     seed: Annotated[int, typer.Option(help="Of the noise, at least 0.")] = 0,
     out: Annotated[
         Path,
@@ -173,7 +174,7 @@ def sample(
         labels = _labels(label)
         if interpolate is not None and where is not None:
             raise ValueError("where must not be given beside interpolate: a walk passes through other levels")
-        opened = open_run(run, runs, checkpoint)
+        opened = open_run(run, runs, checkpoint, latent_scale)
         if interpolate is None:
             parts, number = opened.drawn(count, label=labels, seed=seed, where=where), count
         else:

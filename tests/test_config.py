@@ -51,6 +51,8 @@ def test_options_replace_defaults() -> None:
         ("steps", 1.5, "steps must be an integer"),
         ("batch_size", 0, "batch_size must be at least 1, not 0"),
         ("latent_size", 0, "latent_size must be at least 1, not 0"),
+        ("latent_scale", 0.0, "latent_scale must be finite and greater than 0, not 0.0"),
+        ("latent_scale", float("inf"), "latent_scale must be finite"),
         ("g_hidden", (8, 0), r"g_hidden\[1\] must be at least 1, not 0"),
         ("d_hidden", 8, "d_hidden must be a tuple of widths"),
         ("g_activation", "rellu", "g_activation must be one of identity, relu,"),

@@ -122,6 +122,45 @@ def test_a_walk_through_a_table_keeps_the_draws_of_a_row(runs: dict[str, Path]) 
     assert torch.equal(walked[::3], sample_run(runs["table"], 6, label=1, seed=2)[0])
 
 
+@pytest.mark.parametrize("name", ["digits", "points", "table"])
+def test_the_scale_of_latents(name: str, runs: dict[str, Path]) -> None:
+    """It multiplies latents, and leaves conditions, classes and draws as they are; of a walk it scales the circle."""
+    opened = open_run(runs[name])
+    scaled = open_run(runs[name], latent_scale=1.5)
+    size = opened.config.latent_size
+    known = {"num_classes": opened.num_classes, "labels": opened.labels, "table": opened.table, "seed": 5}
+    inputs, draws = [], []
+    for each in (opened, scaled):
+        generator = Looks()
+        parts = list(sampling.drawn(generator, each.config, 40, **known))
+        inputs.append(torch.cat(generator.seen))
+        draws.append(torch.cat([part.samples for part in parts]))
+    assert torch.equal(inputs[1][:, :size], inputs[0][:, :size] * 1.5)
+    assert torch.equal(inputs[1][:, size:], inputs[0][:, size:])
+    assert torch.equal(*draws)
+    samples, _ = sample_run(runs[name], 6, seed=2, latent_scale=1.5)
+    assert not torch.equal(samples, sample_run(runs[name], 6, seed=2)[0])
+    if name != "table":  # whose walks keep the draws of a row
+        walked = torch.cat([part.samples for part in scaled.walk(6, 3, seed=2)])
+        assert torch.equal(walked[::3], samples)
+
+
+def test_a_run_has_a_scale_of_latents(tmp_path: Path) -> None:
+    """Training takes latents as they are; the run draws with the scale that it was given, unless another is asked."""
+    options = {**SMALL, "runs": str(tmp_path / "runs")}
+    plain, wide = (fastgan.Trainer("ring8", **options, latent_scale=scale) for scale in (None, 2.0))
+    paths = [each.train(quiet=True) for each in (plain, wide)]
+    for one, other in zip(plain.generator.parameters(), wide.generator.parameters(), strict=True):
+        assert torch.equal(one, other)
+    assert "latent_scale = 2.0" in (paths[1] / "config.toml").read_text()
+    assert torch.equal(wide.sample(9), sample_run(paths[0], 9, latent_scale=2.0)[0])
+    assert torch.equal(plain.sample(9), sample_run(paths[1], 9, latent_scale=1.0)[0])
+    files = [tmp_path / "own.npy", tmp_path / "asked.npy"]
+    run("sample", paths[1], "-n", 9, "--out", files[0])
+    run("sample", paths[0], "-n", 9, "--latent-scale", 2, "--out", files[1])
+    assert files[0].read_bytes() == files[1].read_bytes()
+
+
 @pytest.mark.parametrize("label", [None, 3, [3, 8]])
 def test_npz_and_npy(label: Any, runs: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     words = [] if label is None else ["--label", str(label).strip("[]").replace(" ", "")]
@@ -188,6 +227,7 @@ def test_refusals(runs: dict[str, Path], tmp_path: Path) -> None:
         ([digits, "-o", "x.png", "-n", 10**6], "out must end in .npy or .npz for more than 37,282 such images"),
         ([digits, "-o", "x.npy", "--label", "3,x"], "label must be a class, or classes separated by commas"),
         ([digits, "-o", "x.npy", "--label", "3,12"], "label must be in [0, 9], not 12"),
+        ([digits, "-o", "x.npy", "--latent-scale", 0], "latent_scale must be finite and greater than 0, not 0.0"),
         ([digits, "-o", "x.npy", "--checkpoint", "3"], "checkpoint must be best, newest or a step that"),
     ):
         words = [tmp_path / word if str(word).startswith("x.") else word for word in words]

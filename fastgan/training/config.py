@@ -42,6 +42,7 @@ LATER = (
     *("data_scale", "lr_schedule", "lr_final"),
     *("keep_best", "report"),
     *("d_first_activation", "g_first_slope", "d_first_slope", "d_lr_final", "gamma_final"),
+    "latent_scale",
 )
 # Options that a run may go on with changed: they say how long, how often and where, not what is learned.
 EXTENDABLE = (
@@ -67,6 +68,8 @@ class TrainConfig:
         steps: training steps in all.
         batch_size: samples a batch, at most those of the data; several processes share it.
         latent_size: width of z.
+        latent_scale: samples are drawn from z times this; training takes z as it is. Over 1 they differ more from each
+            other, and fewer look real; under 1 the reverse.
         g_hidden: widths of the generator's hidden layers.
         d_hidden: widths of the discriminator's hidden layers.
         g_activation: after the generator's hidden layers.
@@ -127,6 +130,7 @@ class TrainConfig:
     steps: int = option(15_000, "Training steps, at least 1.", integer(MOST_INTEGER))
     batch_size: int = option(128, "1 to the number of samples; of several processes, of all.", integer(MOST_SIZE))
     latent_size: int = option(64, "Width of z, at least 1.", integer(MOST_SIZE))
+    latent_scale: float = option(1.0, "Samples are drawn from z times this, over 0.", number(0.0, low_open=True))
     g_hidden: tuple[int, ...] = option((256, 512), "Generator's hidden widths.", widths)
     d_hidden: tuple[int, ...] = option((512, 256), "Discriminator's.", widths)
     g_activation: str = option("relu", "Such as relu, leaky_relu, tanh.", one_of(reference.ACTIVATIONS))
@@ -310,6 +314,7 @@ class TrainOptions(TypedDict, total=False):
     steps: int | None
     batch_size: int | None
     latent_size: int | None
+    latent_scale: float | None
     g_hidden: tuple[int, ...] | list[int] | None
     d_hidden: tuple[int, ...] | list[int] | None
     g_activation: str | None

@@ -172,8 +172,12 @@ def model_card(opened: RunGenerator, model: PlainGenerator, files: Mapping[str, 
     """What a reader of the files needs, and where they are from, as JSON has it."""
     config, facts, table = opened.config, opened.facts, opened.table
     batch = "batch"
+    scale = "" if config.latent_scale == 1 else f", times {config.latent_scale:g} as fastgan sample draws it"
     inputs: list[dict[str, Any]] = [
-        {"name": "latent", "shape": [batch, config.latent_size], "dtype": "float32", "distribution": "standard normal"}
+        {
+            **{"name": "latent", "shape": [batch, config.latent_size], "dtype": "float32"},
+            "distribution": f"standard normal{scale}",
+        }
     ]
     after: list[dict[str, Any]] = []
     classes = 0 if model.classes is None else len(model.classes)

@@ -111,6 +111,7 @@ def open_run(
     run: str | os.PathLike[str] | int | None,
     runs: str | os.PathLike[str] = "runs",
     checkpoint: str | int | None = None,
+    latent_scale: float | None = None,
 ) -> RunGenerator:
     """The generator of a run, its EMA generator if it has one; the run stays as it is.
 
@@ -118,13 +119,16 @@ def open_run(
         run: a run folder, the number of one in runs, or None for the newest.
         runs: the folder of run folders.
         checkpoint: the step of one that is kept, `best`, or `newest`, which None is too.
+        latent_scale: over 0, what latents are multiplied by; None is the run's own.
 
     Raises:
         CheckpointError: the run or its checkpoint cannot be used.
-        TypeError, ValueError: checkpoint is none of these, or the run does not have it.
+        TypeError, ValueError: checkpoint is none of these, or the run does not have it; latent_scale is out of range.
     """
     folder = RunFolder.find(run, runs)
     config, facts = folder.read_config(), folder.read_dataset()
+    if latent_scale is not None:
+        config = config.with_(latent_scale=latent_scale)
     table = table_of(facts)
     path = folder.checkpoint(checkpoint)
     network, _ = build_networks(
@@ -145,6 +149,7 @@ def sample_run(
     runs: str | os.PathLike[str] = "runs",
     where: str | None = None,
     checkpoint: str | int | None = None,
+    latent_scale: float | None = None,
 ) -> tuple[Tensor, dict[str, Any]]:
     """Samples of a run, from its EMA generator if it has one; the run stays as it is.
 
@@ -156,6 +161,7 @@ def sample_run(
         runs: the folder of run folders.
         where: of a table, `column=level` that all samples must have.
         checkpoint: the step of one that is kept, `best`, or `newest`, which None is too.
+        latent_scale: over 0, what latents are multiplied by; None is the run's own.
 
     Returns:
         The samples (count, data) in [-1, 1], and what dataset.json says of the data, with `classes`: how many
@@ -163,9 +169,9 @@ def sample_run(
 
     Raises:
         CheckpointError: the run or its checkpoint cannot be used.
-        TypeError, ValueError: count, seed, label or checkpoint is out of range.
+        TypeError, ValueError: count, seed, label, checkpoint or latent_scale is out of range.
     """
-    opened = open_run(run, runs, checkpoint)
+    opened = open_run(run, runs, checkpoint, latent_scale)
     parts = list(opened.drawn(count, label=label, seed=seed, where=where))
     samples = torch.cat([part.samples for part in parts])
     return samples, {**opened.facts, "classes": opened.turns(label)}

@@ -90,7 +90,7 @@ def draw(
 
     Args:
         generator: maps (count, latent [+ num_classes]) to (count, data).
-        config: gives the latent size and whether the generator is conditional.
+        config: gives the size and the scale of the latents, and whether the generator is conditional.
         count: number of samples, at least 1.
         num_classes: of the data; used by a conditional generator, as is labels.
         labels: those that samples of the data have; only they can be drawn.
@@ -268,6 +268,8 @@ def _latents(
     done = 0
     for size in sizes:
         z = torch.randn(size, width, generator=noise, dtype=torch.float32, device="cpu")
+        if config.latent_scale != 1:
+            z *= config.latent_scale
         of_rows = None
         if draws_levels:
             assert table is not None
