@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,7 +20,7 @@ import torch
 from PIL import Image
 from typer.testing import CliRunner
 
-from fastgan import Trainer
+from fastgan import Trainer, metrics
 from fastgan.cli import app
 from fastgan.data import load
 from fastgan.data.dataset import DataError, from_array
@@ -76,6 +77,27 @@ def test_digits_with_every_baseline() -> None:
     assert found[running.MIXTURE]["learned from, SVM"] > 0.8
     assert "learned from, SVM" in found["conditional GAN"]
     assert "learned from, SVM" not in found["GAN"]
+
+
+def test_the_mixture_takes_the_seed(monkeypatch: pytest.MonkeyPatch) -> None:
+    digits = load("digits")
+    assert digits.labels is not None
+    few, labels = digits.samples[:300], digits.labels[:300]
+    for of_classes in (None, labels):
+        drawn = [measures.mixture_of(few, of_classes, 40, 2, 0.01, seed) for seed in (3, 3, 4)]
+        assert torch.equal(drawn[0], drawn[1])
+        assert not torch.equal(drawn[0], drawn[2])
+    seeds: list[int] = []
+
+    def fit(*arguments: object, seed: int = -1, **named: object) -> Any:
+        seeds.append(seed)
+        raise RuntimeError("seen")
+
+    monkeypatch.setattr(metrics, "fit_mixture", fit)
+    for name in ("digits", "pacgan-ring8"):
+        with pytest.raises(RuntimeError, match="seen"):
+            running.run_seed(name, running.MIXTURE, 7, "", 1)
+    assert seeds == [7, 7]
 
 
 @pytest.mark.parametrize("name", PROTOCOLS)

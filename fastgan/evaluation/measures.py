@@ -12,9 +12,9 @@ from fastgan.data.dataset import Dataset
 
 # Of so many samples the judges, whose SVM takes the square of their number, are asked.
 MOST_JUDGED = 1000
-# A cap of the points of which all pairs are looked at.
 # Images that are looked at for their grey levels, and levels of an image of 8 bits.
 MOST_IMAGES, MOST_LEVELS = 5000, 256
+# A cap of the points of which all pairs are looked at.
 MOST_PAIRS = 5000
 
 
@@ -96,7 +96,9 @@ def on_levels(samples: Tensor, dataset: Dataset) -> Tensor:
     return torch.where(samples.isnan(), samples, nearest)
 
 
-def mixture_of(samples: Tensor, labels: Tensor | None, count: int, components: int, least_variance: float) -> Tensor:
+def mixture_of(
+    samples: Tensor, labels: Tensor | None, count: int, components: int, least_variance: float, seed: int = 0
+) -> Tensor:
     """Draw (count, data) samples of Gaussian mixtures fitted to samples by EM, one for each label, in turns.
 
     Args:
@@ -105,15 +107,17 @@ def mixture_of(samples: Tensor, labels: Tensor | None, count: int, components: i
         count: to draw.
         components: of each mixture.
         least_variance: added to each variance.
+        seed: of the clusters that EM begins with, and of what is drawn.
     """
     if labels is None:
-        return metrics.draw_mixture(metrics.fit_mixture(samples, components, least_variance=least_variance), count)
+        mixture = metrics.fit_mixture(samples, components, least_variance=least_variance, seed=seed)
+        return metrics.draw_mixture(mixture, count)
     classes = labels.unique().tolist()
     turns = torch.arange(count) % len(classes)
     drawn = torch.empty(count, samples.shape[1])
     for i, label in enumerate(classes):
         own = samples[labels == label][:MOST_PAIRS]
-        mixture = metrics.fit_mixture(own, min(components, len(own)), least_variance=least_variance)
+        mixture = metrics.fit_mixture(own, min(components, len(own)), least_variance=least_variance, seed=seed)
         of_class = turns == i
         drawn[of_class] = metrics.draw_mixture(mixture, int(of_class.sum()))
     return drawn

@@ -195,6 +195,7 @@ def run_seed(
             protocol.samples,
             protocol.components,
             protocol.least_variance,
+            seed,
         )
         labels = torch.arange(len(samples)) % known.num_classes if of_images else None
     else:
