@@ -9,6 +9,7 @@ from __future__ import annotations
 import atexit
 import os
 import shutil
+import signal
 import sys
 import tempfile
 
@@ -31,6 +32,9 @@ for name in [name for name in os.environ if name.startswith("FASTGAN_") and name
 os.environ["FASTGAN_TUNE"] = "0"  # which way is the fastest is measured in the tests of that alone
 for name in ("FORCE_COLOR", "NO_COLOR", "CLICOLOR_FORCE", "PYTHONWARNINGS"):
     os.environ.pop(name, None)
+# Some tests interrupt processes; a shell lets those that it starts in the background ignore that, and all that they start.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # What the suite finds out about this device is not the user's. The workers of xdist share the folder.
 if "PYTEST_XDIST_WORKER" not in os.environ:

@@ -209,13 +209,14 @@ def test_classes_are_drawn_in_the_shares_of_the_data(tmp_path: Path, monkeypatch
 
 
 SLOW = """
-import time
+import signal
 from fastgan.evaluation import running
 from fastgan.cli import app
 
 def slow(name, title, seed, *others):
     open(f"{title}-{seed}", "w").close()
-    time.sleep(30)
+    while True:
+        signal.pause()  # it never ends by itself
 
 running.run_seed = slow
 if __name__ == "__main__":
@@ -232,16 +233,21 @@ def test_a_protocol_that_is_stopped_leaves_nothing_running(number: int, tmp_path
         command, cwd=tmp_path, env={**os.environ, "PYTHONPATH": paths}, stderr=subprocess.PIPE, stdout=subprocess.PIPE
     )
     begun = lambda: list(tmp_path.glob("*-[0-9]"))  # noqa: E731
-    assert waited(lambda: len(begun()) == 2), started.stderr
-    children = running_below(started.pid)
-    assert len(children) >= 2
-    started.send_signal(number)
-    started.wait(20)
-    assert waited(lambda: not any(is_alive(child) for child in children))
-    assert len(begun()) == 2
+    children: list[int] = []
+    try:
+        assert waited(lambda: len(begun()) == 2), started.stderr
+        children = running_below(started.pid)
+        assert len(children) >= 2
+        started.send_signal(number)
+        started.wait(300)
+        assert waited(lambda: not any(is_alive(child) for child in children))
+        assert len(begun()) == 2
+    finally:
+        for process in filter(is_alive, (started.pid, *children)):
+            os.kill(process, signal.SIGKILL)
 
 
-def waited(is_so: Callable[[], bool], seconds: float = 60) -> bool:
+def waited(is_so: Callable[[], bool], seconds: float = 300) -> bool:
     end = time.monotonic() + seconds
     while not (found := is_so()) and time.monotonic() < end:
         time.sleep(0.1)

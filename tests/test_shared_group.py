@@ -168,11 +168,19 @@ def test_a_process_that_has_ended_is_noticed(killed: bool) -> None:
 
 
 def test_one_that_waits_can_be_interrupted() -> None:
-    groups = group_of(2)
-    threading.Timer(0.2, signal.raise_signal, (signal.SIGINT,)).start()
-    with pytest.raises(KeyboardInterrupt):
-        groups[0].most([1])
-    groups[1].most([1])
+    groups, value = group_of(2), 0x5EED_0F_A11_A105
+
+    def interrupt() -> None:
+        while value.to_bytes(8, sys.byteorder) not in Path(groups[0].path).read_bytes():
+            time.sleep(0.01)  # until it has handed in, and waits
+        signal.raise_signal(signal.SIGINT)
+
+    with ThreadPoolExecutor(1) as pool:
+        done = pool.submit(interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            groups[0].most([value])
+        done.result()
+    assert groups[1].most([1]) == [value]
     with pytest.raises(RuntimeError, match="rank 0 has failed"):
         groups[1].most([1])
 
