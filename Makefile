@@ -1,9 +1,9 @@
 # The two commands of the README. Each makes the virtual environment, installs PyTorch and builds fastgan when needed.
 #   make train   train a GAN on real handwritten digits and say where the pictures are
 #   make test    run the tests, but for those that take long
-# For developers: make check runs the long tests, and those of the CPU again in other settings; make lint, make format,
-#   make bench, make docs, make clean; make cuda-check builds with CUDA, without a GPU; make coverage says which branches of the
-#   CUDA sources and of csrc/core the checks of the kernels take
+# For developers: make check runs the long tests, and those of the CPU again in other settings; make check-full runs all that
+#   there is of both; make lint, make format, make bench, make docs, make clean; make cuda-check builds with CUDA, without a GPU;
+#   make coverage says which branches of the CUDA sources and of csrc/core the checks of the kernels take
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -15,10 +15,10 @@ SOURCES := pyproject.toml setup.py csrc/cuda/nvcc-flags.txt $(wildcard csrc/*/*.
 # is kept whatever the caller's setting: workers, selections and the processes that tests start load the same files.
 PYTEST := PYTHONDONTWRITEBYTECODE= OMP_WAIT_POLICY=passive FASTGAN_REQUIRE_BACKENDS=cpu,simt $(BIN)/python -m pytest \
 	-n auto --maxprocesses=8 --dist=worksteal
-# The tests of the backends that run on the CPU, again. The host model of the CUDA kernels heeds none of the settings.
-AGAIN := FASTGAN_TEST_BACKENDS=cpu,auto $(PYTEST) -m
+# Networks with surgery that `make check` compares, in each of which there are several.
+FUZZ_EXAMPLES := 40
 
-.PHONY: train test check lint format bench docs coverage cuda-check clean
+.PHONY: train test check check-full lint format bench docs coverage cuda-check clean
 
 # Threads that wait spin for a short while and then sleep: 42,000 samples/s, and 15,000 beside two other busy processes,
 # where threads that spin as long as is usual do 5,000. (Composed of ops, on one thread, as before: 20,000.)
@@ -29,20 +29,27 @@ test: $(VENV)/test-tools
 	$(BIN)/python tests/simt/build.py device count
 	$(PYTEST) -m "not deep and not twin"
 	@echo "make check runs what is left: the tests marked deep, and those of the CPU (twin, and again those of auto) on \
-	other instruction sets and threads"
+	other instruction sets and threads; make check-full has more of the same"
 
 # Each setting once, several at a time; on the instructions of this machine the tests that make test left. What lies
-# between a call and its kernel is no matter of instructions: on older ones `auto` alone runs, whose kernels are those
-# of `cpu` (the tests marked twin), and not the tests marked above_kernels. pytest ends with an error where nothing is
-# selected.
+# between a call and its kernel is no matter of instructions: on the oldest `auto` alone runs, without the tests marked
+# above_kernels; on others the backend `cpu`, whose kernels are those of `auto`, with all of them. The host model of the
+# CUDA kernels heeds none of the settings. pytest ends with an error where nothing is selected.
 check: $(VENV)/deep-tools
 	$(BIN)/python tests/simt/build.py device address thread
-	FASTGAN_FUZZ_EXAMPLES=100 $(PYTEST) -m deep --durations=40
+	FASTGAN_FUZZ_EXAMPLES=$(FUZZ_EXAMPLES) $(PYTEST) -m deep --durations=40
 	FASTGAN_ISA=baseline OMP_NUM_THREADS=1 FASTGAN_TEST_THREADS=1 FASTGAN_TEST_FLUSH_DENORMAL=1 \
-		$(AGAIN) "not deep and not twin"
-	FASTGAN_ISA=avx2 OMP_NUM_THREADS=$$(($$(nproc) + 2)) $(AGAIN) "not deep and not twin"
-	FASTGAN_TEST_THREADS=1 FASTGAN_TEST_FLUSH_DENORMAL=1 $(AGAIN) "twin and not deep"
+		FASTGAN_TEST_BACKENDS=cpu,auto $(PYTEST) -m "not deep and not twin"
+	FASTGAN_ISA=avx2 OMP_NUM_THREADS=$$(($$(nproc) + 2)) FASTGAN_TEST_BACKENDS=cpu $(PYTEST) -m "not deep"
 	@echo "make test runs what is left: all tests but those marked deep, on every backend, in the settings of this machine"
+
+# Whole products of parameters and sizes that one change does not need, of make test too, and each backend of the CPU in
+# each setting.
+check-full: export FASTGAN_TESTS := full
+check-full: $(VENV)/deep-tools
+	$(MAKE) test check FUZZ_EXAMPLES=100
+	FASTGAN_ISA=avx2 OMP_NUM_THREADS=$$(($$(nproc) + 2)) FASTGAN_TEST_BACKENDS=auto $(PYTEST) -m "not deep"
+	FASTGAN_TEST_THREADS=1 FASTGAN_TEST_FLUSH_DENORMAL=1 FASTGAN_TEST_BACKENDS=cpu $(PYTEST) -m "not deep"
 
 lint: $(VENV)/dev-tools
 	$(BIN)/ruff check .

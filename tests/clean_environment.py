@@ -17,6 +17,7 @@ CAME_FIRST = "fastgan" not in sys.modules
 # The report begins with those that are set.
 SETTINGS = (
     "FASTGAN_REQUIRE_BACKENDS",  # cpu,simt: backends whose absence is a failure, not a skip
+    "FASTGAN_TESTS",  # full: whole products of parameters, and sizes that one change does not need
     "FASTGAN_TEST_BACKENDS",  # cpu,auto: only tests of these backends
     "FASTGAN_TEST_THREADS",  # torch.set_num_threads
     "FASTGAN_TEST_FLUSH_DENORMAL",  # 1: torch.set_flush_denormal
@@ -32,7 +33,7 @@ for name in [name for name in os.environ if name.startswith("FASTGAN_") and name
 os.environ["FASTGAN_TUNE"] = "0"  # which way is the fastest is measured in the tests of that alone
 for name in ("FORCE_COLOR", "NO_COLOR", "CLICOLOR_FORCE", "PYTHONWARNINGS"):
     os.environ.pop(name, None)
-# Some tests interrupt processes; a shell lets those that it starts in the background ignore that, and all that they start.
+# Some tests interrupt processes. Those that a shell starts in the background ignore that, and all that they start.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 

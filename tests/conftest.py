@@ -5,11 +5,14 @@ from __future__ import annotations
 import collections
 import contextlib
 import gc
+import inspect
 import os
 from collections.abc import Iterator
 from typing import Any
 
 import clean_environment  # by its name the first: what follows reads the environment
+import coverings
+import extent
 import pytest
 import simt_backend
 import torch
@@ -136,6 +139,8 @@ def forget_absent_devices() -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     forget_absent_devices()
+    if os.environ.get("FASTGAN_TESTS", "") not in ("", "full"):
+        raise pytest.UsageError(f"FASTGAN_TESTS must be full or not set, not {os.environ['FASTGAN_TESTS']!r}")
     unknown = set(listed("FASTGAN_TEST_BACKENDS")) - set(BACKENDS)
     if unknown:
         raise pytest.UsageError(
@@ -182,6 +187,38 @@ def backend_of(item: pytest.Item) -> str | None:
     return parameter_of(item) or ("cpu" if "compiled" in item.fixturenames else None)
 
 
+def is_apart(item: pytest.Item) -> bool:
+    """Whether the test treats this combination of its parameters in another way than the rest."""
+    functions = [marker.args[0] for marker in item.iter_markers("apart")]
+    return any(f(*(given(item, name) for name in inspect.signature(f).parameters)) for f in functions)
+
+
+def of_pairs(items: list[pytest.Item]) -> set[str]:
+    """The tests that run where not all do: of a test's parameters all pairs of values. On `reference`, which has no
+    kernels, on `cpu`, whose kernels are those of `auto`, and of tests marked each_value, each value.
+
+    Each setting of the processor has a choice of its own, so that together they have more than pairs.
+    """
+    products: dict[tuple[Any, ...], list[tuple[str, dict[str, int]]]] = {}
+    for item in items:
+        values = item.callspec.params if hasattr(item, "callspec") else {}
+        case = {name: id(value) for name, value in values.items() if name not in OF_BACKENDS}
+        product = (
+            item.path,
+            getattr(item, "originalname", item.name),
+            item.get_closest_marker("deep") is None,
+            is_apart(item),
+            parameter_of(item) in ("reference", "cpu") or item.get_closest_marker("each_value") is not None,
+            parameter_of(item),
+        )
+        products.setdefault(product, []).append((item.nodeid, case))
+    salt = " ".join(os.environ.get(name, "") for name in ("FASTGAN_ISA", "FASTGAN_TEST_THREADS"))
+    kept: set[str] = set()
+    for (_, _, _, _, few, _), cases in products.items():
+        kept |= coverings.covering(cases, 1 if few else 2, salt)
+    return kept
+
+
 def beside_each_other(items: list[pytest.Item]) -> list[pytest.Item]:
     """The tests of one case on several backends one after the other, on one worker: so what they are compared with is
     computed once, where it is kept."""
@@ -198,16 +235,20 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     # The reference has no engine: with one and without is the same test.
     items[:] = [item for item in items if not (parameter_of(item) == "reference" and given(item, "engine") is True)]
     for item in items:
-        if any(backend_of(item) in marker.args for marker in item.iter_markers("deep_on")):
-            item.add_marker(pytest.mark.deep)
+        for kind in ("deep", "full"):
+            if any(backend_of(item) in marker.args for marker in item.iter_markers(f"{kind}_on")):
+                item.add_marker(kind)
         if parameter_of(item) == "cpu" and "compiled_backend" not in item.fixturenames:  # which `auto` is none of
             item.add_marker(pytest.mark.twin)
     chosen = listed("FASTGAN_TEST_BACKENDS")
+    small = items if extent.FULL else [item for item in items if item.get_closest_marker("full") is None]
+    names = {item.nodeid for item in items} if extent.FULL else of_pairs(small)
     kept, left = [], []
     for item in items:
         other = bool(chosen) and backend_of(item) not in chosen
-        same = bool(os.environ.get("FASTGAN_ISA")) and item.get_closest_marker("above_kernels") is not None
-        (left if other or same else kept).append(item)
+        above = item.get_closest_marker("above_kernels") is not None and item.get_closest_marker("twin") is None
+        same = bool(os.environ.get("FASTGAN_ISA")) and above
+        (left if other or same or item.nodeid not in names else kept).append(item)
     items[:] = beside_each_other(kept)
     if left:
         config.hook.pytest_deselected(items=left)
@@ -243,6 +284,7 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
         return
     marks = [f"-m {config.option.markexpr!r}"] if config.option.markexpr else []
     marks += [f"{name}={os.environ[name]}" for name in ("FASTGAN_TEST_BACKENDS", "FASTGAN_ISA") if name in os.environ]
+    marks += [] if extent.FULL else ["what FASTGAN_TESTS=full has beside"]
     terminalreporter.section("tests that this selection leaves out")
     terminalreporter.write_line(
         f"{sum(left_out.values())} by {' and '.join(marks) or 'the command line'}: "

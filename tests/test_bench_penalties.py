@@ -59,6 +59,7 @@ def test_the_step_that_is_compiled_is_the_same_uncompiled(problem: Problem, monk
 
 
 @pytest.mark.deep
+@pytest.mark.full  # test_bench_step.py has a step that is compiled, and the next tests have refusals
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs g++")
 def test_compiled_pytorch_agrees_but_refuses_double_backward() -> None:  # a minute: it compiles
     compare(TINY[1], penalty_steps.contenders(["torch.compile"]))

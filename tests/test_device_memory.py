@@ -15,11 +15,12 @@ from pathlib import Path
 
 import pytest
 import simt_backend
+from extent import extent
 
 TESTS = Path(__file__).resolve().parent
 
 
-def on_the_device(*arguments: str) -> subprocess.CompletedProcess[str]:
+def on_the_device(*arguments: str, finds_races: bool = True) -> subprocess.CompletedProcess[str]:
     if reason := simt_backend.unavailable_reason():
         if "simt" in os.environ.get("FASTGAN_REQUIRE_BACKENDS", ""):
             pytest.fail(reason)
@@ -29,15 +30,16 @@ def on_the_device(*arguments: str) -> subprocess.CompletedProcess[str]:
     environment.update(
         FASTGAN_SIMT_DEVICE="1", FASTGAN_TEST_BACKENDS="simt", OMP_NUM_THREADS="1", PYTHONPATH=str(TESTS)
     )
+    environment["FASTGAN_SIMT_RACE"] = str(int(finds_races))
+    environment["FASTGAN_TESTS"] = extent("", full="full")
     return subprocess.run(
         [sys.executable, *arguments], env=environment, cwd=TESTS.parent, capture_output=True, text=True, timeout=550
     )
 
 
-def run_cases(*files: str) -> None:
-    done = on_the_device(
-        "-m", "pytest", "-q", "-p", "no:cacheprovider", "-m", "not deep", *(str(TESTS / f"{file}.py") for file in files)
-    )
+def run_cases(file: str, finds_races: bool = True) -> None:
+    words = ["-m", "pytest", "-q", "-p", "no:cacheprovider", "-m", "not deep", str(TESTS / f"{file}.py")]
+    done = on_the_device(*words, finds_races=finds_races)
     assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-4000:]
     assert re.search(r"\b\d+ passed", done.stdout)
 
@@ -100,10 +102,12 @@ def test_what_must_not_be_is_seen() -> None:
     assert right == [0, ""]
 
 
+@pytest.mark.deep
 def test_the_whole_step() -> None:
     run_cases("on_device")
 
 
 @pytest.mark.deep
 def test_every_option_of_adam() -> None:
-    run_cases("test_engine_adam")
+    """In the full extent with the race detector too, which takes half of the time and has test_the_whole_step."""
+    run_cases("test_engine_adam", finds_races=extent(False, full=True))

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from extent import extent
 from torch import Tensor
 from typer.testing import CliRunner
 
@@ -86,14 +87,19 @@ def test_a_generator_that_is_collapsed() -> None:
     assert warning["step"] == 600
 
 
-@pytest.mark.parametrize("loss", ["non_saturating", "relativistic", "hinge"])
+@pytest.mark.parametrize(
+    "loss", ["non_saturating", *(pytest.param(loss, marks=pytest.mark.deep) for loss in ("relativistic", "hinge"))]
+)
 def test_a_healthy_run_has_no_warning(loss: str) -> None:
     options = {"g_hidden": (64, 64), "d_hidden": (64, 64), "sample_every": 100}
     assert warned(steps=1000, loss=loss, **options) == {}
 
 
+HEALTHY = [("digits", extent(800, full=2000)), ("ring8", extent(1200, full=5000)), ("grid25", extent(800, full=3000))]
+
+
 @pytest.mark.deep
-@pytest.mark.parametrize(("data", "steps"), [("digits", 2000), ("ring8", 5000), ("grid25", 3000)])
+@pytest.mark.parametrize(("data", "steps"), HEALTHY)
 def test_healthy_runs_with_the_defaults_have_no_warning(data: str, steps: int) -> None:
     trainer = Trainer(data, steps=steps)
     trainer.train(quiet=True)

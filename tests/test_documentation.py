@@ -79,7 +79,15 @@ def assumed(given: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in names.items() if name not in given}
 
 
-@pytest.mark.parametrize("document", [document for document, found in BLOCKS.items() if found])
+# The README's are what a newcomer tries first; what takes long on the other pages is deep.
+@pytest.mark.parametrize(
+    "document",
+    [
+        pytest.param(document, marks=pytest.mark.deep if document == "docs/student.md" else ())
+        for document, found in BLOCKS.items()
+        if found
+    ],
+)
 def test_python_blocks(document: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     run(BLOCKS[document], assumes=document == "README.md")
@@ -166,7 +174,14 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.filterwarnings("ignore:.*found in sys.modules:RuntimeWarning")
-@pytest.mark.parametrize("command", FASTGAN, ids=lambda example: f"{example}-{example.text.split('  ')[0]}")
+@pytest.mark.parametrize(
+    "command",
+    [
+        pytest.param(command, marks=() if shown(command.document) == "README.md" else pytest.mark.deep)
+        for command in FASTGAN
+    ],
+    ids=lambda example: f"{example}-{example.text.split('  ')[0]}",
+)
 def test_fastgan_commands(command: Example, workplace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """First as it stands against the command line's own parser, then run with few steps."""
     monkeypatch.chdir(workplace)

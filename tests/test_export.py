@@ -186,6 +186,7 @@ def exported(runs: dict[str, Path]) -> dict[str, Path]:
 @pytest.mark.parametrize("name", RUNS)
 @pytest.mark.parametrize("kind", ["pt2", "onnx", "state_dict"])
 @pytest.mark.deep
+@pytest.mark.each_value
 def test_the_same_samples_where_fastgan_cannot_be_imported(
     kind: str, name: str, runs: dict[str, Path], tmp_path: Path
 ) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from extent import extent
 from killed_runs import Killable
 
 OPTIONS: dict[str, Any] = {
@@ -84,17 +85,17 @@ def test_three_instants(killable: Killable, tmp_path: Path) -> None:
 
 
 @pytest.mark.deep
-def test_twenty_instants(killable: Killable, tmp_path: Path) -> None:
-    check(killable, tmp_path, changes=12, instants=20)
+def test_many_instants(killable: Killable, tmp_path: Path) -> None:
+    check(killable, tmp_path, changes=extent(4, full=12), instants=extent(7, full=20))
 
 
 @pytest.mark.deep
 def test_each_change_of_a_checkpoint(killable: Killable, tmp_path: Path) -> None:
-    """Every change that the first 20 make: the folder, its options, its pictures, its first checkpoint."""
+    """Those of a run's folder, options, pictures and checkpoints: in the full extent every one, else one in four."""
     options = {**OPTIONS, "steps": 2, "log_every": 1, "checkpoint_every": 1, "keep_checkpoints": 1}
     whole = killable.order(options=options, runs="whole")
     expected = outcome(tmp_path / "whole/00000-ring8")
-    for change in range(1, whole["changes"] + 1):
+    for change in range(1, whole["changes"] + 1, extent(4, full=1)):
         assert killable.order(options=options, runs=str(change), change=change)["code"] == -9
         run = tmp_path / str(change) / "00000-ring8"
         if (run / "dataset.json").exists():

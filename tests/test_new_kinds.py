@@ -14,6 +14,8 @@ from pathlib import Path
 
 import mish
 import pytest
+import torch
+from conformance import assert_close_in_float64
 
 from fastgan import reference
 
@@ -85,7 +87,41 @@ def test_an_activation_is_added_in_two_source_files(checkout: Path) -> None:
     run([mish.__file__, "reference"], checkout, FASTGAN_BACKEND="reference")
 
 
+PROGRAM = """
+#include <cstdio>
+
+#include "csrc/core/activation.h"
+
+int main() {
+  using Mish = fastgan::Act<fastgan::Activation::mish>;
+  for (int i = -12; i <= 12; ++i)
+    std::printf("%.17g %.17g %.17g\\n", Mish::value(i / 2.0, 0.0), Mish::d(i / 2.0, 0.0), Mish::dd(i / 2.0, 0.0));
+}
+"""
+
+
 @pytest.mark.deep
+def test_each_kernel_takes_an_activation_of_two_source_files(checkout: Path) -> None:
+    """Its formulas by themselves, and that what is made of all activations compiles; the next test builds it all."""
+    if shutil.which("g++") is None:
+        pytest.skip("there is no g++")
+    mish.add_to(checkout)
+    kernels = [str(checkout / "csrc" / "cpu" / f"{name}.cpp") for name in ("baseline", "linear", "mlp", "step")]
+    flags = ["-std=c++20", "-Wno-attributes", "-Werror=switch"]
+    subprocess.run(["g++", *flags, "-fopenmp", "-fsyntax-only", *kernels], check=True)
+    (checkout / "mish.cpp").write_text(PROGRAM)
+    subprocess.run(["g++", *flags, "-I.", "mish.cpp", "-o", "mish"], cwd=checkout, check=True)
+    said = subprocess.run([checkout / "mish"], check=True, capture_output=True, text=True).stdout
+    z = (torch.arange(-12, 13, dtype=torch.float64) / 2).requires_grad_()
+    value = torch.nn.functional.mish(z)
+    (slope,) = torch.autograd.grad(value.sum(), z, create_graph=True)
+    (bend,) = torch.autograd.grad(slope.sum(), z)
+    found = torch.tensor([list(map(float, line.split())) for line in said.splitlines()], dtype=torch.float64)
+    assert_close_in_float64(found, torch.stack([value, slope, bend], dim=1).detach(), 1e-12)
+
+
+@pytest.mark.deep
+@pytest.mark.full
 def test_an_activation_is_added_in_two_source_files_and_compiled(checkout: Path) -> None:
     mish.add_to(checkout)
     assert changed(checkout) == TABLES

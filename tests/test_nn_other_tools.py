@@ -26,7 +26,9 @@ from fastgan.nn import MLP, FusedSequential, fuse, unfuse
 pytestmark = [
     pytest.mark.above_kernels,
     pytest.mark.usefixtures("backend"),
-    pytest.mark.deep_on("reference", "cpu", "simt"),  # other tools see modules, whatever computes them
+    # Other tools see modules, whatever computes them.
+    pytest.mark.deep_on("reference", "cpu", "simt"),
+    pytest.mark.full_on("cpu", "simt"),
     pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning", "ignore::FutureWarning"),
 ]
 

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from extent import rest
 from PIL import Image
 from torch import Tensor, nn
 from typer.testing import CliRunner
@@ -262,7 +263,7 @@ def test_what_cannot_be_written_leaves_what_was_there(
 
 
 @pytest.mark.deep
-@pytest.mark.parametrize(("name", "ending"), [("digits", "npz"), ("points", "csv"), ("table", "csv")])
+@pytest.mark.parametrize(("name", "ending"), [("digits", "npz"), rest("points", "csv"), ("table", "csv")])
 def test_a_million_samples_in_bounded_memory(name: str, ending: str, runs: dict[str, Path], tmp_path: Path) -> None:
     """Under 500 MB at the peak, Python and PyTorch among them."""
     out = tmp_path / f"x.{ending}"

@@ -18,6 +18,7 @@ import torch
 from allocations import assert_statistics_alone_are_allocated
 from conformance import as_double, assert_close_in_float64, assert_within_bound, overall_error
 from conftest import BACKENDS, run_on_or_skip
+from extent import rest
 from plain_step import adam, in_plain_torch, state_of
 from rounded_linear import RoundedLinear
 from segmented_steps import (
@@ -423,7 +424,7 @@ def test_operands_are_rounded_and_nothing_else(pac: int) -> None:
 
 @pytest.mark.usefixtures("compiled")
 @pytest.mark.deep
-@pytest.mark.parametrize("isa", ["baseline", "avx2"])
+@pytest.mark.parametrize("isa", ["baseline", rest("avx2")])  # make check runs all of them on avx2 and the backend cpu
 def test_other_instruction_sets(isa: str) -> None:
     """A few of the comparisons above, where those kernels are chosen."""
     own = Path(__file__)

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import simt_backend
+from extent import rest
 
 build = simt_backend.build
 PLANTED = {
@@ -217,7 +218,8 @@ LEFT_OUT = {
 }
 
 
-@pytest.mark.parametrize("what", [pytest.param(w, marks=pytest.mark.deep if k else ()) for k, w in enumerate(LEFT_OUT)])
+@pytest.mark.deep
+@pytest.mark.parametrize("what", LEFT_OUT)
 def test_the_detector_finds_what_is_left_out_of_a_kernel(what: str, tmp_path: Path) -> None:
     file, text, source, check, kernel = LEFT_OUT[what]
     program("race", "kernel_checks")
@@ -234,8 +236,13 @@ def test_kernels_have_no_races(check: str) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
 
 
+# Those that take as long as all others together have the detector here in the full extent alone, and without it below;
+# of each the test above has a few.
+LONG = ("layers", "step_options")
+
+
 @pytest.mark.deep
-@pytest.mark.parametrize("check", CHECKS)
+@pytest.mark.parametrize("check", [rest(check) if check in LONG else check for check in CHECKS])
 def test_kernels_have_no_races_in_any_check(check: str) -> None:
     done = run(program("race", "kernel_checks"), check, engine="fibers", races=True)
     assert done.returncode == 0, done.stdout + done.stderr
@@ -265,16 +272,25 @@ def test_sanitizers_are_silent_on_right_kernels(kind: str, name: str) -> None:
     assert (done.returncode, done.stderr) == (0, "")
 
 
-# Steps with random options, of which there are hundreds, only test_kernels_have_no_races_in_any_check has all of.
-@pytest.mark.parametrize("check", CHECKS[:-1])
+# The others have passed test_kernels_have_no_races_in_any_check, which compares the same.
+@pytest.mark.deep
+@pytest.mark.parametrize("check", [check if check in LONG else rest(check) for check in CHECKS])
 def test_kernels(check: str) -> None:
     done = run(program("race", "kernel_checks"), check, engine="fibers")
     assert done.returncode == 0, done.stdout
 
 
+# ThreadSanitizer sees what test_kernels_have_no_races has looked for in the same selections. Of the two that only the
+# full extent has, the whole steps of step_options launch the products and the penalties too.
 @pytest.mark.deep
-@pytest.mark.parametrize("check", CHECKS)
-@pytest.mark.parametrize("kind", ["address", "thread"])
+@pytest.mark.parametrize(
+    ("kind", "check"),
+    [
+        (k, c) if k == "address" or c not in ("layers", "penalties") else rest(k, c)
+        for k in ("address", "thread")
+        for c in CHECKS
+    ],
+)
 def test_kernels_under_a_sanitizer(kind: str, check: str) -> None:
     done = run(program(kind, "kernel_checks"), "--few", check)
     assert done.returncode == 0, done.stdout + done.stderr[-4000:]

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import ast
+import itertools
 import os
 import re
 import subprocess
 import sys
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from conftest import BACKENDS
+from coverings import covering
 
 HERE = Path(__file__).parent
 SAMPLE = HERE / "test_engine_adam.py"  # each of its tests is there for every backend, and none is deep
@@ -57,6 +61,7 @@ def test_no_file_changes_the_path_of_imports() -> None:
 def collect(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
     """What pytest would run of SAMPLE."""
     inherited = {name: value for name, value in os.environ.items() if not name.startswith(("FASTGAN_", "PYTEST_"))}
+    inherited["FASTGAN_TESTS"] = "full"
     return subprocess.run(
         [
             sys.executable,
@@ -97,13 +102,42 @@ def test_a_selection_of_nothing_is_an_error() -> None:
     done = collect(FASTGAN_TEST_BACKENDS="cpu,tpu")
     assert done.returncode == pytest.ExitCode.USAGE_ERROR
     assert "FASTGAN_TEST_BACKENDS must name backends of reference, cpu, simt, auto" in done.stderr
+    assert "FASTGAN_TESTS must be full or not set, not 'few'" in collect(FASTGAN_TESTS="few").stderr
 
 
 @pytest.mark.deep
 def test_what_is_above_the_kernels_is_not_run_again_on_other_instructions() -> None:
     for isa, is_there in (("", True), ("avx2", False)):
-        done = collect("test_compile.py", FASTGAN_ISA=isa)
+        done = collect("test_compile.py", FASTGAN_ISA=isa, FASTGAN_TEST_BACKENDS="auto")
         assert done.returncode == 0, done.stdout + done.stderr
         assert ("test_compile.py::" in done.stdout) == is_there
         assert f"{SAMPLE.name}::" in done.stdout
         assert ("FASTGAN_ISA=avx2: test_compile.py " in done.stdout) != is_there
+    # On the backend `cpu` it has not run before.
+    assert "test_compile.py::" in collect("test_compile.py", FASTGAN_ISA="avx2", FASTGAN_TEST_BACKENDS="cpu").stdout
+
+
+@pytest.mark.deep
+def test_fewer_than_all_combinations_run() -> None:
+    found = []
+    for extent in ("full", ""):
+        done = collect("test_mlp.py", FASTGAN_TESTS=extent)
+        found.append({line for line in done.stdout.splitlines() if "::test_stack[" in line})
+        assert ("what FASTGAN_TESTS=full has beside: " in done.stdout) == (extent == "")
+    assert found[1] < found[0]
+    assert len(found[1]) > 50
+
+
+def test_what_covers_a_product() -> None:
+    cases = {f"{a}{b}{c}": {"a": a, "b": b, "c": c} for a, b, c in itertools.product(range(4), range(5), "xyz")}
+
+    def combinations(names: Iterable[str], strength: int) -> set[Any]:
+        return {found for name in names for found in itertools.combinations(cases[name].items(), strength)}
+
+    for strength, most in ((1, 12), (2, 40)):
+        kept = covering(cases.items(), strength)
+        assert combinations(kept, strength) == combinations(cases, strength)
+        assert len(kept) <= most
+        assert covering(cases.items(), strength) == kept != covering(cases.items(), strength, "another setting")
+    assert covering(cases.items(), 3) == cases.keys()
+    assert covering([("without parameters", {})], 2) == {"without parameters"}

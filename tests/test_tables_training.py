@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
+from extent import rest
 from torch import nn
 from typer.testing import CliRunner
 
@@ -372,7 +373,7 @@ def test_the_command_line_shows_the_columns_and_takes_them(table: Path, tmp_path
 
 
 @pytest.mark.deep
-@pytest.mark.parametrize("name", ["breast_cancer", "wine", "diabetes", "mixed"])
+@pytest.mark.parametrize("name", ["breast_cancer", rest("wine"), rest("diabetes"), "mixed"])
 def test_synthetic_tables_have_the_kinds_of_the_real_ones(name: str, tmp_path: Path) -> None:
     """As pandas reads them. After so few steps the columns are already nearer than noise is."""
     pandas = pytest.importorskip("pandas")

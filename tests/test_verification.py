@@ -59,6 +59,7 @@ def test_all_kernels_are_right_here(place: torch.device, new_process: Path) -> N
     assert json.loads(json.dumps(found.as_dict(), allow_nan=False))["passed"] is True
 
 
+@pytest.mark.deep_on("simt")  # what is compared is the same, and test_all_kernels_are_right_here has the cases
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("kernel", KERNELS)
 def test_a_wrong_kernel_is_found(

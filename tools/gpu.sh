@@ -65,7 +65,7 @@ workers=$(($(env -u OMP_NUM_THREADS nproc) - 2))
 if has xdist; then options+=(-n "$((workers > 14 ? 14 : workers < 1 ? 1 : workers))"); fi
 if has pytest_timeout; then options+=(--timeout 60); fi
 # Of the backends, that of the GPU: the others are the same anywhere.
-export OMP_NUM_THREADS=1 FASTGAN_SKIP_SIMT=1 FASTGAN_REQUIRE_BACKENDS=cuda FASTGAN_TEST_BACKENDS=cuda
+export OMP_NUM_THREADS=1 FASTGAN_SKIP_SIMT=1 FASTGAN_REQUIRE_BACKENDS=cuda FASTGAN_TEST_BACKENDS=cuda FASTGAN_TESTS=full
 # Interrupted before its time is over, pytest still says what failed. Background jobs of a script ignore SIGINT, which
 # env undoes where it can.
 in_time=(timeout -s INT -k 8 "$((LIMIT > 30 ? LIMIT - 12 : LIMIT))")

@@ -18,7 +18,7 @@ ROOT = Path(__file__).resolve().parents[2]
 HERE = Path(__file__).resolve().parent
 FOLDER = ROOT / "build" / "cpu_kernels"
 COMPILERS = {"native": "g++", "aarch64": "aarch64-linux-gnu-g++"}
-FLAGS = {"native": "-fopenmp", "aarch64": "-fopenmp-simd"}
+FLAGS = {"native": "-fopenmp -fPIC", "aarch64": "-fopenmp-simd"}
 LINK = {"native": "-fopenmp -pthread", "aarch64": "-static -pthread"}
 # Those of setup.py; the checks themselves need not be fast.
 KERNELS = "-std=c++20 -O3 -g0 -fno-math-errno -fno-trapping-math -Wno-attributes -Werror=switch"
