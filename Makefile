@@ -15,7 +15,7 @@ SOURCES := pyproject.toml setup.py csrc/cuda/nvcc-flags.txt $(wildcard csrc/*/*.
 # is kept whatever the caller's setting: workers, selections and the processes that tests start load the same files.
 PYTEST := PYTHONDONTWRITEBYTECODE= OMP_WAIT_POLICY=passive FASTGAN_REQUIRE_BACKENDS=cpu,simt $(BIN)/python -m pytest \
 	-n auto --maxprocesses=8 --dist=worksteal
-# Networks with surgery that `make check` compares, in each of which there are several.
+# Examples of tests/fuzz that `make check` compares with plain PyTorch.
 FUZZ_EXAMPLES := 40
 
 .PHONY: train test check check-full lint format bench docs coverage cuda-check clean

@@ -195,27 +195,28 @@ def is_apart(item: pytest.Item) -> bool:
 
 def of_pairs(items: list[pytest.Item]) -> set[str]:
     """The tests that run where not all do: of a test's parameters all pairs of values. On `reference`, which has no
-    kernels, on `cpu`, whose kernels are those of `auto`, and of tests marked each_value, each value.
+    kernels, on `cpu` beside `auto`, whose kernels are the same, on a chosen instruction set, for which the same sources
+    are compiled, and of tests marked each_value, each value.
 
     Each setting of the processor has a choice of its own, so that together they have more than pairs.
     """
     products: dict[tuple[Any, ...], list[tuple[str, dict[str, int]]]] = {}
+    few: dict[tuple[Any, ...], bool] = {}
     for item in items:
         values = item.callspec.params if hasattr(item, "callspec") else {}
-        case = {name: id(value) for name, value in values.items() if name not in OF_BACKENDS}
-        product = (
-            item.path,
-            getattr(item, "originalname", item.name),
-            item.get_closest_marker("deep") is None,
-            is_apart(item),
-            parameter_of(item) in ("reference", "cpu") or item.get_closest_marker("each_value") is not None,
-            parameter_of(item),
-        )
+        case = {name: id(value) for name, value in values.items() if name not in OF_BACKENDS or value not in BACKENDS}
+        test, backend = (item.path, getattr(item, "originalname", item.name)), parameter_of(item)
+        product = (test, backend, item.get_closest_marker("deep") is None, is_apart(item))
         products.setdefault(product, []).append((item.nodeid, case))
+        few[product] = item.get_closest_marker("each_value") is not None
+    beside_auto = {test for test, backend, *_ in products if backend == "auto"}
+    again = bool(os.environ.get("FASTGAN_ISA"))
     salt = " ".join(os.environ.get(name, "") for name in ("FASTGAN_ISA", "FASTGAN_TEST_THREADS"))
     kept: set[str] = set()
-    for (_, _, _, _, few, _), cases in products.items():
-        kept |= coverings.covering(cases, 1 if few else 2, salt)
+    for product, cases in products.items():
+        test, backend, *_ = product
+        each = again or few[product] or backend == "reference" or (backend == "cpu" and test in beside_auto)
+        kept |= coverings.covering(cases, 1 if each else 2, salt)
     return kept
 
 

@@ -321,6 +321,7 @@ torch.save(results, file)
 
 
 @pytest.mark.deep
+@pytest.mark.full  # make check runs the tests of the kernels on these sets
 def test_every_instruction_set_is_as_exact_as_torch(compiled: None, tmp_path: Path) -> None:
     file, of_torch = tmp_path / "results", []
     with fastgan.use_backend("reference"):

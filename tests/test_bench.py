@@ -283,7 +283,7 @@ def test_bad_options(arguments: list[str], message: str, capsys: pytest.CaptureF
 
 @pytest.mark.deep
 def test_no_case_of_a_name() -> None:
-    result = _run("--quick", "--match", "no such case")
+    result = _run("--quick", "--only", "bce", "--match", "no such case")
     assert result.returncode == 2
     assert "no case has 'no such case' in its name" in result.stderr
 

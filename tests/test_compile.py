@@ -16,7 +16,8 @@ import fastgan
 from fastgan.functional import ACTIVATION
 
 DTYPES = (torch.float32, torch.bfloat16)
-pytestmark = pytest.mark.above_kernels
+# Of the reference torch.compile sees nothing but torch's ops.
+pytestmark = [pytest.mark.above_kernels, pytest.mark.full_on("reference")]
 
 
 @pytest.fixture(autouse=True)

@@ -11,7 +11,7 @@ import torch
 from allocations import assert_statistics_alone_are_allocated, blocks_allocated, bytes_allocated
 from conformance import as_double, assert_close_in_float64, overall_error
 from conftest import run_on_or_skip
-from extent import FULL
+from extent import FULL, extent
 from plain_step import Plain, adam, inputs, networks, state_of, twin
 from torch import Tensor, nn
 from torch.optim import SGD, Adam, AdamW
@@ -129,6 +129,10 @@ def deep_in_200_steps(test: Any) -> Any:
     return pytest.mark.parametrize("steps", [50, pytest.param(200, marks=pytest.mark.deep)])(test)
 
 
+def fewer_where_slow(engine_backend: str, steps: int) -> int:
+    return extent(15, full=steps) if engine_backend == "simt" else steps
+
+
 def skip_where_slow(engine_backend: str, steps: int, case: str) -> None:
     if steps == 200 and not FULL and case not in ("ring", "two D steps, reused", "amsgrad", "all"):
         pytest.skip("make check-full has 200 steps of each case, make test 50")
@@ -142,6 +146,7 @@ def skip_where_slow(engine_backend: str, steps: int, case: str) -> None:
 def test_many_steps(engine_backend: str, case: str, steps: int) -> None:
     """In float64, where 200 steps amplify rounding to no more than this."""
     skip_where_slow(engine_backend, steps, case)
+    steps = fewer_where_slow(engine_backend, steps)
     ours, statistics = train(TrainStep, case, torch.float64, steps)
     assert ours.plan.startswith(NATIVE)
     state, expected = plain_results(case, torch.float64, steps)
@@ -160,6 +165,7 @@ def test_many_steps_in_float32(engine_backend: str, case: str, steps: int) -> No
     skip_where_slow(engine_backend, steps, case)
     if engine_backend == "simt" and case not in ("mnist", "two D steps, reused", "amsgrad"):
         pytest.skip("the host model takes its time, and the other cases are the same kernels")
+    steps = fewer_where_slow(engine_backend, steps)
     exact, _ = plain_results(case, torch.float64, steps)
     plain, _ = plain_results(case, torch.float32, steps)
     ours, _ = train(TrainStep, case, torch.float32, steps)

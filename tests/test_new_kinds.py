@@ -80,6 +80,7 @@ def changed(checkout: Path) -> set[str]:
     return {file for file in files if (ROOT / file).read_bytes() != (checkout / file).read_bytes()}
 
 
+@pytest.mark.deep
 def test_an_activation_is_added_in_two_source_files(checkout: Path) -> None:
     """Without the compiled module, which the next test builds."""
     mish.add_to(checkout)
@@ -135,6 +136,7 @@ def test_an_activation_is_added_in_two_source_files_and_compiled(checkout: Path)
     run(["-W", "error::RuntimeWarning", mish.__file__, "auto"], checkout)
 
 
+@pytest.mark.deep
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
 def test_a_new_kind_of_layer_does_not_compile_until_each_pass_knows_it(checkout: Path, device: str) -> None:
     """Memory, forward, backward and its sums, tangent, and update on the CPU; memory, forward, backward, which updates,

@@ -28,6 +28,7 @@ def default_dtype() -> Iterator[None]:
 
 
 @pytest.mark.deep_on("cpu", "simt")
+@pytest.mark.full_on("cpu")  # whose engine is that of auto
 @pytest.mark.parametrize("before", [True, False], ids=["first", "between"])
 @pytest.mark.parametrize("name", SURGERIES)
 def test_three_ways_agree(place: str, name: str, before: bool) -> None:

@@ -135,6 +135,7 @@ def test_noise_has_a_gradient_too() -> None:
         ours(*given)
 
 
+@pytest.mark.deep_on("simt")
 @pytest.mark.parametrize("name", ["a table", "one column each", "many dimensions"])
 def test_gradcheck(name: str) -> None:
     x, noise, widths, kinds = case(name, torch.float64)

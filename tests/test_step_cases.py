@@ -23,7 +23,16 @@ PAIRS_OF_DISCRIMINATOR = all_pairs({name: FACTORS[name] for name in OF_DISCRIMIN
 
 # Tensors this small gain nothing from a second thread, and on a busy machine wait for it.
 pytestmark = pytest.mark.usefixtures("one_thread")
-paths = pytest.mark.parametrize("engine", [True, False], ids=["engine", "composed"])
+
+
+def on_both_paths(cases: list[Case]) -> pytest.MarkDecorator:
+    """Each case on the engine, and one in three composed of ops, which have tests of their own."""
+    ways = [pytest.param(case, True, id=f"{case}-engine") for case in cases]
+    ways += [
+        pytest.param(case, False, id=f"{case}-composed", marks=pytest.mark.full if i % 3 else ())
+        for i, case in enumerate(cases)
+    ]
+    return pytest.mark.parametrize(("case", "engine"), ways)
 
 
 def steps_on(backend: str) -> int:
@@ -32,8 +41,7 @@ def steps_on(backend: str) -> int:
     return 4 if backend == "simt" else 6
 
 
-@paths
-@pytest.mark.parametrize("case", PAIRS, ids=str)
+@on_both_paths(PAIRS)
 def test_all_pairs(backend: str, case: Case, engine: bool) -> None:
     check(case, steps_on(backend), engine=engine)
 
@@ -61,8 +69,7 @@ def test_a_sample_of_the_full_product(compiled: None, loss: str, penalty: str) -
         check(case, 2)
 
 
-@paths
-@pytest.mark.parametrize("case", PAIRS_OF_DISCRIMINATOR, ids=str)
+@on_both_paths(PAIRS_OF_DISCRIMINATOR)
 def test_all_pairs_of_the_discriminator_alone(backend: str, case: Case, engine: bool) -> None:
     check_discriminator(case, steps_on(backend), engine=engine)
 

@@ -124,6 +124,7 @@ def start(**environment: str) -> subprocess.Popen[str]:
     )
 
 
+@pytest.mark.deep
 def test_two_processes_at_once_and_a_third(on_cpu: None, cache: Path) -> None:
     """With a real clock."""
     outputs = [process.communicate() for process in [start(), start()]]

@@ -187,9 +187,12 @@ class Autocast(nn.Module):
         return output.float()
 
 
+INDUCTOR = (pytest.mark.deep, pytest.mark.full_on("reference", "cpu", "simt"))  # to compile takes 15 s each
+
+
 @pytest.mark.parametrize(
     ("compiler", "conditional"),
-    [("aot_eager", False), ("aot_eager", True), pytest.param("inductor", True, marks=pytest.mark.deep)],
+    [("aot_eager", False), ("aot_eager", True), pytest.param("inductor", True, marks=INDUCTOR)],
 )
 def test_the_loop_under_compile(backend: str, conditional: bool, compiler: str) -> None:
     """Fused networks compiled whole, without a graph break."""

@@ -16,6 +16,7 @@ import pytest
 import torch
 import warm
 from conformance import DTYPES, assert_within_bound, in_double
+from extent import rest
 from plain_step import Plain, adam
 from planted import CPU, KERNELS, Planted, new_process, nothing_verified, plant
 from torch import nn
@@ -201,6 +202,7 @@ def test_a_plan_ends_when_its_family_is_switched_off(place: torch.device, new_pr
     assert step.plan.startswith("the whole step as one native call")
 
 
+@pytest.mark.deep_on("simt")
 @pytest.mark.parametrize("is_wrong", [False, True])
 def test_doctor(is_wrong: bool, place: torch.device, new_process: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(verification, "_CASES", {"gan_losses": verification.gan_losses})
@@ -218,7 +220,9 @@ def test_doctor(is_wrong: bool, place: torch.device, new_process: Path, monkeypa
 
 
 @pytest.mark.deep
-@pytest.mark.parametrize("isa", ["baseline", "avx2", "avx512_bf16"])
+@pytest.mark.parametrize(
+    "isa", [rest("baseline"), rest("avx2"), "avx512_bf16"]
+)  # make check begins by it on the others
 def test_every_instruction_set_passes(isa: str, compiled: None, tmp_path: Path) -> None:
     code = """
 import torch, fastgan

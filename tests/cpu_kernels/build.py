@@ -1,8 +1,9 @@
 """Builds the checks of the CPU's kernels, without torch: `python tests/cpu_kernels/build.py [KIND ...]`.
 
 Kinds: `native`, for this machine, as setup.py compiles it here; and `aarch64`, by Debian's cross-compiler and linked
-statically, for 64-bit ARM under an emulator, without OpenMP, as Apple's clang compiles it. Everything goes to
-build/cpu_kernels/, and only what changed is compiled again.
+statically, for 64-bit ARM under an emulator, without OpenMP, as Apple's clang compiles it. But for a few sources that
+is so where FASTGAN_TESTS is full; else they are compiled more quickly. Everything goes to build/cpu_kernels/, and only
+what changed is compiled again.
 """
 
 from __future__ import annotations
@@ -23,6 +24,9 @@ LINK = {"native": "-fopenmp -pthread", "aarch64": "-static -pthread"}
 # Those of setup.py; the checks themselves need not be fast.
 KERNELS = "-std=c++20 -O3 -g0 -fno-math-errno -fno-trapping-math -Wno-attributes -Werror=switch"
 CHECKS = "-std=c++20 -O1 -g0 -Wall -Wno-attributes -Wno-unknown-pragmas -Werror=switch"
+# The sources of which tests look at the machine code. The others are compiled quickly where FASTGAN_TESTS is not full.
+AS_INSTALLED = ("amx", "avx512", "avx512_bf16", "neon")
+QUICKLY = "" if os.environ.get("FASTGAN_TESTS") == "full" else "-O1"
 
 
 def kernels() -> list[Path]:
@@ -36,7 +40,7 @@ def ninja_file(kind: str) -> str:
     for rule, flags in (("kernel", KERNELS), ("check", CHECKS)):
         lines += [
             f"rule {rule}",
-            f"  command = {COMPILERS[kind]} {flags} {FLAGS[kind]} -MMD -MF $out.d -c $in -o $out",
+            f"  command = {COMPILERS[kind]} {flags} {FLAGS[kind]} $more -MMD -MF $out.d -c $in -o $out",
             "  depfile = $out.d",
             "  deps = gcc",
         ]
@@ -45,6 +49,8 @@ def ninja_file(kind: str) -> str:
         for source in sources:
             objects.append(str(folder / f"{source.stem}.o"))
             lines.append(f"build {objects[-1]}: {rule} {source}")
+            if rule == "kernel" and source.stem not in AS_INSTALLED:
+                lines.append(f"  more = {QUICKLY}")
     lines.append(f"build {folder / 'kernel_checks'}: link {' '.join(objects)}")
     return "\n".join(lines) + "\n"
 
