@@ -36,7 +36,7 @@ test: $(VENV)/test-tools
 # above_kernels; on others the backend `cpu`, whose kernels are those of `auto`, with all of them. The host model of the
 # CUDA kernels heeds none of the settings. pytest ends with an error where nothing is selected.
 check: $(VENV)/deep-tools
-	$(BIN)/python tests/simt/build.py device address thread
+	$(BIN)/python tests/simt/build.py device address $(if $(filter full,$(FASTGAN_TESTS)),thread)
 	FASTGAN_FUZZ_EXAMPLES=$(FUZZ_EXAMPLES) $(PYTEST) -m deep --durations=40
 	FASTGAN_ISA=baseline OMP_NUM_THREADS=1 FASTGAN_TEST_THREADS=1 FASTGAN_TEST_FLUSH_DENORMAL=1 \
 		FASTGAN_TEST_BACKENDS=cpu,auto $(PYTEST) -m "not deep and not twin"

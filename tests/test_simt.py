@@ -248,7 +248,8 @@ def test_kernels_have_no_races_in_any_check(check: str) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-SANITIZERS = ["address", "thread"]
+# ThreadSanitizer, which has a build of its own, looks for what test_kernels_have_no_races looks for in the same checks.
+SANITIZERS = ["address", rest("thread")]
 
 
 @pytest.mark.deep
@@ -260,6 +261,7 @@ def test_address_sanitizer_sees_overruns(name: str) -> None:
 
 
 @pytest.mark.deep
+@pytest.mark.full
 @pytest.mark.parametrize("name", RACES)
 def test_thread_sanitizer_sees_races(name: str) -> None:
     done = run(program("thread", "faults"), name)

@@ -187,7 +187,7 @@ class Autocast(nn.Module):
         return output.float()
 
 
-INDUCTOR = (pytest.mark.deep, pytest.mark.full_on("reference", "cpu", "simt"))  # to compile takes 15 s each
+INDUCTOR = (pytest.mark.deep, pytest.mark.full_on("reference", "cpu", "simt"))  # which compiles C++
 
 
 @pytest.mark.parametrize(
