@@ -7,12 +7,12 @@ import itertools
 import os
 import re
 import subprocess
-import sys
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import pytest
+import warm
 from conftest import BACKENDS
 from coverings import covering
 
@@ -61,25 +61,8 @@ def test_no_file_changes_the_path_of_imports() -> None:
 def collect(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
     """What pytest would run of SAMPLE."""
     inherited = {name: value for name, value in os.environ.items() if not name.startswith(("FASTGAN_", "PYTEST_"))}
-    inherited["FASTGAN_TESTS"] = "full"
-    return subprocess.run(
-        [
-            sys.executable,
-            "-m",
-            "pytest",
-            "--collect-only",
-            "-q",
-            "-p",
-            "no:cacheprovider",
-            *arguments,
-            "test_engine_adam.py",
-        ],
-        cwd=HERE,
-        env={**inherited, **environment},
-        capture_output=True,
-        text=True,
-        timeout=200,
-    )
+    words = ["-m", "pytest", "--collect-only", "-q", "-p", "no:cacheprovider", *arguments, "test_engine_adam.py"]
+    return warm.run(words, HERE, {**inherited, "FASTGAN_TESTS": "full", **environment}, ("hypothesis",), 200)
 
 
 @pytest.mark.deep
