@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from bench import cuda, record
+from bench.__main__ import main
 from bench.agreement import assert_agree
 from bench.pairs import INPUT_SETS, pair
 from bench.table import cells
@@ -164,7 +165,6 @@ def test_a_commit_that_neither_the_environment_nor_git_tells_is_unknown(monkeypa
     assert record.environment()["commit"] == "unknown"
 
 
-@pytest.mark.deep
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -173,18 +173,20 @@ def test_a_commit_that_neither_the_environment_nor_git_tells_is_unknown(monkeypa
         (["--eager"], "--eager needs --device cuda"),
     ],
 )
-def test_bad_options(arguments: list[str], message: str) -> None:
-    result = _run(*arguments)
-    assert result.returncode == 2
-    assert message in result.stderr
+def test_bad_options(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as exit:
+        main(arguments)
+    assert exit.value.code == 2
+    assert message in capsys.readouterr().err
 
 
-@pytest.mark.deep
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
-def test_without_a_gpu_a_sentence() -> None:
-    result = _run("--device", "cuda")
-    assert result.returncode == 2
-    assert f"--device cuda cannot be had: {cuda.unavailable_reason()}" in result.stderr
+def test_without_a_gpu_a_sentence(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+    with pytest.raises(SystemExit) as exit:
+        main(["--device", "cuda"])
+    assert exit.value.code == 2
+    assert f"--device cuda cannot be had: {cuda.unavailable_reason()}" in capsys.readouterr().err
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
