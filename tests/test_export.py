@@ -258,6 +258,14 @@ def test_the_card_of_numbers(exported: dict[str, Path], runs: dict[str, Path]) -
     assert all(card["data"][name] == facts[name] for name in ("scale", "offset", "width", "image_shape"))
 
 
+def test_the_card_tells_the_scale_of_latents(tmp_path: Path) -> None:
+    for scale, words in ((1.0, "standard normal"), (1.5, "standard normal, times 1.5 as fastgan sample draws it")):
+        path = fastgan.Trainer("ring8", **SMALL, latent_scale=scale, runs=str(tmp_path / "runs")).train(quiet=True)
+        export_run(path, out=tmp_path / "out", formats="state_dict")
+        card = json.loads((tmp_path / "out/model_card.json").read_text())
+        assert card["inputs"][0]["distribution"] == words
+
+
 def test_a_label_that_is_none_is_an_error(exported: dict[str, Path]) -> None:
     model = torch.export.load(exported["conditional"] / "generator.pt2").module()
     for label in (10, -1):
