@@ -1,7 +1,8 @@
 """CTGAN with and without fastgan, on a table of 30,000 rows: `python -m bench.ctgan_fit`, with the package ctgan.
 
-The step of its training, in turns; the parts of the step, each as ctgan has it and as fastgan has it; whole fits, from
-the table to the last epoch, by seed, with the likeness of what the model then draws.
+The step of its training, in turns; the parts of the step, each as ctgan has it and as fastgan has it; the step without
+each of the changes that make it fast; whole fits, from the table to the last epoch, by seed, with the likeness of what
+the model then draws.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ from fastgan.training.table_metrics import (
     tv_complement,
 )
 
+from .ctgan_changes import changes, lines, written
 from .mixed_table import mixed_table
 from .record import environment
 
@@ -124,13 +126,14 @@ def parts(fitted: Fitted, calls: int) -> dict[str, dict[str, float]]:
     optimizer = torch.optim.Adam(critic.parameters(), lr=2e-4, betas=(0.5, 0.9), weight_decay=1e-6)
     g_optimizer = torch.optim.Adam(generator.parameters(), lr=2e-4, betas=(0.5, 0.9), weight_decay=1e-6)
     apply_activate = vars(module.CTGAN)["_apply_activate"]
-    noise, real = training.noise.clone(), training.real.clone()
-    output = generator(noise).detach().requires_grad_()
-    weights = torch.randn_like(output)
-    level = training._draw_inputs()
+    numbers, level = training._draw(batch)
     conditions = training.conditions
     assert level is not None
     assert conditions is not None
+    noise = torch.cat([numbers, torch.nn.functional.one_hot(level, conditions.levels)], dim=1)
+    real = training.real.clone()
+    output = generator(noise).detach().requires_grad_()
+    weights = torch.randn_like(output)
     c, m, *_ = (torch.from_numpy(values) for values in sampler.sample_condvec(batch))
 
     def plain_draws() -> None:
@@ -138,9 +141,7 @@ def parts(fitted: Fitted, calls: int) -> dict[str, dict[str, float]]:
         sampler.sample_data(fitted.data, batch, column, level)
 
     def draws() -> None:
-        drawn = training._draw_inputs()
-        assert drawn is not None
-        _ = training.data[conditions.rows_with(drawn)]
+        training._rows_with(training._draw(batch)[1])
 
     def plain_critic() -> None:
         fake = torch.cat([apply_activate(model, generator(noise)), noise[:, training.embedding :]], dim=1)
@@ -153,10 +154,12 @@ def parts(fitted: Fitted, calls: int) -> dict[str, dict[str, float]]:
 
     def own_critic() -> None:
         with torch.no_grad():
-            training.fake[:, : training.columns] = training._activated(
-                training.generator.forward(training.noise, level)
-            )
-        training.critic.step(training.real, training.fake)
+            training._lay_out_fake(training._activated(training.generator.forward(numbers, level)), level)
+        training._update_critic()
+
+    def own_generator() -> None:
+        drawn, asked = training._draw(batch)
+        training._update_generator(training._forward(drawn, asked, 1), asked)
 
     def plain_generator() -> None:
         drawn = generator(noise)
@@ -180,7 +183,7 @@ def parts(fitted: Fitted, calls: int) -> dict[str, dict[str, float]]:
             lambda: conditions.cross_entropy(output.detach(), level),
         ),
         "update of the critic, fakes included": (plain_critic, own_critic),
-        "update of the generator": (plain_generator, training._generator_step),
+        "update of the generator": (plain_generator, own_generator),
     }
     return {
         name: {"ctgan": _median(plain, calls), "fastgan": _median(ours, calls)} for name, (plain, ours) in pairs.items()
@@ -225,15 +228,32 @@ def fits(module: ModuleType, frame: Any, discrete: list[str], epochs: int, seeds
     return rows
 
 
+def _print_steps(record: dict[str, Any]) -> None:
+    middle = {name: statistics.median(record[name]) for name in ("ctgan", "fastgan")}
+    ratios = record["ratios"]
+    print(f"{'a step of the training':<50} {middle['ctgan']:7.2f}  {middle['fastgan']:7.2f}")
+    print(f"{record['times_as_fast']:.2f} times as fast ({ratios[0]:.2f} to {ratios[-1]:.2f})")
+
+
 def main() -> None:
     """Prints all of it."""
     parser = argparse.ArgumentParser(prog="python -m bench.ctgan_fit", description=__doc__)
     parser.add_argument("--rows", type=int, default=30_000, help="of the table (default: 30000)")
-    parser.add_argument("--rounds", type=int, default=5, help="turns of the step (default: 5)")
+    parser.add_argument("--rounds", type=int, default=5, help="turns of the step; 0 for none (default: 5)")
+    parser.add_argument(
+        "--changes",
+        type=int,
+        default=0,
+        metavar="TURNS",
+        help="turns of the step with all changes, and without each one; 0 for none (default: 0)",
+    )
     parser.add_argument("--epochs", type=int, default=30, help="of the whole fits (default: 30)")
     parser.add_argument("--seeds", type=int, default=5, help="of the whole fits; 0 for none (default: 5)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the record there too")
+    parser.add_argument("--write", type=Path, metavar="PAGE", help="put the table of changes into that page")
     options = parser.parse_args()
+    if options.write is not None and options.changes < 1:
+        parser.error("--write needs --changes")
     from ctgan.synthesizers import ctgan as module
 
     frame, discrete = data_frame(options.rows)
@@ -244,11 +264,14 @@ def main() -> None:
     print("milliseconds                                         ctgan  fastgan")
     for name, taken in record["parts"].items():
         print(f"{name:<50} {taken['ctgan']:7.2f}  {taken['fastgan']:7.2f}")
-    record["steps"] = steps(fitted, options.rounds, 5)
-    middle = {name: statistics.median(record["steps"][name]) for name in ("ctgan", "fastgan")}
-    ratios = record["steps"]["ratios"]
-    print(f"{'a step of the training':<50} {middle['ctgan']:7.2f}  {middle['fastgan']:7.2f}")
-    print(f"{record['steps']['times_as_fast']:.2f} times as fast ({ratios[0]:.2f} to {ratios[-1]:.2f})")
+    if options.changes > 0:
+        record["changes"] = changes(fitted, options.changes, 20)
+        print("\n".join(lines(record["changes"])))
+        if options.write is not None:
+            options.write.write_text(written(options.write.read_text(), record["changes"], record["environment"]))
+    if options.rounds > 0:
+        record["steps"] = steps(fitted, options.rounds, 5)
+        _print_steps(record["steps"])
     record["fits"] = fits(module, frame, discrete, options.epochs, options.seeds)
     for measure in ("fit_seconds", "sample_seconds", "shape", "trend") if record["fits"] else ():
         means = {}

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from fastgan.integrations import ctgan_training
+from fastgan.integrations import ctgan_networks, ctgan_training
 from fastgan.integrations.ctgan import accelerate
 
 ctgan = pytest.importorskip("ctgan")
@@ -237,6 +237,88 @@ def test_mixtures_fitted_in_processes_are_those_fitted_one_after_the_other(monke
             for name in ("means_", "weights_", "covariances_"):
                 mixture = one.transform._bgm_transformer, other.transform._bgm_transformer
                 np.testing.assert_array_equal(getattr(mixture[0], name), getattr(mixture[1], name))
+
+
+# Of each change, what a step calls only without it: methods of ctgan's (by their class in its module) or of fastgan's.
+CALLED_WITHOUT = {
+    "the critic's update as one native call": "Discriminator.calc_gradient_penalty",
+    "conditions and rows drawn for a whole batch": "DataSampler.sample_data",
+    "activations in one op": "CTGAN._apply_activate",
+    "the generator's passes by hand": "Generator.forward",
+    "the critic's judgement by hand": "Discriminator.forward",
+    "the cross-entropy of all columns at once": "CTGAN._cond_loss",
+}
+
+
+def test_each_change_is_switched_back_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    from bench import ctgan_changes, ctgan_fit
+
+    module = ctgan.synthesizers.ctgan
+    frame, discrete = ctgan_fit.data_frame(1200)
+    fitted = ctgan_fit.Fitted(module, frame, discrete)
+    called: set[str] = set()
+    passes: list[tuple[bool, int]] = []  # of the generator by hand: whether of levels, how many batches at once
+
+    def record(owner: Any, name: str, key: str) -> None:
+        before = getattr(owner, name)
+
+        def recording(*arguments: Any, **options: Any) -> Any:
+            called.add(key)
+            return before(*arguments, **options)
+
+        monkeypatch.setattr(owner, name, recording)
+
+    for key in CALLED_WITHOUT.values():
+        owner, name = key.split(".")
+        record(getattr(module, owner), name, key)
+    record(ctgan_training.Critic, "step", "the native call")
+    forward = ctgan_networks.ResidualGenerator.forward
+
+    def seen(self: Any, noise: Any, level: Any = None, batches: int = 1) -> Any:
+        passes.append((level is not None, batches))
+        return forward(self, noise, level, batches)
+
+    monkeypatch.setattr(ctgan_networks.ResidualGenerator, "forward", seen)
+    kinds: dict[str, type[ctgan_training.Training]] = {ctgan_changes.ALL: ctgan_training.Training}
+    for name, kind in {**kinds, **ctgan_changes.WITHOUT}.items():
+        training = ctgan_changes.training(kind, module, fitted.transformer, fitted.data)
+        weights = [parameter.detach().clone() for parameter in training.model._generator.parameters()]
+        called.clear()
+        passes.clear()
+        assert all(np.isfinite(float(loss)) for loss in training.step()), name
+        assert not torch.equal(weights[0], next(training.model._generator.parameters())), name
+        expected = {CALLED_WITHOUT[name]} if name in CALLED_WITHOUT else set()
+        own_critic = kind is ctgan_changes.PlainCritic
+        if own_critic:  # which is made of these
+            expected |= {"Discriminator.forward", "Generator.forward"}
+        assert called == expected | (set() if own_critic else {"the native call"}), name
+        of_kind: dict[type[ctgan_training.Training], list[tuple[bool, int]]] = {
+            ctgan_changes.PlainCritic: [(True, 1)],
+            ctgan_changes.PlainGenerator: [],
+            ctgan_changes.PassesApart: [(True, 1), (True, 1)],
+            ctgan_changes.OneHotLevels: [(False, 2)],
+        }
+        assert passes == of_kind.get(kind, [(True, 2)]), name
+        assert bool(training.g_optimizer.defaults["fused"]) == (kind is not ctgan_changes.PlainAdam), name
+
+
+def test_the_changes_are_timed_and_written(tmp_path: Path) -> None:
+    from bench import ctgan_changes, ctgan_fit
+
+    frame, discrete = ctgan_fit.data_frame(1500)
+    record = ctgan_changes.changes(ctgan_fit.Fitted(ctgan.synthesizers.ctgan, frame, discrete), 1, 1)
+    assert set(record["gains"]) == set(ctgan_changes.WITHOUT)
+    assert all(taken > 0 for each in record["milliseconds"].values() for taken in each)
+    first = record["milliseconds"]
+    assert record["times_as_fast"][ctgan_changes.ALL][1] == first["ctgan"][0] / first[ctgan_changes.ALL][0]
+    facts = {"date": "2026-11-27", "threads": 2, "cpu": "Made Up CPU"}
+    page = ctgan_changes.written("a\n<!-- ctgan changes -->\nold\n<!-- end -->\nb\n", record, facts)
+    assert page.startswith("a\n<!-- ctgan changes -->\n\n| without | a step takes |")
+    assert page.endswith("<!-- end -->\nb\n")
+    assert "old" not in page
+    assert "threads: 2; processor: Made Up CPU. Medians of turns, 1 in all" in page
+    with pytest.raises(ValueError, match="must have one place"):
+        ctgan_changes.written("nothing", record, facts)
 
 
 def test_the_benchmarks_run(tmp_path: Path) -> None:

@@ -16,6 +16,9 @@ class ResidualGenerator:
     Each Residual layer puts its output before its input, and the next one takes both. So one buffer holds all of them:
     the noise at its end, before it the first layer's output, and so on; a layer's input is the buffer from some column
     on, and nothing is concatenated. Gradients lie in a second buffer in the same way.
+
+    The last inputs of each layer are the one-hot form of a level. They are never made: forward a level takes a column
+    of the weight, and that column's gradient is the sum over the samples that have the level.
     """
 
     def __init__(self, generator: Any, embedding: int) -> None:
@@ -23,52 +26,61 @@ class ResidualGenerator:
 
         Args:
             generator: ctgan's Generator: a `seq` of Residual layers (fc, bn, relu), and a Linear.
-            embedding: the columns of the noise before those of the levels.
+            embedding: the columns of the noise; the inputs after those are levels.
         """
-        self._embedding = embedding
         *residuals, self._last = generator.seq
         self._residuals = list(residuals)
         widths = [layer.fc.out_features for layer in self._residuals]
         # The column of the buffer at which the input of each layer begins, the last Linear's at 0.
         self._starts = [sum(widths[i:]) for i in range(len(widths) + 1)]
-        self._inputs = self._last.in_features - sum(widths)
+        self._width = self._starts[0] + embedding
+        self._levels = self._last.in_features - self._width
         self._buffer = self._gradient = torch.empty(0)
+        self._level: Tensor | None = None
         self._saved: list[tuple[Tensor, Tensor, Tensor]] = []
 
-    def forward(self, noise: Tensor, level: Tensor | None = None) -> Tensor:
-        """The output before its activation, and what `backward` needs of it.
+    def forward(self, noise: Tensor, level: Tensor | None = None, batches: int = 1) -> Tensor:
+        """The output before its activation, and what `backward` needs of the last batch.
 
         Args:
-            noise: (batch, embedding + levels).
-            level: (batch,), of which the last columns of the noise are the one-hot form: of these each layer takes
-                a column of its weight, and multiplies nothing. Or None, where they are any numbers.
+            noise: (batches batch, embedding).
+            level: (batches batch,), where there are levels.
+            batches: which have statistics of their own, as if they came one after the other.
         """
         with torch.no_grad():
-            shape = (len(noise), self._starts[0] + self._inputs)
-            if self._buffer.shape != shape or self._buffer.device != noise.device or self._buffer.dtype != noise.dtype:
-                self._buffer, self._gradient = noise.new_empty(shape), noise.new_empty(shape)
+            batch = len(noise) // batches
+            self._resize(noise, batch)
             buffer = self._buffer
             buffer[:, self._starts[0] :] = noise
-            self._saved = []
+            self._level, self._saved = level, []
             for layer, (start, end) in zip(self._residuals, pairwise(self._starts), strict=True):
                 linear = self._linear(layer.fc, start, level)
                 norm = layer.bn
-                normalized, mean, inverse = torch.native_batch_norm(
-                    linear, norm.weight, norm.bias, norm.running_mean, norm.running_var, True, norm.momentum, norm.eps
-                )
-                norm.num_batches_tracked += 1
-                torch.clamp_min(normalized, 0, out=buffer[:, end:start])
-                self._saved.append((linear, mean, inverse))
+                for own, into in zip(linear.split(batch), buffer[:, end:start].split(batch), strict=True):
+                    normalized, mean, inverse = torch.native_batch_norm(
+                        own, norm.weight, norm.bias, norm.running_mean, norm.running_var, True, norm.momentum, norm.eps
+                    )
+                    torch.clamp_min(normalized, 0, out=into)
+                norm.num_batches_tracked += batches
+                self._saved.append((own, mean, inverse))
             return self._linear(self._last, 0, level)
+
+    def _resize(self, noise: Tensor, batch: int) -> None:
+        """Makes the buffers anew where they do not fit: of all batches, and of the gradients of one."""
+        wanted, known = (len(noise), batch, noise.device, noise.dtype), self._buffer
+        if (len(known), len(self._gradient), known.device, known.dtype) != wanted:
+            self._buffer = noise.new_empty(len(noise), self._width)
+            self._gradient = noise.new_empty(batch, self._starts[0])
 
     def _linear(self, layer: Any, start: int, level: Tensor | None) -> Tensor:
         """A layer of the buffer from column `start` on."""
         if level is None:
             return functional.linear(self._buffer[:, start:], layer.weight, layer.bias)
-        levels = self._inputs - self._embedding
-        numbers = layer.in_features - levels
-        output = functional.linear(self._buffer[:, start : start + numbers], layer.weight[:, :numbers], layer.bias)
-        return output.add_(layer.weight[:, numbers:].t().contiguous().index_select(0, level))
+        numbers = layer.in_features - self._levels
+        # What a sample of each level begins with, level by level in a row.
+        begun: Tensor = layer.weight.new_empty(self._levels, layer.out_features)
+        torch.add(layer.weight[:, numbers:].t(), layer.bias, out=begun)
+        return begun.index_select(0, level).addmm_(self._buffer[:, start:], layer.weight[:, :numbers].t())
 
     def backward(self, gradient: Tensor) -> None:
         """Sets the gradients of all parameters.
@@ -76,29 +88,47 @@ class ResidualGenerator:
         A Linear right before a BatchNorm has a bias without gradient, since the batch mean is subtracted: it is zero.
 
         Args:
-            gradient: of the loss by the output of the latest `forward`.
+            gradient: (batch, columns), of the loss by the output of the last batch of the latest `forward`.
         """
         with torch.no_grad():
-            buffer, into = self._buffer, self._gradient
-            _set_gradient(self._last.weight, gradient.t().mm(buffer))
-            _set_gradient(self._last.bias, gradient.sum(0))
+            batch, into = len(gradient), self._gradient
+            buffer = self._buffer[-batch:]
+            level = None if self._level is None else self._level[-batch:]
+            self._set_weight_gradient(self._last, gradient, buffer, level)
+            self._last.bias.grad = gradient.sum(0)
             outputs = self._starts[0]  # the noise's own gradient is nobody's
-            torch.mm(gradient, self._last.weight[:, :outputs], out=into[:, :outputs])
+            torch.mm(gradient, self._last.weight[:, :outputs], out=into)
             spans = list(pairwise(self._starts))
             for layer, (start, end), saved in reversed(list(zip(self._residuals, spans, self._saved, strict=True))):
                 linear, mean, inverse = saved
                 norm = layer.bn
                 through = torch.ops.aten.threshold_backward(into[:, end:start], buffer[:, end:start], 0)
-                to_linear, to_weight, to_bias = torch.ops.aten.native_batch_norm_backward(
+                to_linear, norm.weight.grad, norm.bias.grad = torch.ops.aten.native_batch_norm_backward(
                     through, linear, norm.weight, norm.running_mean, norm.running_var, mean, inverse, True, norm.eps,
                     [True, True, True],
                 )  # fmt: skip
-                _set_gradient(norm.weight, to_weight)
-                _set_gradient(norm.bias, to_bias)
-                _set_gradient(layer.fc.weight, to_linear.t().mm(buffer[:, start:]))
-                _set_gradient(layer.fc.bias, torch.zeros_like(layer.fc.bias))
+                self._set_weight_gradient(layer.fc, to_linear, buffer[:, start:], level)
+                if layer.fc.bias.grad is None:
+                    layer.fc.bias.grad = torch.zeros_like(layer.fc.bias)
                 if start < outputs:
-                    into[:, start:outputs].addmm_(to_linear, layer.fc.weight[:, : outputs - start])
+                    into[:, start:].addmm_(to_linear, layer.fc.weight[:, : outputs - start])
+
+    def _set_weight_gradient(self, layer: Any, gradient: Tensor, input: Tensor, level: Tensor | None) -> None:
+        """Into the tensor that the last step's gradient is in.
+
+        Args:
+            layer: a Linear.
+            gradient: by its output, (batch, out).
+            input: but for the levels, (batch, in - levels).
+            level: (batch,), where there are levels.
+        """
+        if layer.weight.grad is None:
+            layer.weight.grad = torch.empty_like(layer.weight)
+        numbers = input.shape[1]
+        torch.mm(gradient.t(), input, out=layer.weight.grad[:, :numbers])
+        if level is not None:
+            of_levels = torch.ops.aten.embedding_dense_backward(gradient, level, self._levels, -1, False)
+            layer.weight.grad[:, numbers:] = of_levels.t()
 
 
 class CriticInput:
@@ -152,7 +182,3 @@ def kept_by_dropout(like: Tensor, p: float) -> Tensor:
 def _dropped(x: Tensor, kept: Tensor, p: float) -> Tensor:
     dropped: Tensor = torch.ops.aten.native_dropout_backward(x, kept, 0.0 if p == 1 else 1 / (1 - p))
     return dropped
-
-
-def _set_gradient(parameter: Tensor, gradient: Tensor) -> None:
-    parameter.grad = gradient

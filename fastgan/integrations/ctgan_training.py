@@ -165,10 +165,11 @@ class Training:
         device = model._device
         sampler, transformer = model._data_sampler, model._transformer
         columns = transformer.output_dimensions
+        self.model = model
         self.conditions = _conditions(transformer, sampler, device)
         levels = sampler.dim_cond_vec()
         model._generator = module.Generator(model._embedding_dim + levels, model._generator_dim, columns).to(device)
-        critic = module.Discriminator(columns + levels, model._discriminator_dim, pac=model.pac).to(device)
+        self.discriminator = module.Discriminator(columns + levels, model._discriminator_dim, pac=model.pac).to(device)
         assert model._batch_size % model.pac == 0  # as ctgan's Discriminator has it
         self.g_optimizer = module.optim.Adam(
             model._generator.parameters(),
@@ -178,16 +179,17 @@ class Training:
             fused=True,
         )
         d_optimizer = module.optim.Adam(
-            critic.parameters(),
+            self.discriminator.parameters(),
             lr=model._discriminator_lr,
             betas=BETAS,
             weight_decay=model._discriminator_decay,
             fused=True,
         )
         self.critic_steps = model._discriminator_steps
-        self.critic = Critic(critic.seq, d_optimizer, loss="wasserstein", gp_weight=GP_WEIGHT, pac=model.pac)
+        layers = self.discriminator.seq
+        self.critic = Critic(layers, d_optimizer, loss="wasserstein", gp_weight=GP_WEIGHT, pac=model.pac)
         self.generator = ResidualGenerator(model._generator, model._embedding_dim)
-        self.judge = CriticInput(critic.seq, model.pac)
+        self.judge = CriticInput(layers, model.pac)
         segments = segments_of(transformer)
         assert segments is not None
         self.segments = segments
@@ -196,55 +198,86 @@ class Training:
         # What the critic looks at, data and condition side by side.
         self.real = torch.empty(self.batch, columns + levels, device=device)
         self.fake = torch.empty_like(self.real)
-        self.noise = torch.empty(self.batch, self.embedding + levels, device=device)
 
     def step(self) -> tuple[Tensor, Tensor]:
         """The critic's updates and one of the generator; the last losses of both, 0-d, without the penalty."""
-        for _ in range(self.critic_steps):
-            level = self._draw_inputs()
-            if self.conditions is None or level is None:
-                rows = torch.randint(len(self.data), (self.batch,), device=self.data.device)
-            else:
-                asked = level[torch.randperm(self.batch, device=self.data.device)]
-                _set_one_hot(self.fake[:, self.columns :], level)
-                _set_one_hot(self.real[:, self.columns :], asked)
-                rows = self.conditions.rows_with(asked)
-            self.real[:, : self.columns] = self.data[rows]
+        # The generator is the same until its own update at the end, so that one pass makes the fakes of all updates.
+        batches = self.critic_steps + 1
+        noise, level = self._draw(batches * self.batch)
+        output = self._forward(noise, level, batches)
+        *of_critic, last = output.split(self.batch)
+        levels = [None] * batches if level is None else level.split(self.batch)
+        for own_output, own_level in zip(of_critic, levels, strict=False):
+            self._lay_out_real(own_level)
             with torch.no_grad():
-                self.fake[:, : self.columns] = self._activated(self.generator.forward(self.noise, level))
-            d_loss = self.critic.step(self.real, self.fake).d_loss
-        return d_loss, self._generator_step()
+                self._lay_out_fake(self._activated(own_output), own_level)
+            d_loss = self._update_critic()
+        return d_loss, self._update_generator(last, levels[-1])
 
-    def _draw_inputs(self) -> Tensor | None:
-        """New noise, and in it the levels that are asked for, if there are discrete columns."""
-        # normal_ on columns of a larger tensor took four times as long
-        self.noise[:, : self.embedding] = torch.randn(self.batch, self.embedding, device=self.noise.device)
-        if self.conditions is None:
-            return None
-        level = self.conditions.draw(self.batch)
-        _set_one_hot(self.noise[:, self.embedding :], level)
-        return level
+    def _draw(self, count: int) -> tuple[Tensor, Tensor | None]:
+        """Noise, (count, embedding), and the levels that are asked for, (count,), if there are discrete columns."""
+        noise = torch.randn(count, self.embedding, device=self.data.device)
+        return noise, None if self.conditions is None else self.conditions.draw(count)
+
+    def _forward(self, noise: Tensor, level: Tensor | None, batches: int) -> Tensor:
+        """The generator's output before its activation, without a graph."""
+        return self.generator.forward(noise, level, batches)
 
     def _activated(self, output: Tensor) -> Tensor:
         return segmented_activation(output, *self.segments, tau=TAU)
 
-    def _generator_step(self) -> Tensor:
-        level = self._draw_inputs()
-        output = self.generator.forward(self.noise, level).requires_grad_()
-        fake = self._activated(output)
-        self.fake[:, : self.columns] = fake.detach()
+    def _lay_out_real(self, level: Tensor | None) -> None:
+        """Rows that have the levels, in another order."""
+        device = self.data.device
+        asked = None if level is None else level[torch.randperm(self.batch, device=device)]
+        self.real[:, : self.columns] = self._rows_with(asked)
+        if asked is not None:
+            _set_one_hot(self.real[:, self.columns :], asked)
+
+    def _rows_with(self, asked: Tensor | None) -> Tensor:
+        """A row for each level that is asked for, or any, (batch, columns)."""
+        if self.conditions is None or asked is None:
+            rows = torch.randint(len(self.data), (self.batch,), device=self.data.device)
+        else:
+            rows = self.conditions.rows_with(asked)
+        return self.data.index_select(0, rows)
+
+    def _lay_out_fake(self, fake: Tensor, level: Tensor | None) -> None:
+        self.fake[:, : self.columns] = fake
         if level is not None:
             _set_one_hot(self.fake[:, self.columns :], level)
-        score, to_fake = self.judge.score_and_gradient(self.fake)
+
+    def _update_critic(self) -> Tensor:
+        """By what is laid out."""
+        return self.critic.step(self.real, self.fake).d_loss
+
+    def _update_generator(self, output: Tensor, level: Tensor | None) -> Tensor:
+        output = output.detach().requires_grad_()
+        fake = self._activated(output)
+        self._lay_out_fake(fake.detach(), level)
+        score, to_fake = self._judged()
         (gradient,) = torch.autograd.grad(fake, output, -to_fake[:, : self.columns])
         loss = -score
-        if self.conditions is not None and level is not None:
-            entropy, to_output = self.conditions.cross_entropy(output.detach(), level)
+        if level is not None:
+            entropy, to_output = self._cross_entropy(output.detach(), level)
             loss += entropy
             gradient += to_output
-        self.generator.backward(gradient)
+        self._backward(gradient)
         self.g_optimizer.step()
         return loss
+
+    def _judged(self) -> tuple[Tensor, Tensor]:
+        """The critic's mean score of the fakes that are laid out, and its gradient by them."""
+        return self.judge.score_and_gradient(self.fake)
+
+    def _cross_entropy(self, output: Tensor, level: Tensor) -> tuple[Tensor, Tensor]:
+        """That of the condition, and its gradient by the output."""
+        assert self.conditions is not None
+        return self.conditions.cross_entropy(output, level)
+
+    def _backward(self, gradient: Tensor) -> None:
+        """Sets the generator's gradients from that by its output, of the last batch of `_forward`."""
+        self.generator.backward(gradient)
 
 
 def _set_one_hot(target: Tensor, level: Tensor) -> None:
