@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from extent import rest
+from PIL import Image
 from torch import nn
 from typer.testing import CliRunner
 
@@ -18,10 +20,11 @@ from fastgan import condition
 from fastgan.cli import app
 from fastgan.data import DataError, load
 from fastgan.nn import MLP, SegmentedActivation
+from fastgan.training import pictures
 from fastgan.training.batches import LevelBatches
 from fastgan.training.config import TrainConfig
 
-SMALL = {"g_hidden": (16,), "d_hidden": (16,), "latent_size": 8}
+SMALL = {"g_hidden": (16,), "d_hidden": (16,), "latent_size": 8, "pac": 10}
 
 
 @pytest.fixture(scope="module")
@@ -224,8 +227,8 @@ def test_where_the_cross_entropy_has_no_sense(made: nn.Module, options: dict[str
 # Options.
 
 
-def test_defaults_suit_tables(table: Path, tmp_path: Path) -> None:
-    data = load(table)
+def test_defaults_suit_tables(tmp_path: Path) -> None:
+    data = load(write_csv(tmp_path / "people.csv", mixed_table(1000)))  # one row less, and it would be a small one
 
     def config(**options: object) -> TrainConfig:
         return TrainConfig.for_dataset(data, "people.csv", **options)
@@ -244,7 +247,11 @@ def test_defaults_suit_tables(table: Path, tmp_path: Path) -> None:
     (tmp_path / "reals.csv").write_text("a,b\n" + "".join(f"{i}.5,\n{i}.25,{i}.5\n" for i in range(6)))
     reals = load(tmp_path / "reals.csv")
     few = TrainConfig.for_dataset(reals, "reals.csv")
-    assert (few.batch_size, few.pac, few.conditional, few.condition_weight) == (10, 10, False, 0.0)
+    assert (few.batch_size, few.pac, few.conditional, few.condition_weight) == (12, 1, False, 0.0)
+    assert (few.steps, few.g_hidden, few.d_lr, few.beta1) == (2000, (128, 128), 1e-3, 0.0)
+    assert TrainConfig.for_dataset(load(write_csv(tmp_path / "few.csv", mixed_table(999))), "few.csv").pac == 1
+    # With another loss they are those of all tables.
+    assert (TrainConfig.for_dataset(reals, "reals.csv", loss="hinge").d_lr, default.d_lr) == (2e-4, 2e-4)
     with pytest.raises(ValueError, match=r"conditional must be False for reals, which has no discrete columns"):
         TrainConfig.for_dataset(reals, "reals.csv", conditional=True)
 
@@ -269,6 +276,28 @@ def test_a_run_and_its_synthetic_table(trained: Path, table: Path, tmp_path: Pat
     assert (tmp_path / "again.csv").read_bytes() == out.read_bytes()
     run("sample", trained, "--out", tmp_path / "x.png", "-n", 50)
     assert (tmp_path / "x.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_picture_of_columns(tmp_path: Path) -> None:
+    """A plot for each of the first columns, the real data in grey behind the samples in blue; where a column has no
+    value too."""
+    data = load(write_csv(tmp_path / "people.csv", mixed_table(200)))
+    assert data.table is not None
+    values = data.table.decode(data.samples)
+    score = [column.name for column in data.table.columns].index("score")
+    blank = [np.full_like(found, np.nan) if i == score else found for i, found in enumerate(values)]
+    for name, drawn, behind in (("real", values, None), ("both", blank, values)):
+        pictures.save_columns(data.table, drawn, tmp_path / f"{name}.png", behind, most=6)
+        picture = np.asarray(Image.open(tmp_path / f"{name}.png").convert("RGB")).astype(int)
+        assert picture.shape == (2 * 200, 4 * 250, 3)
+        is_blue = picture[..., 2] - picture[..., 0] > 60
+        is_grey = (np.ptp(picture, axis=2) == 0) & (abs(picture[..., 0] - 191) < 20)
+        plots = [(slice(200 * (i // 4), 200 * (i // 4 + 1)), slice(250 * (i % 4), 250 * (i % 4 + 1))) for i in range(6)]
+        has_blue = [bool(is_blue[plot].sum() > 20) for plot in plots]
+        assert has_blue == [name == "real" or i != score for i in range(6)]
+        assert not is_blue[200:, 500:].any()  # no seventh plot
+        if behind is not None:
+            assert is_grey[plots[score]].sum() > 20
 
 
 def test_rows_with_a_level(trained: Path, tmp_path: Path) -> None:

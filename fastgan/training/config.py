@@ -12,7 +12,7 @@ from fastgan import data as data_module
 from fastgan import reference
 from fastgan.data.dataset import Dataset
 from fastgan.step_options import StepOptions, names_of
-from fastgan.training.defaults import MIXTURE, SEGMENTED, TABLE, WIDE, default_options
+from fastgan.training.defaults import MIXTURE, SEGMENTED, SMALL, SMALL_ROWS, TABLE, WIDE, default_options
 from fastgan.training.options import (
     MOST_INTEGER,
     MOST_SIZE,
@@ -420,6 +420,7 @@ def default_in_words(name: str) -> str:
         "over 256 values a sample": WIDE,
         "tables": TABLE,
         "tables with words": SEGMENTED,
+        f"of under {SMALL_ROWS:,} rows": SMALL,
         "ring8, grid25": MIXTURE,
     }
     for kind, defaults in named.items():
