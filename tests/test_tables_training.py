@@ -285,7 +285,8 @@ def test_the_picture_of_columns(tmp_path: Path) -> None:
     assert data.table is not None
     values = data.table.decode(data.samples)
     score = [column.name for column in data.table.columns].index("score")
-    blank = [np.full_like(found, np.nan) if i == score else found for i, found in enumerate(values)]
+    blank = list(values)
+    blank[score] = np.full(len(data.samples), np.nan)
     for name, drawn, behind in (("real", values, None), ("both", blank, values)):
         pictures.save_columns(data.table, drawn, tmp_path / f"{name}.png", behind, most=6)
         picture = np.asarray(Image.open(tmp_path / f"{name}.png").convert("RGB")).astype(int)

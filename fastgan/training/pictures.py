@@ -197,12 +197,12 @@ def _draw_column(
     draw, font = ImageDraw.Draw(canvas), ImageFont.load_default(10 * _FINER)
     draw.rectangle((left, top, left + width, top + height), outline="black", width=_FINER)
     below = top + height + 4 * _FINER
-    for text, x, y, anchor in (
+    for text, across, down, anchor in (
         (column.name, left + width // 2, top - 6 * _FINER, "ms"),
         (_ends(column)[0], left, below, "lt"),
         (_ends(column)[1], left + width, below, "rt"),
     ):
-        draw.text((x, y), printable(text, "ascii")[:24], fill="black", font=font, anchor=anchor)
+        draw.text((across, down), printable(text, "ascii")[:24], fill="black", font=font, anchor=anchor)
 
 
 def _ends(column: Column) -> tuple[str, str]:
