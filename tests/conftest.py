@@ -283,7 +283,8 @@ def pytest_testnodedown(node: Any, error: object) -> None:
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
     if not left_out:
         return
-    marks = [f"-m {config.option.markexpr!r}"] if config.option.markexpr else []
+    options = {"-m": config.option.markexpr, "-k": config.option.keyword}
+    marks = [f"{name} {value!r}" for name, value in options.items() if value]
     marks += [f"{name}={os.environ[name]}" for name in ("FASTGAN_TEST_BACKENDS", "FASTGAN_ISA") if name in os.environ]
     marks += [] if extent.FULL else ["what FASTGAN_TESTS=full has beside"]
     terminalreporter.section("tests that this selection leaves out")
