@@ -11,10 +11,13 @@ CUDA_VENV ?= .venv-cuda
 BIN := $(VENV)/bin
 SOURCES := pyproject.toml setup.py csrc/cuda/nvcc-flags.txt $(wildcard csrc/*/*.h csrc/*/*.cpp csrc/*/*.cu csrc/*/*/*.h csrc/*/*/*.cpp)
 
+# One more than cores, since some tests wait for processes that they have started.
+WORKERS := $(shell cores=$$(nproc 2>/dev/null || sysctl -n hw.ncpu); echo $$((cores < 8 ? cores + 1 : 8)))
+
 # On all cores, each process with its share of the threads; the reports end with what a selection leaves out. Bytecode
 # is kept whatever the caller's setting: workers, selections and the processes that tests start load the same files.
 PYTEST := PYTHONDONTWRITEBYTECODE= OMP_WAIT_POLICY=passive FASTGAN_REQUIRE_BACKENDS=cpu,simt $(BIN)/python -m pytest \
-	-n auto --maxprocesses=8 --dist=worksteal
+	-n $(WORKERS) --dist=worksteal
 # Examples of tests/fuzz that `make check` compares with plain PyTorch.
 FUZZ_EXAMPLES := 40
 

@@ -65,6 +65,7 @@ def test_a_protocol_writes_all_that_it_found(tmp_path: Path) -> None:
     assert "0.982" in shown
 
 
+@pytest.mark.deep
 def test_digits_with_every_baseline() -> None:
     found = {
         title: running.run_seed("digits", title, 0, "", 1, {"steps": 2})[0]
@@ -224,7 +225,9 @@ if __name__ == "__main__":
 """
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+@pytest.mark.parametrize(
+    "number", [signal.SIGINT, *(pytest.param(n, marks=pytest.mark.deep) for n in (signal.SIGTERM, signal.SIGKILL))]
+)
 def test_a_protocol_that_is_stopped_leaves_nothing_running(number: int, tmp_path: Path) -> None:
     (tmp_path / "slow.py").write_text(SLOW)
     command = [sys.executable, "slow.py"]

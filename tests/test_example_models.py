@@ -56,7 +56,9 @@ def ring8() -> Dataset:
     return fastgan.data.load("ring8")
 
 
-@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.parametrize(
+    "command", [pytest.param(each, marks=pytest.mark.deep if i % 3 else ()) for i, each in enumerate(COMMANDS)]
+)
 def test_command_ends_in_a_picture(
     command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -139,6 +139,7 @@ def test_two_processes(tmp_path: Path) -> None:
     assert {first[2], second[2]} == {True, False}  # one has measured
 
 
+@pytest.mark.deep
 def test_one_of_them_never_steps(tmp_path: Path) -> None:
     first, second = job(tmp_path, (0, 5))
     assert (first[0], second[0]) == ([], ["composed narrow"])
