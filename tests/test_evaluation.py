@@ -38,6 +38,7 @@ def run(*words: object, code: int = 0) -> str:
     return result.output
 
 
+@pytest.mark.deep
 def test_a_protocol_writes_all_that_it_found(tmp_path: Path) -> None:
     shown = run("eval", "pacgan-ring8", "--seeds", 2, "--steps", 2, "--processes", 1, "--out", tmp_path / "out")
     found = json.loads((tmp_path / "out/results.json").read_text(encoding="utf-8"))

@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 import warm
 from conformance import DTYPES, assert_within_bound
+from extent import rest
 from torch import Tensor
 
 import fastgan
@@ -82,7 +83,8 @@ def test_sums_over_many_rows(backend: str) -> None:
     check_layers((torch.float32,), TALL)
 
 
-@pytest.mark.parametrize("isa", ["baseline", "avx2", "avx512"])
+# On the oldest, make check runs this whole file.
+@pytest.mark.parametrize("isa", [rest("baseline"), pytest.param("avx2", marks=pytest.mark.deep), "avx512"])
 def test_every_instruction_set_has_them(compiled: None, isa: str) -> None:
     code = "import torch, test_thin_layers as t; torch.manual_seed(0); t.check_layers()"
     environment = {**os.environ, "FASTGAN_ISA": isa, "FASTGAN_BACKEND": "auto", "PYTHONPATH": os.path.dirname(__file__)}

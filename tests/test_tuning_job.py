@@ -132,6 +132,7 @@ def job(tmp_path: Path, steps: tuple[int, int]) -> list[Any]:
     return [json.loads(output.splitlines()[-1]) if output else errors for output, errors in outputs]
 
 
+@pytest.mark.deep
 def test_two_processes(tmp_path: Path) -> None:
     first, second = job(tmp_path, (5, 5))
     assert first[:2] == second[:2]
