@@ -45,14 +45,15 @@ def occupy_closed_streams() -> None:
 
 
 def leave_closed_streams() -> None:
-    """Keep the interpreter's last flush from failing on a stream that has been closed by its reader."""
+    """Keep the interpreter's last flush from failing, of a stream whose reader has gone or whose disk is full: it would
+    end with code 120."""
     for stream in (sys.stdout, sys.stderr):
         try:
             if stream is not None:
                 stream.flush()
-        except BrokenPipeError:
+        except OSError:
             _drain(stream)
-        except (OSError, ValueError):
+        except ValueError:  # it is closed
             continue
 
 

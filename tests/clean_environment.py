@@ -31,7 +31,7 @@ SETTINGS = (
 for name in [name for name in os.environ if name.startswith("FASTGAN_") and name not in SETTINGS]:
     del os.environ[name]
 os.environ["FASTGAN_TUNE"] = "0"  # which way is the fastest is measured in the tests of that alone
-for name in ("FORCE_COLOR", "NO_COLOR", "CLICOLOR_FORCE", "PYTHONWARNINGS"):
+for name in ("FORCE_COLOR", "NO_COLOR", "CLICOLOR_FORCE", "PYTHONWARNINGS", "PYTHONUNBUFFERED"):
     os.environ.pop(name, None)
 # Some tests interrupt processes. Those that a shell starts in the background ignore that, and all that they start.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:

@@ -24,6 +24,7 @@ from fastgan.processes import Processes
 from fastgan.training.batches import Batches
 from fastgan.training.checkpoint import complete_checkpoints, load_checkpoint
 from fastgan.training.config import TrainConfig
+from fastgan.training.job import Job
 
 ROOT = Path(__file__).parent.parent
 TOLERANCE = 1e-9  # in float64, of what is trained and of the statistics
@@ -241,6 +242,33 @@ def is_gone(pid: int) -> bool:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
     except (FileNotFoundError, ProcessLookupError):
         return True
+
+
+def test_a_rank_that_another_asked_to_stop_tells_of_the_launcher(
+    alone: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Once, whether its own thread has seen it before or not."""
+    monkeypatch.setattr("torch.distributed.init_process_group", lambda *_, **__: None)
+    monkeypatch.setattr("fastgan.training.job._PERIOD", 0.05)
+    before = signal.getsignal(signal.SIGTERM)
+    asked: list[int] = []
+    try:
+        for looks in (False, True):
+            job = Job()
+            monkeypatch.setattr(os, "kill", lambda pid, number: asked.append(number))
+            monkeypatch.setattr(os, "_exit", asked.append)
+            if not looks:
+                job._is_over.set()
+                job._thread.join()
+            job._launcher = -1
+            if looks:
+                job._thread.join(timeout=0.5)  # it waits for this process to stop, as it asked
+            job.end(has_failed=True)
+            said = capsys.readouterr().err.splitlines()
+            assert said == ["fastgan: the launcher has ended: the processes that it started save a checkpoint and stop"]
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert asked == [signal.SIGTERM]
 
 
 @pytest.mark.deep

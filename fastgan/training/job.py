@@ -60,6 +60,7 @@ class Job:
         self._store.set(self._beat(self.rank), "0")
         dist.barrier()
         self._follows = False  # another process's end
+        self._has_told_of_the_launcher = False
         signal.signal(signal.SIGTERM, _end_soon)
         self._thread = threading.Thread(target=self._watch, name="fastgan job", daemon=True)
         self._thread.start()
@@ -75,6 +76,9 @@ class Job:
             self._store.set(f"fastgan/left/{self.rank}", "failed" if has_failed and not self._follows else "done")
         self._is_over.set()
         self._thread.join(timeout=2 * _PERIOD)
+        # Another rank may have seen it first, and asked this one to stop before its own thread looked.
+        if os.getppid() != self._launcher:
+            self._tell_of_the_launcher()
         if not has_failed:
             with contextlib.suppress(RuntimeError):
                 dist.destroy_process_group()
@@ -158,14 +162,18 @@ class Job:
 
     def _leave_orphaned(self) -> None:
         """Without the launcher nobody would end this process: ask for a checkpoint and the end, as SIGTERM does."""
-        if self.rank == 0:
-            complain("fastgan: the launcher has ended: the processes that it started save a checkpoint and stop")
+        self._tell_of_the_launcher()
         os.kill(os.getpid(), signal.SIGTERM)
         # Where the step does not come to its end, since another process is gone too.
         if not self._is_over.wait(20 * _PERIOD):
             if self.rank == 0:
                 complain(f"fastgan: the launcher and another process have ended; {self.how_to_go_on()}")
             os._exit(1)
+
+    def _tell_of_the_launcher(self) -> None:
+        if self.rank == 0 and not self._has_told_of_the_launcher:
+            self._has_told_of_the_launcher = True
+            complain("fastgan: the launcher has ended: the processes that it started save a checkpoint and stop")
 
     @staticmethod
     def _beat(rank: int) -> str:
