@@ -217,6 +217,7 @@ def few_quick(faults: Iterable[str]) -> list[Any]:
     return [pytest.param(fault, marks=pytest.mark.deep if fault in rare else ()) for fault in faults]
 
 
+@pytest.mark.deep
 @pytest.mark.parametrize("fault", few_quick(FAULTS))
 def test_a_module_that_cannot_be_used_is_done_without(fault, package: Path, expected: dict) -> None:
     damage, reason = FAULTS[fault]

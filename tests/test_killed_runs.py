@@ -80,6 +80,7 @@ def check(killable: Killable, tmp_path: Path, changes: int, instants: int) -> No
             assert found[name] == value, (point, name)
 
 
+@pytest.mark.deep
 def test_three_instants(killable: Killable, tmp_path: Path) -> None:
     check(killable, tmp_path, changes=2, instants=3)
 

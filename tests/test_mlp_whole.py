@@ -88,6 +88,7 @@ def test_several_of_the_programs_threads_at_once() -> None:
     assert not wrong
 
 
+@pytest.mark.deep
 def test_many_calls_end() -> None:
     """Threads meet several times a call; none is left waiting, however they are scheduled."""
     torch.set_num_threads(4)  # more than there may be cores

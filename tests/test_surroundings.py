@@ -279,6 +279,7 @@ def test_what_may_not_be_written_or_read() -> None:
             folder.chmod(0o755)
 
 
+@pytest.mark.deep
 @pytest.mark.parametrize("left", ["nothing", "config", "half a checkpoint"])
 def test_what_could_not_begin_does_not_stand_in_the_way(here: Path, left: str) -> None:
     """As a kill leaves it: the newest run is then the newest that has a checkpoint."""
@@ -339,6 +340,7 @@ def defaults(dtype: torch.dtype, device: str) -> Iterator[None]:
         torch.set_default_dtype(before)
 
 
+@pytest.mark.deep
 @pytest.mark.parametrize("data", ["digits", "table.csv"])
 @pytest.mark.parametrize(
     ("dtype", "device"),
