@@ -128,7 +128,12 @@ class Together:
 
 
 def limit_loopback(rate: str) -> None:
-    """Give this process, and those that it starts, a loopback device of their own with such a rate."""
+    """Give this process, and those that it starts, a loopback device of their own with such a rate.
+
+    Raises:
+        OSError: the system does not allow it, which takes root on Linux.
+        subprocess.CalledProcessError: tc does not know such a rate; what it says has been printed.
+    """
     if ctypes.CDLL(None, use_errno=True).unshare(_CLONE_NEWNET) != 0:
         raise OSError(ctypes.get_errno(), "--link needs a network of its own, which only root may make")
     subprocess.run(["ip", "link", "set", "lo", "up"], check=True)

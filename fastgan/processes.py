@@ -160,14 +160,25 @@ class Processes:
         return found
 
     def add_up(self, values: Tensor) -> None:
-        """Put the sum over all ranks in the place of a contiguous tensor, with the same bits on every rank."""
+        """Put the sum over all ranks in the place of a contiguous tensor, with the same bits on every rank.
+
+        Raises:
+            ProcessesError: another process has ended, failed or does not answer.
+        """
         self.begin_sum(values)()
 
     def begin_sum(self, values: Tensor) -> Callable[[], None]:
         """Begin what `add_up` does, beside what this process computes next.
 
+        Args:
+            values: a contiguous tensor of the same shape on every rank, which nobody reads or writes until then. Every
+                rank must begin its sums in the same order.
+
         Returns:
-            What waits until the sum is there.
+            What waits until the sum is there; it raises as `add_up` does.
+
+        Raises:
+            ProcessesError: as of `add_up`.
         """
         in_memory = self.shared is not None and values.is_cpu and values.dtype in (torch.float32, torch.float64)
         with self._answered():

@@ -189,12 +189,13 @@ class StepEngine {
     begin_sum_ = std::move(begin_sum), meet_ = std::move(meet);
     cpu_.exchange = [this](const Tensor& values) -> std::function<void()> {
       const py::gil_scoped_acquire gil;
-      const auto without_gil = [](py::object* object) {
+      // What is left of it is let go where Python's lock is not held.
+      const auto let_go = [](py::object* object) {
         const py::gil_scoped_acquire gil;
         delete object;
       };
       std::shared_ptr<py::object> wait(
-          new py::object(begin_sum_(py::reinterpret_steal<py::object>(THPVariable_Wrap(values)))), without_gil);
+          new py::object(begin_sum_(py::reinterpret_steal<py::object>(THPVariable_Wrap(values)))), let_go);
       return [wait] {
         const py::gil_scoped_acquire gil;
         (*wait)();

@@ -108,8 +108,7 @@ class ResidualGenerator:
                     [True, True, True],
                 )  # fmt: skip
                 self._set_weight_gradient(layer.fc, to_linear, buffer[:, start:], level)
-                if layer.fc.bias.grad is None:
-                    layer.fc.bias.grad = torch.zeros_like(layer.fc.bias)
+                layer.fc.bias.grad = torch.zeros_like(layer.fc.bias)
                 if start < outputs:
                     into[:, start:].addmm_(to_linear, layer.fc.weight[:, : outputs - start])
 
