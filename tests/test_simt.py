@@ -40,6 +40,12 @@ PLANTED = {
     "cluster_in_a_grid_with_z": "along y of a grid without z",
     "cluster_barrier_without_clusters": "cluster_barrier needs a launch of clusters",
     "cluster_barrier_of_one_block": "32 of 64 are in cluster_barrier",
+    "cluster_arrive_without_clusters": "cluster_arrive needs a launch of clusters",
+    "cluster_wait_alone": "cluster_wait comes without cluster_arrive",
+    "cluster_arrive_twice": "cluster_arrive comes again before cluster_wait",
+    "cluster_barrier_within": "cluster_barrier comes between cluster_arrive and cluster_wait",
+    "peer_after_cluster_arrive": "peer_shared comes after cluster_arrive",
+    "end_without_cluster_wait": "ends between cluster_arrive and cluster_wait",
     "peer_without_clusters": "peer_shared needs a launch of clusters",
     "peer_that_is_none": "asks for block 2 of a cluster of 2",
     "peer_of_no_shared_memory": "asks for what does not lie in dynamic shared memory",
@@ -83,6 +89,7 @@ ORDERED = {
     "count_read_by_an_atomic": {"plain_read_beside_an_atomic": "atomically changes"},
     "grid_barrier_between": {"no_grid_barrier_between": "global memory at"},
     "launches_between": {"no_launch_between": "global memory at"},
+    "cluster_halves_at_the_end": {"no_cluster_wait_at_the_end": "whether threads of block"},
     "cluster_barriers_around": {
         "no_cluster_barrier_before": "of dynamic shared memory",
         "no_cluster_barrier_before_the_end": "whether threads of block",
@@ -189,7 +196,7 @@ LEFT_OUT = {
     ),
     "the barrier of a cluster before a block ends": (
         "product.h",
-        "  if (p.clustered) cluster_barrier();\n",
+        "  if (p.clustered) cluster_wait();  // the others have read what is here\n",
         "linear.cu",
         "layers",
         "kernel linear, block",
@@ -218,6 +225,10 @@ LEFT_OUT = {
 }
 
 
+# Found without the detector, by what a thread may do between the two halves of a barrier.
+ENDS_TOO_EARLY = {"the barrier of a cluster before a block ends": "ends between cluster_arrive and cluster_wait"}
+
+
 @pytest.mark.deep
 @pytest.mark.parametrize("what", one_in(3, LEFT_OUT))  # each has a kernel compiled
 def test_the_detector_finds_what_is_left_out_of_a_kernel(what: str, tmp_path: Path) -> None:
@@ -227,7 +238,7 @@ def test_the_detector_finds_what_is_left_out_of_a_kernel(what: str, tmp_path: Pa
     done = run(changed, "--few", check, engine="fibers", races=True)
     assert done.returncode != 0
     assert kernel in done.stderr
-    assert "a race: it" in done.stderr
+    assert ENDS_TOO_EARLY.get(what, "a race: it") in done.stderr
 
 
 @pytest.mark.parametrize("check", CHECKS)

@@ -31,17 +31,19 @@ struct Narrow {
   static constexpr int resident_size = samples * resident_stride;
   static constexpr int tile_stride = across + 16 / int(sizeof(C));
   static constexpr int weight_stride = weight_tile + 16 / int(sizeof(C));
-  using Input = StagedSource<T, Major::k, samples>;
-  using Weight = StagedSource<T, Major::k, across>;
-  using WeightAcross = StagedSource<T, Major::row, across>;
-  using Rows = StagedSource<T, Major::row, weight_tile>;
+  static constexpr int step = Padded<T, Major::k, samples>::step;
+  using Input = StagedSource<Padded<T, Major::k, samples>>;
+  template <Major major>
+  using Weight = StagedSource<Padded<T, major, across>>;
+  using Rows = StagedSource<Padded<T, Major::row, weight_tile>>;
 
   static constexpr size_t forward_bytes =
-      2 * resident_size * sizeof(T) +
-      std::max((Input::shared_elements + Weight::shared_elements) * sizeof(T), samples * tile_stride * sizeof(C));
+      2 * resident_size * sizeof(T) + std::max((Input::shared_elements + Weight<Major::k>::shared_elements) * sizeof(T),
+                                               samples * tile_stride * sizeof(C));
   static constexpr size_t chain_bytes =
       2 * resident_size * sizeof(T) +
-      std::max((Input::shared_elements + WeightAcross::shared_elements) * sizeof(T), samples * tile_stride * sizeof(C));
+      std::max((Input::shared_elements + Weight<Major::row>::shared_elements) * sizeof(T),
+               samples * tile_stride * sizeof(C));
   static constexpr size_t backward_bytes =
       std::max({chain_bytes, 2 * Rows::shared_elements * sizeof(T), (weight_stride + 1) * weight_tile * sizeof(C)});
 };
@@ -57,7 +59,7 @@ __device__ __forceinline__ void layer_product(const Matrix<T>* from, const T* re
   for (int col0 = 0; col0 < weight.rows; col0 += across) {
     Arithmetic arithmetic;
     arithmetic.clear();
-    const StagedSource<T, weight_major, across> b{stage_memory + N::Input::shared_elements, weight, col0};
+    const typename N::template Weight<weight_major> b{stage_memory + N::Input::shared_elements, weight, col0};
     const auto nothing = [](int, int64_t) {};
     if (from != nullptr)
       multiply_tiles(arithmetic, typename N::Input{stage_memory, *from, row0}, b, 0, weight.k, nothing);
@@ -71,14 +73,14 @@ __device__ __forceinline__ void layer_product(const Matrix<T>* from, const T* re
 }
 
 // Calls each(sample, col, sum, loaded) for a tile of sums from column col0 on, every sample of the block and every
-// column up to the next multiple of step_k after `cols`: a product that reads what is on chip reads so far. A thread
+// column up to the next multiple of a step after `cols`: a product that reads what is on chip reads so far. A thread
 // has one column; loaded is load(sample, col), called for several samples ahead, so that their memory is on its way
 // together.
 template <class N, class T, int in_flight, class Load, class Each>
 __device__ __forceinline__ void for_tile(const typename N::C* tile, int col0, int cols, const Load& load,
                                          const Each& each) {
   static_assert(tile_threads == across, "a column a thread");
-  const int padded = (cols + step_k<T> - 1) / step_k<T> * step_k<T>;
+  const int padded = (cols + N::step - 1) / N::step * N::step;
   const int col = col0 + int(threadIdx.x);
   if (col >= padded) return;
 #pragma unroll 1
@@ -224,12 +226,12 @@ __device__ __forceinline__ void weight_gradient_tile(const NarrowNetwork<T>& net
   C bias_sum = 0;
   multiply_tiles(arithmetic, a, b, 0, batch, [&](int stage, int64_t first) {
     if (!sums_bias) return;
-    const T* step = a.at(stage, 0) + threadIdx.x;
+    const auto step = a.at(stage, 0);
     if constexpr (weighted)
-      for (int k = 0; k < step_k<T> && first + k < batch; ++k)
-        bias_sum += load(step + k * N::Rows::stride) * load(row_weight + first + k);
+      for (int k = 0; k < N::step && first + k < batch; ++k)
+        bias_sum += load(step(0, int(threadIdx.x), k)) * load(row_weight + first + k);
     else
-      for (int k = 0; k < step_k<T>; ++k) bias_sum += load(step + k * N::Rows::stride);
+      for (int k = 0; k < N::step; ++k) bias_sum += load(step(0, int(threadIdx.x), k));
   });
   arithmetic.write(tile, N::weight_stride);
   __syncthreads();

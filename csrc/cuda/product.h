@@ -21,7 +21,7 @@ enum class Pass { forward, input_gradient, weight_gradient, weight_update, tange
 template <class T>
 struct Product {
   Matrix<T> a, b;
-  int64_t k_of_split;  // a multiple of step_k
+  int64_t k_of_split;  // a multiple of a step
   int64_t tiles_across;
   ActivationArguments activation;
   const T* bias;   // forward
@@ -150,7 +150,7 @@ __device__ __forceinline__ void epilogue(const Product<T>& p, const Whole& tile)
     with_activation(p.activation.activation, [&](auto act) {
       using A = decltype(act);
       const C slope = C(p.activation.negative_slope);
-      tile.template for_rows<2, false>([](int64_t, int64_t) { return 0; },
+      tile.template for_rows<1, false>([](int64_t, int64_t) { return 0; },
                                        [&](int, Values<C> sums, int64_t place) {
                                          Values<C> y;
 #pragma unroll
@@ -167,7 +167,7 @@ __device__ __forceinline__ void epilogue(const Product<T>& p, const Whole& tile)
     with_activation(p.activation.activation, [&](auto act) {
       using A = decltype(act);
       const C slope = C(p.activation.negative_slope);
-      tile.template for_rows<4, false>(
+      tile.template for_rows<2, false>(
           [&](int64_t place, int64_t) {
             return p.second == nullptr ? Values<C>{} : load_values(p.saved + place, count, quads);
           },
@@ -200,8 +200,8 @@ __global__ void __launch_bounds__(tile_threads, 2) product_kernel(Product<typena
   using T = typename Arithmetic::T;
   using Layout = TileLayout<Arithmetic>;
   using C = typename Layout::C;
-  using A = StagedSource<T, a_major, tile_size>;
-  using B = StagedSource<T, b_major, tile_size>;
+  using A = StagedSource<Swizzled<T, a_major, tile_size>>;
+  using B = StagedSource<Swizzled<T, b_major, tile_size>>;
   T* const shared = reinterpret_cast<T*>(dynamic_shared());
   C* const tile = reinterpret_cast<C*>(dynamic_shared());  // takes the stages' place
 
@@ -209,6 +209,16 @@ __global__ void __launch_bounds__(tile_threads, 2) product_kernel(Product<typena
   const int64_t row0 = blockIdx.x / p.tiles_across * tile_size, col0 = blockIdx.x % p.tiles_across * tile_size;
   const int64_t k_begin = blockIdx.y * p.k_of_split;
   const int64_t k_end = k_begin + p.k_of_split < p.a.k ? k_begin + p.k_of_split : p.a.k;
+  int first = 0, end = tile_size;  // rows of the tile that are this block's to finish
+  if (p.clustered) {
+    const int rows = (tile_size + int(gridDim.y) - 1) / int(gridDim.y);
+    first = int(blockIdx.y) * rows;
+    end = first + rows < tile_size ? first + rows : tile_size;
+  }
+  if constexpr (pass == Pass::weight_update) {
+    if (p.second == nullptr && p.b.rows > 0 && (p.clustered || gridDim.y == 1))
+      prefetch_update<tile_size>(p.adam_weight, row0 + first, row0 + end, col0, p.a.rows, p.b.rows);
+  }
   Arithmetic arithmetic;
   arithmetic.clear();
   const A a{shared, p.a, row0};
@@ -218,30 +228,28 @@ __global__ void __launch_bounds__(tile_threads, 2) product_kernel(Product<typena
   C bias_sum = 0;
   multiply_tiles(arithmetic, a, b, k_begin, k_end, [&](int stage, int64_t first) {
     if (!sums_bias || threadIdx.x >= tile_size) return;
-    const T* step = a.at(stage, 0);
+    constexpr int length = A::Layout::step;
+    const auto step = a.at(stage, 0);
     if constexpr (pass == Pass::weight_update) {
       if (p.row_weight != nullptr) {
-        for (int k = 0; k < step_k<T> && first + k < p.a.k; ++k)
-          bias_sum += load(step + k * A::stride + threadIdx.x) * load(p.row_weight + first + k);
+        for (int k = 0; k < length && first + k < p.a.k; ++k)
+          bias_sum += load(step(0, int(threadIdx.x), k)) * load(p.row_weight + first + k);
         return;
       }
     }
-#pragma unroll
-    for (int k = 0; k < step_k<T>; ++k) bias_sum += load(step + k * A::stride + threadIdx.x);
+#pragma unroll 8
+    for (int k = 0; k < length; ++k) bias_sum += load(step(0, int(threadIdx.x), k));
   });
   let_next_launch_begin();  // not before: its blocks would wait where this one's are to run
   arithmetic.write(tile, Layout::stride);
   if (threadIdx.x < tile_size) tile[Layout::sums + threadIdx.x] = bias_sum;
   __syncthreads();
 
-  int first = 0, end = tile_size;  // rows of the tile that are this block's to finish
   if (p.clustered) {
-    const int rows = (tile_size + int(gridDim.y) - 1) / int(gridDim.y);
-    first = int(blockIdx.y) * rows;
-    end = first + rows < tile_size ? first + rows : tile_size;
     cluster_barrier();
-    sum_cluster<C, tile_size, Layout::stride>(tile, gridDim.y, first, end);
-    __syncthreads();  // a bias's sum is another thread's
+    sum_cluster<C, tile_size, Layout::stride>(tile, gridDim.y, first, end, sums_bias);
+    cluster_arrive();  // what the others have is read
+    __syncthreads();   // a bias's sum is another thread's
   } else if (gridDim.y > 1) {
     C* const sums = static_cast<C*>(p.partial) + int64_t{blockIdx.x} * gridDim.y * Layout::size;
     for (int i = threadIdx.x; i < Layout::size / 4; i += tile_threads)
@@ -254,7 +262,7 @@ __global__ void __launch_bounds__(tile_threads, 2) product_kernel(Product<typena
   if (p.b.rows > 0)
     epilogue<pass>(p, Tile<C, tile_size, Layout::stride>{tile, row0, col0, p.a.rows, p.b.rows, first, end});
   if (sums_bias) finish_bias<pass>(p, tile + Layout::sums, row0, first, end);
-  if (p.clustered) cluster_barrier();
+  if (p.clustered) cluster_wait();  // the others have read what is here
 }
 
 constexpr ProductRole role_of(Pass pass) {
@@ -272,7 +280,7 @@ constexpr ProductRole role_of(Pass pass) {
   return ProductRole::weight_gradient;
 }
 
-// In how many parts k is shared out: as fill the multiprocessors, each of at least four steps, or two where they are a
+// In how many parts k is shared out: as fill the multiprocessors, each of at least two steps, or one where they are a
 // cluster, of a power of two, which is what the groups of multiprocessors hold without gaps; or as the context says, as
 // long as each has a step and their sums are no more than 70 MB of scratch memory.
 int64_t splits_of(const Context& context, const ProductShape& shape, int64_t tiles, int64_t steps, int cluster) {
@@ -280,9 +288,9 @@ int64_t splits_of(const Context& context, const ProductShape& shape, int64_t til
   const int64_t most = std::max<int64_t>(1, std::min(steps, Context::counter_count / tiles));
   if (const int64_t chosen = context.splits(shape); chosen > 0) return std::min(chosen, most);
   const int64_t fill = context.multiprocessors / tiles;
-  if (cluster == 1) return std::clamp<int64_t>(std::min(fill, steps / 4), 1, 16);
+  if (cluster == 1) return std::clamp<int64_t>(std::min(fill, steps / 2), 1, 16);
   int64_t splits = 1;
-  while (splits * 2 <= std::min<int64_t>({fill, steps / 2, cluster})) splits *= 2;
+  while (splits * 2 <= std::min<int64_t>({fill, steps, cluster})) splits *= 2;
   return splits;
 }
 
@@ -290,24 +298,25 @@ template <class Arithmetic, Major a_major, Major b_major, Pass pass>
 void run(const Context& context, Product<typename Arithmetic::T> p) {
   using T = typename Arithmetic::T;
   using Layout = TileLayout<Arithmetic>;
+  using A = Swizzled<T, a_major, tile_size>;
+  using B = Swizzled<T, b_major, tile_size>;
+  static_assert(A::step == B::step && A::stages == B::stages, "the operands go along k together");
   const auto up = [](int64_t n, int64_t d) { return (n + d - 1) / d; };
   if (p.a.rows == 0 || (p.b.rows == 0 && !has_bias_sum<pass>(p))) return;
   p.tiles_across = std::max<int64_t>(1, up(p.b.rows, tile_size));  // a bias gradient has no need of columns
-  const int64_t tiles = up(p.a.rows, tile_size) * p.tiles_across, steps = up(p.a.k, step_k<T>);
+  const int64_t tiles = up(p.a.rows, tile_size) * p.tiles_across, steps = up(p.a.k, A::step);
   const ProductShape shape{role_of(pass), p.a.rows, p.b.rows, p.a.k};
   const auto kernel = product_kernel<Arithmetic, a_major, b_major, pass>;
   const int cluster = cluster_limit(context, "linear", kernel);
   int64_t splits = splits_of(context, shape, tiles, steps, cluster);
-  p.k_of_split = std::max<int64_t>(1, up(steps, splits)) * step_k<T>;
+  p.k_of_split = std::max<int64_t>(1, up(steps, splits)) * A::step;
   splits = std::max<int64_t>(1, up(p.a.k, p.k_of_split));
   p.clustered = splits > 1 && splits <= cluster;
   if (splits > 1 && !p.clustered) {
     p.partial = context.scratch(tiles * splits * Layout::size * sizeof(typename Layout::C));
     p.counters = context.counters();
   }
-  constexpr size_t staged =
-      (StagedSource<T, a_major, tile_size>::shared_elements + StagedSource<T, b_major, tile_size>::shared_elements) *
-      sizeof(T);
+  constexpr size_t staged = (StagedSource<A>::shared_elements + StagedSource<B>::shared_elements) * sizeof(T);
   constexpr size_t shared = std::max(staged, Layout::size * sizeof(typename Layout::C));
   Grid grid{dim3(static_cast<unsigned>(tiles), static_cast<unsigned>(splits)), dim3(tile_threads), shared};
   grid.clustered = p.clustered;

@@ -37,6 +37,10 @@ __device__ __forceinline__ void cp_async_16(SharedPlace shared, const void* glob
                "r"(bytes)
                : "memory");
 }
+__device__ __forceinline__ void cp_async_16(SharedPlace shared, const void* global) {
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(shared), "l"(__cvta_generic_to_global(global))
+               : "memory");
+}
 __device__ __forceinline__ void cp_async_16(void* shared, const void* global, int bytes) {
   cp_async_16(shared_place(shared), global, bytes);
 }
@@ -45,6 +49,10 @@ __device__ __forceinline__ void cp_async_4(void* shared, const void* global, int
       "cp.async.ca.shared.global [%0], [%1], 4, %2;" ::"r"(static_cast<uint32_t>(__cvta_generic_to_shared(shared))),
       "l"(__cvta_generic_to_global(global)), "r"(bytes)
       : "memory");
+}
+// Asks for the line of the second-level cache that has this address in it.
+__device__ __forceinline__ void prefetch(const void* global) {
+  asm volatile("prefetch.global.L2 [%0];" ::"l"(__cvta_generic_to_global(global)));
 }
 // Closes a group of this thread's copies.
 __device__ __forceinline__ void cp_async_commit() { asm volatile("cp.async.commit_group;" ::: "memory"); }
@@ -134,6 +142,22 @@ __device__ __forceinline__ void wait_for_launch_before() {
 __device__ __forceinline__ void cluster_barrier() {
 #if __CUDA_ARCH__ >= 900
   asm volatile("barrier.cluster.arrive.release;\n\tbarrier.cluster.wait.acquire;" ::: "memory");
+#else
+  __trap();
+#endif
+}
+// A barrier in two halves that orders no memory: a thread says that it is done with the others' shared memory, and
+// waits until all have said so.
+__device__ __forceinline__ void cluster_arrive() {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("barrier.cluster.arrive.relaxed;" ::: "memory");
+#else
+  __trap();
+#endif
+}
+__device__ __forceinline__ void cluster_wait() {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("barrier.cluster.wait;" ::: "memory");
 #else
   __trap();
 #endif

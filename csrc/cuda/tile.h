@@ -1,8 +1,9 @@
 // The tiled matrix product that every layer kernel is made of: C = A B, a tile of C a block of 128 threads.
 //
-// The tile's operands come from global to shared memory in steps of 64 bytes along k, four steps in flight (cp.async);
-// a thread or warp keeps its part of C in registers. The pieces:
+// The tile's operands come from global to shared memory in steps along k, several in flight (cp.async); a thread or
+// warp keeps its part of C in registers. The pieces:
 //   Matrix        an operand in global memory, of any size, stride and alignment
+//   Padded, Swizzled    how its steps lie in shared memory
 //   StagedSource, ResidentSource    where a step's operand is found: copied step by step, or on chip from before
 //   Fma, Mma      the arithmetic: exact float or double by FMA; tf32, bf16 and fp16 on tensor cores
 //   multiply_tiles    the pipeline
@@ -15,11 +16,6 @@
 namespace fastgan::cuda {
 
 constexpr int tile_threads = 128;
-constexpr int stages = 4;
-
-// Elements of k a step.
-template <class T>
-constexpr int step_k = 64 / sizeof(T);
 
 // Along which index of its own an operand's elements are neighbours in memory: k, or its row (m of A, n of B).
 enum class Major { k, row };
@@ -41,21 +37,51 @@ __host__ __device__ __forceinline__ Matrix<T> matrix(const T* data, int64_t stri
   return {data, stride, rows, k, aligned};
 }
 
-// One step of an operand in shared memory. The strides keep the reads below free of bank conflicts: 80 bytes for
-// Major::k; for Major::row, rows padded by 32 bytes (float), 16 (16-bit), 16 (double).
-template <class T, Major major, int rows>
-struct Stage {
-  static constexpr int stride = major == Major::k ? step_k<T> + 16 / int(sizeof(T)) : rows + (sizeof(T) == 8 ? 2 : 8);
-  static constexpr int size = (major == Major::k ? rows : step_k<T>)*stride;
+// How the steps of an operand lie in shared memory: `stages` of them, `step` elements of k each, in lines along its
+// major index; place() is where an element of a line is. Both keep the reads below free of bank conflicts.
+//
+// Steps of 64 bytes, with the ends of lines padded: by 16 bytes for Major::k; for Major::row by 32 (float) or 16.
+template <class T_, Major major_, int rows_>
+struct Padded {
+  using T = T_;
+  static constexpr Major major = major_;
+  static constexpr int rows = rows_, stages = 4, step = 64 / int(sizeof(T));
+  static constexpr bool moves_pieces = false;
+  static constexpr int stride = major == Major::k ? step + 16 / int(sizeof(T)) : rows + (sizeof(T) == 8 ? 2 : 8);
+  static constexpr int size = (major == Major::k ? rows : step) * stride;
+
+  static __device__ __forceinline__ int place(int line, int element) { return line * stride + element; }
 };
 
-// Starts copying, element by element, rows [row0, row0 + rows) x k [k0, k0 + step_k) of the operand; zeros where it
-// ends.
-template <class T, Major major, int rows>
+// Steps of 128 bytes, so that a line of Major::k is a line of the caches. On an H200 a copy of 32 threads took 31 turns
+// at shared memory where the steps were of 64 bytes and padded, 18 where lines were whole, and the copies' turns were
+// half of what a product of floats waited for. Lines of 128 bytes have their pieces of 16 at places that differ from
+// line to line; longer ones, and those of doubles, of which a read takes two pieces, are padded as above.
+template <class T_, Major major_, int rows_>
+struct Swizzled {
+  using T = T_;
+  static constexpr Major major = major_;
+  static constexpr int rows = rows_, stages = 3, step = 128 / int(sizeof(T));
+  static constexpr int length = major == Major::k ? step : rows;
+  static constexpr bool moves_pieces = length * sizeof(T) == 128 && sizeof(T) < 8;
+  static constexpr int stride = length + (moves_pieces ? 0 : sizeof(T) == 8 ? 2 : 8);
+  static constexpr int size = (major == Major::k ? rows : step) * stride;
+
+  static __device__ __forceinline__ int place(int line, int element) {
+    constexpr int piece = 16 / int(sizeof(T));
+    if constexpr (!moves_pieces) return line * stride + element;
+    // Eight lines have eight places for a piece, and four neighbours among them places for two pieces each.
+    const int key = line % 4 * 2 + line / 4 % 2;
+    return line * stride + (element / piece ^ key) * piece + element % piece;
+  }
+};
+
+// Starts copying, element by element, rows [row0, row0 + rows) x k [k0, k0 + step) of the operand; zeros where it ends.
+template <class Layout, class T>
 __device__ __forceinline__ void copy_elements(T* shared, const Matrix<T>& m, int64_t row0, int64_t k0) {
-  constexpr int lines = major == Major::k ? rows : step_k<T>;
-  constexpr int line_length = major == Major::k ? step_k<T> : rows;
-  constexpr int stride = Stage<T, major, rows>::stride;
+  constexpr Major major = Layout::major;
+  constexpr int lines = major == Major::k ? Layout::rows : Layout::step;
+  constexpr int line_length = major == Major::k ? Layout::step : Layout::rows;
   const int64_t line0 = major == Major::k ? row0 : k0, place0 = major == Major::k ? k0 : row0;
   const int64_t line_end = major == Major::k ? m.rows : m.k, place_end = major == Major::k ? m.k : m.rows;
 #pragma unroll 1  // seldom taken, within loops that must stay short
@@ -63,7 +89,7 @@ __device__ __forceinline__ void copy_elements(T* shared, const Matrix<T>& m, int
     const int line = element / line_length, place = element % line_length;
     const bool inside = line0 + line < line_end && place0 + place < place_end;
     const T* source = inside ? m.data + (line0 + line) * m.stride + place0 + place : m.data;
-    T* target = shared + line * stride + place;
+    T* target = shared + Layout::place(line, place);
     if constexpr (sizeof(T) == 2) {
       *target = inside ? *source : T{0};  // cp.async copies no less than 4 bytes
     } else {
@@ -79,44 +105,58 @@ __device__ __forceinline__ void copy_elements(T* shared, const Matrix<T>& m, int
 
 // The copies of an operand's steps, one after the other along k: where they go is `shared`, stage by stage. A thread
 // has the same few pieces of 16 bytes in every step, so that a step costs it little more than the copies themselves.
-template <class T, Major major, int rows>
+template <class Layout>
 class Copies {
+  using T = typename Layout::T;
+  static constexpr Major major = Layout::major;
+  static constexpr int rows = Layout::rows, step = Layout::step;
+
  public:
   __device__ __forceinline__ Copies(T* shared, const Matrix<T>& m, int64_t row0, int64_t k0)
       : shared_(shared), m_(m), row0_(row0), k_(k0) {
-    to_ = shared_place(shared + own_line() * Stage<T, major, rows>::stride + own_place());
+    to_ = shared_place(shared + Layout::place(own_line(), own_place()));
     const int64_t line0 = major == Major::k ? row0 : k0, place0 = major == Major::k ? k0 : row0;
     source_ = m.data + (line0 + own_line()) * m.stride + place0 + own_place();
     const int64_t left = major == Major::k ? m.rows - row0 - own_line() : m.rows - row0 - own_place();
     left_ = left > rows ? rows : left < 0 ? 0 : int(left);
+    is_whole_ = m.aligned && m.rows - row0 >= rows;
   }
 
   __device__ __forceinline__ void next(int stage) {
-    if (__builtin_expect(m_.aligned, 1)) {
-      const int64_t left_k = m_.k - k_;
-      const int k = left_k > step_k<T> ? step_k<T> : int(left_k);  // of this step
+    const int64_t left_k = m_.k - k_;
+    if (is_whole_ && left_k >= step) {
+      const T* from = source_;
+#pragma unroll
+      for (int i = 0; i < own; ++i) {
+        if (pieces % tile_threads != 0 && int(threadIdx.x) + i * tile_threads >= pieces) break;
+        cp_async_16(to_ + (stage * Layout::size + i * lines_apart * Layout::stride) * int(sizeof(T)), from);
+        from += lines_apart * m_.stride;
+      }
+    } else if (m_.aligned) {
+      const int k = left_k > step ? step : int(left_k);  // of this step
 #pragma unroll
       for (int i = 0; i < own; ++i) {
         if (pieces % tile_threads != 0 && int(threadIdx.x) + i * tile_threads >= pieces) break;
         const int line = i * lines_apart;  // from the first of one's own
         const int count =
             major == Major::k ? (left_ > line ? most(k - own_place()) : 0) : (k > own_line() + line ? most(left_) : 0);
-        cp_async_16(to_ + (stage * Stage<T, major, rows>::size + line * Stage<T, major, rows>::stride) * int(sizeof(T)),
+        cp_async_16(to_ + (stage * Layout::size + line * Layout::stride) * int(sizeof(T)),
                     count > 0 ? source_ + line * m_.stride : m_.data, count * int(sizeof(T)));
       }
-      source_ += major == Major::k ? int64_t{step_k<T>} : step_k<T> * m_.stride;
     } else {
-      copy_elements<T, major, rows>(shared_ + stage * Stage<T, major, rows>::size, m_, row0_, k_);
+      copy_elements<Layout>(shared_ + stage * Layout::size, m_, row0_, k_);
     }
-    k_ += step_k<T>;
+    source_ += major == Major::k ? int64_t{step} : step * m_.stride;
+    k_ += step;
   }
 
  private:
   static constexpr int length = 16 / sizeof(T);  // elements of a piece
-  static constexpr int pieces_of_line = (major == Major::k ? step_k<T> : rows) / length;
-  static constexpr int pieces = rows * step_k<T> / length;
+  static constexpr int pieces_of_line = (major == Major::k ? step : rows) / length;
+  static constexpr int pieces = rows * step / length;
   static constexpr int own = (pieces + tile_threads - 1) / tile_threads, lines_apart = tile_threads / pieces_of_line;
   static_assert(tile_threads % pieces_of_line == 0, "a thread's pieces lie one below the other");
+  static_assert(!Layout::moves_pieces || lines_apart % 8 == 0, "at the same places of their lines");
 
   static __device__ __forceinline__ int own_line() { return int(threadIdx.x) / pieces_of_line; }
   static __device__ __forceinline__ int own_place() { return int(threadIdx.x) % pieces_of_line * length; }
@@ -129,35 +169,54 @@ class Copies {
   int64_t k_;
   const T* source_;  // of the first of one's own pieces
   int left_;         // rows of the operand from there on, within the tile
+  bool is_whole_;    // all of the tile's rows are there, and its pieces aligned
+};
+
+// A step of an operand in shared memory: where its element (row0 + row, k) is, k from the step's first on. row0 is a
+// multiple of eight where pieces have moved: what depends on the thread is in `row`, so that it is found once.
+template <class Layout>
+struct StagedStep {
+  const typename Layout::T* shared;
+
+  __device__ __forceinline__ const typename Layout::T* operator()(int row0, int row, int k) const {
+    return shared +
+           (Layout::major == Major::k ? row0 * Layout::stride + Layout::place(row, k) : Layout::place(k, row0 + row));
+  }
+};
+template <class T>
+struct ResidentStep {
+  const T* shared;
+  int stride;
+
+  __device__ __forceinline__ const T* operator()(int row0, int row, int k) const {
+    return shared + (row0 + row) * stride + k;
+  }
 };
 
 // An operand copied to `shared` (`stages` steps of it) as the product goes along k.
-template <class T, Major major_, int rows>
+template <class Layout_>
 struct StagedSource {
-  static constexpr Major major = major_;
-  static constexpr int stride = Stage<T, major, rows>::stride;
-  static constexpr int shared_elements = stages * Stage<T, major, rows>::size;
+  using Layout = Layout_;
+  using T = typename Layout::T;
+  static constexpr int shared_elements = Layout::stages * Layout::size;
 
-  __device__ __forceinline__ Copies<T, major, rows> copies(int64_t k) const { return {shared, operand, row0, k}; }
-  __device__ __forceinline__ const T* at(int stage, int64_t) const {
-    return shared + stage * Stage<T, major, rows>::size;
-  }
+  __device__ __forceinline__ Copies<Layout> copies(int64_t k) const { return {shared, operand, row0, k}; }
+  __device__ __forceinline__ StagedStep<Layout> at(int stage, int64_t) const { return {shared + stage * Layout::size}; }
 
   T* shared;
   Matrix<T> operand;
   int64_t row0;
 };
 
-// An operand that is on chip already, Major::k; up to the next multiple of step_k its rows end in zeros.
+// An operand that is on chip already, Major::k; up to the next multiple of a step its rows end in zeros.
 template <class T>
 struct ResidentSource {
-  static constexpr Major major = Major::k;
   struct NoCopies {
     __device__ __forceinline__ void next(int) const {}
   };
 
   __device__ __forceinline__ NoCopies copies(int64_t) const { return {}; }
-  __device__ __forceinline__ const T* at(int, int64_t k) const { return shared + k; }
+  __device__ __forceinline__ ResidentStep<T> at(int, int64_t k) const { return {shared + k, stride}; }
 
   const T* shared;
   int stride;
@@ -168,7 +227,10 @@ struct alignas(16) Four {
   T element[4];
 };
 
-// The arithmetic by FMA, in T itself (float or double): each thread has some rows and columns of the tile.
+// The arithmetic by FMA, in T itself (float or double): each thread has some rows and columns of the tile. A tile of
+// floats of 64x64 has 8x8 of a thread, two groups of threads each with half of a step's k: what a thread reads of
+// shared memory counts by the side of its part and what it computes by the area, and with 8x4 the reads took as long as
+// the FMAs.
 template <class T_, int rows, int cols, Major a_major, Major b_major>
 class Fma {
  public:
@@ -182,13 +244,16 @@ class Fma {
       for (int j = 0; j < own_cols; ++j) sum_[i][j] = T(0);
   }
 
-  __device__ __forceinline__ void multiply(const T* a, int a_stride, const T* b, int b_stride) {
-    const int down = threadIdx.x / threads_across, across = threadIdx.x % threads_across;
+  template <int step, class A, class B>
+  __device__ __forceinline__ void multiply(const A& a, const B& b) {
+    constexpr int own_step = step / groups;
+    static_assert(own_step % 4 == 0, "four of k at a time");
+    const int first = group() * own_step;
 #pragma unroll 2  // a longer loop does not fit the first of the caches of instructions
-    for (int k = 0; k < step_k<T>; k += 4) {
+    for (int k = 0; k < own_step; k += 4) {
       T a_part[own_rows][4], b_part[own_cols][4];
-      load_part<a_major, own_rows, threads_down>(a_part, a, a_stride, down, k);
-      load_part<b_major, own_cols, threads_across>(b_part, b, b_stride, across, k);
+      load_part<a_major, own_rows, threads_down>(a_part, a, down(), first + k);
+      load_part<b_major, own_cols, threads_across>(b_part, b, across(), first + k);
 #pragma unroll
       for (int q = 0; q < 4; ++q)
 #pragma unroll
@@ -198,19 +263,32 @@ class Fma {
     }
   }
 
-  // Writes the tile to shared memory.
+  // Writes the tile to shared memory. All threads of the block call it.
   __device__ __forceinline__ void write(T* c, int stride) const {
-    const int down = threadIdx.x / threads_across, across = threadIdx.x % threads_across;
+    const auto each = [&](const auto& put) {
 #pragma unroll
-    for (int i = 0; i < own_rows; ++i)
+      for (int i = 0; i < own_rows; ++i)
 #pragma unroll
-      for (int j = 0; j < own_cols; ++j)
-        c[place<a_major, threads_down>(down, i) * stride + place<b_major, threads_across>(across, j)] = sum_[i][j];
+        for (int j = 0; j < own_cols; ++j)
+          put(c[place<a_major, threads_down>(down(), i) * stride + place<b_major, threads_across>(across(), j)],
+              sum_[i][j]);
+    };
+    if (group() == 0) each([](T& to, T sum) { to = sum; });
+    if constexpr (groups == 2) {
+      __syncthreads();
+      if (group() == 1) each([](T& to, T sum) { to += sum; });
+    }
   }
 
  private:
-  static constexpr int threads_down = rows == 16 ? 4 : 8, threads_across = tile_threads / threads_down;
+  static constexpr int groups = sizeof(T) == 4 && rows == 64 && cols == 64 ? 2 : 1;
+  static constexpr int group_threads = tile_threads / groups;
+  static constexpr int threads_down = rows == 16 ? 4 : 8, threads_across = group_threads / threads_down;
   static constexpr int own_rows = rows / threads_down, own_cols = cols / threads_across;
+
+  static __device__ __forceinline__ int group() { return groups == 1 ? 0 : int(threadIdx.x) / group_threads; }
+  static __device__ __forceinline__ int down() { return int(threadIdx.x) % group_threads / threads_across; }
+  static __device__ __forceinline__ int across() { return int(threadIdx.x) % threads_across; }
 
   // The place in the tile of a thread's i-th row: interleaved with the other threads' where it reads along k, in fours
   // where it reads along rows; so a warp's 16-byte reads fall on different banks.
@@ -219,12 +297,12 @@ class Fma {
     return major == Major::k ? thread + threads * i : i / 4 * (threads * 4) + thread * 4 + i % 4;
   }
 
-  template <Major major, int own, int threads>
-  static __device__ __forceinline__ void load_part(T (&part)[own][4], const T* operand, int stride, int thread, int k) {
+  template <Major major, int own, int threads, class Step>
+  static __device__ __forceinline__ void load_part(T (&part)[own][4], const Step& operand, int thread, int k) {
     if constexpr (major == Major::k) {
 #pragma unroll
       for (int i = 0; i < own; ++i) {
-        const Four<T> four = *reinterpret_cast<const Four<T>*>(operand + place<major, threads>(thread, i) * stride + k);
+        const Four<T> four = *reinterpret_cast<const Four<T>*>(operand(threads * i, thread, k));
 #pragma unroll
         for (int q = 0; q < 4; ++q) part[i][q] = four.element[q];
       }
@@ -234,7 +312,7 @@ class Fma {
 #pragma unroll
         for (int i = 0; i < own; i += 4) {
           const Four<T> four =
-              *reinterpret_cast<const Four<T>*>(operand + (k + q) * stride + place<major, threads>(thread, i));
+              *reinterpret_cast<const Four<T>*>(operand(place<major, threads>(0, i), thread * 4, k + q));
 #pragma unroll
           for (int p = 0; p < 4; ++p) part[i + p][q] = four.element[p];
         }
@@ -261,15 +339,16 @@ class Mma {
         for (int r = 0; r < 4; ++r) sum_[i][j][r] = 0;
   }
 
-  __device__ __forceinline__ void multiply(const T* a, int a_stride, const T* b, int b_stride) {
+  template <int step, class A, class B>
+  __device__ __forceinline__ void multiply(const A& a, const B& b) {
     constexpr int mma_k = sizeof(Operand) == 4 ? 8 : 16;
 #pragma unroll
-    for (int k = 0; k < step_k<T>; k += mma_k) {
+    for (int k = 0; k < step; k += mma_k) {
       uint32_t a_part[m_tiles][4], b_part[n_tiles][2];
 #pragma unroll
-      for (int i = 0; i < m_tiles; ++i) load_a(a_part[i], a, a_stride, first_row() + 16 * i, k);
+      for (int i = 0; i < m_tiles; ++i) load_a(a_part[i], a, first_row() + 16 * i, k);
 #pragma unroll
-      for (int j = 0; j < n_tiles; j += 2) load_two_b(b_part[j], b_part[j + 1], b, b_stride, first_col() + 8 * j, k);
+      for (int j = 0; j < n_tiles; j += 2) load_two_b(b_part[j], b_part[j + 1], b, first_col() + 8 * j, k);
 #pragma unroll
       for (int i = 0; i < m_tiles; ++i)
 #pragma unroll
@@ -305,57 +384,53 @@ class Mma {
 
   // float: one by one, rounded to tf32. 16-bit: by ldmatrix, whose lane gives the address of a row of eight: those of
   // the first two 8x8 matrices down the rows and the last two further along k (of B: the other way round).
-  template <Major major>
-  static __device__ __forceinline__ const T* element(const T* operand, int stride, int row, int k) {
-    return major == Major::k ? operand + row * stride + k : operand + k * stride + row;
-  }
 
   // Two neighbours in k of an operand of floats, rounded; k is even.
-  template <Major major>
-  static __device__ __forceinline__ uint32_t pair(const float* operand, int stride, int row, int k) {
+  template <Major major, class Step>
+  static __device__ __forceinline__ uint32_t pair(const Step& operand, int row0, int row, int k) {
     if constexpr (major == Major::k) {
-      const Two two = *reinterpret_cast<const Two*>(operand + row * stride + k);
+      const Two two = *reinterpret_cast<const Two*>(operand(row0, row, k));
       return to_bf16_pair(two.element[0], two.element[1]);
     }
-    return to_bf16_pair(*element<major>(operand, stride, row, k), *element<major>(operand, stride, row, k + 1));
+    return to_bf16_pair(*operand(row0, row, k), *operand(row0, row, k + 1));
   }
 
-  static __device__ __forceinline__ void load_a(uint32_t (&part)[4], const T* a, int stride, int row, int k) {
+  template <class A>
+  static __device__ __forceinline__ void load_a(uint32_t (&part)[4], const A& a, int row, int k) {
     if constexpr (rounds_to_bf16) {
 #pragma unroll
-      for (int r = 0; r < 4; ++r)
-        part[r] = pair<a_major>(a, stride, row + group() + r % 2 * 8, k + 2 * t() + r / 2 * 8);
+      for (int r = 0; r < 4; ++r) part[r] = pair<a_major>(a, row + r % 2 * 8, group(), k + 2 * t() + r / 2 * 8);
     } else if constexpr (sizeof(T) == 4) {
 #pragma unroll
-      for (int r = 0; r < 4; ++r)
-        part[r] = to_tf32(*element<a_major>(a, stride, row + group() + r % 2 * 8, k + t() + r / 2 * 4));
+      for (int r = 0; r < 4; ++r) part[r] = to_tf32(*a(row + r % 2 * 8, group(), k + t() + r / 2 * 4));
     } else if constexpr (a_major == Major::k) {
-      ldmatrix_x4(part, element<a_major>(a, stride, row + lane() % 16, k + lane() / 16 * 8));
+      ldmatrix_x4(part, a(row, lane() % 16, k + lane() / 16 * 8));
     } else {
-      ldmatrix_x4_trans(part, element<a_major>(a, stride, row + lane() / 8 % 2 * 8, k + lane() % 8 + lane() / 16 * 8));
+      ldmatrix_x4_trans(part, a(row, lane() / 8 % 2 * 8, k + lane() % 8 + lane() / 16 * 8));
     }
   }
 
-  static __device__ __forceinline__ void load_two_b(uint32_t (&first)[2], uint32_t (&second)[2], const T* b, int stride,
-                                                    int col, int k) {
+  template <class B>
+  static __device__ __forceinline__ void load_two_b(uint32_t (&first)[2], uint32_t (&second)[2], const B& b, int col,
+                                                    int k) {
     if constexpr (rounds_to_bf16) {
 #pragma unroll
       for (int r = 0; r < 2; ++r) {
-        first[r] = pair<b_major>(b, stride, col + group(), k + 2 * t() + r * 8);
-        second[r] = pair<b_major>(b, stride, col + 8 + group(), k + 2 * t() + r * 8);
+        first[r] = pair<b_major>(b, col, group(), k + 2 * t() + r * 8);
+        second[r] = pair<b_major>(b, col + 8, group(), k + 2 * t() + r * 8);
       }
     } else if constexpr (sizeof(T) == 4) {
 #pragma unroll
       for (int r = 0; r < 2; ++r) {
-        first[r] = to_tf32(*element<b_major>(b, stride, col + group(), k + t() + r * 4));
-        second[r] = to_tf32(*element<b_major>(b, stride, col + 8 + group(), k + t() + r * 4));
+        first[r] = to_tf32(*b(col, group(), k + t() + r * 4));
+        second[r] = to_tf32(*b(col + 8, group(), k + t() + r * 4));
       }
     } else {
       uint32_t four[4];
       if constexpr (b_major == Major::k)
-        ldmatrix_x4(four, element<b_major>(b, stride, col + lane() % 8 + lane() / 16 * 8, k + lane() / 8 % 2 * 8));
+        ldmatrix_x4(four, b(col, lane() % 8 + lane() / 16 * 8, k + lane() / 8 % 2 * 8));
       else
-        ldmatrix_x4_trans(four, element<b_major>(b, stride, col + lane() / 16 * 8, k + lane() % 16));
+        ldmatrix_x4_trans(four, b(col, lane() / 16 * 8, k + lane() % 16));
 #pragma unroll
       for (int r = 0; r < 2; ++r) {
         first[r] = four[r];
@@ -377,12 +452,12 @@ class Mma {
   float sum_[m_tiles][n_tiles][4];
 };
 
-// Adds A B over k in [k_begin, k_end), which starts at a multiple of step_k, to the arithmetic's sums. on_step(stage,
+// Adds A B over k in [k_begin, k_end), which starts at a multiple of a step, to the arithmetic's sums. on_step(stage,
 // k) may read what was staged, of k on. When it returns, all threads are done with the stages.
 template <class Arithmetic, class ASource, class BSource, class OnStep>
 __device__ __forceinline__ void multiply_tiles(Arithmetic& arithmetic, const ASource& a, const BSource& b,
                                                int64_t k_begin, int64_t k_end, const OnStep& on_step) {
-  constexpr int step = step_k<typename Arithmetic::T>;
+  constexpr int step = BSource::Layout::step, stages = BSource::Layout::stages;
   auto a_copies = a.copies(k_begin);
   auto b_copies = b.copies(k_begin);
   const auto fetch = [&](int64_t k, int stage) {
@@ -399,7 +474,7 @@ __device__ __forceinline__ void multiply_tiles(Arithmetic& arithmetic, const ASo
     cp_async_wait<stages - 2>();
     __syncthreads();  // this step is there for all, and all are done with the one before, whose place is taken next
     fetch(k + (stages - 1) * step, int((stage + stages - 1) % stages));
-    arithmetic.multiply(a.at(int(stage), k), a.stride, b.at(int(stage), k), b.stride);
+    arithmetic.template multiply<step>(a.at(int(stage), k), b.at(int(stage), k));
     on_step(int(stage), k);
     stage = (stage + 1) % stages;
   }

@@ -264,13 +264,34 @@ void grid_barrier(Site site) {
   change_fence_word();
 }
 
-void cluster_barrier(Site site) {
+namespace {
+
+void meet_cluster(const char* what, Site site) {
   Block& block = *current->block;
-  if (block.cluster == nullptr) fault("cluster_barrier needs a launch of clusters");
+  if (block.cluster == nullptr) fault(std::string(what) + " needs a launch of clusters");
   Cluster& cluster = *block.cluster;
   count::cluster_barrier();
-  meet(cluster.meeting, int(cluster.blocks.size()) * block.threads, "cluster_barrier", 0, site, nullptr,
+  meet(cluster.meeting, int(cluster.blocks.size()) * block.threads, what, 0, site, nullptr,
        [&] { race::meet_cluster(cluster.blocks), count::meet_cluster(cluster.blocks); });
+}
+
+}  // namespace
+
+void cluster_barrier(Site site) {
+  if (current->has_arrived) fault("cluster_barrier comes between cluster_arrive and cluster_wait");
+  meet_cluster("cluster_barrier", site);
+}
+
+void cluster_arrive() {
+  if (current->block->cluster == nullptr) fault("cluster_arrive needs a launch of clusters");
+  if (current->has_arrived) fault("cluster_arrive comes again before cluster_wait");
+  current->has_arrived = true;
+}
+
+void cluster_wait(Site site) {
+  if (!current->has_arrived) fault("cluster_wait comes without cluster_arrive");
+  current->has_arrived = false;
+  meet_cluster("cluster_wait", site);
 }
 
 __attribute__((noinline)) void* peer_shared(void* p, size_t bytes, unsigned rank) {
@@ -284,6 +305,7 @@ __attribute__((noinline)) void* peer_shared(void* p, size_t bytes, unsigned rank
     fault("peer_shared asks for what does not lie in dynamic shared memory");
   Block& peer = *block.cluster->blocks[rank];
   if (&peer == &block) return p;
+  if (current->has_arrived) fault("peer_shared comes after cluster_arrive, when the others may do as they like");
   race::access(peer.ends.data(), size_t(peer.threads), race::Access::read, __builtin_return_address(0));
   if (peer.ended.load(std::memory_order_relaxed) > 0)
     fault("peer_shared asks for the shared memory of block " + std::to_string(rank) +
@@ -328,6 +350,7 @@ void thread_ends() {
     block.ended.fetch_add(1, std::memory_order_relaxed);
   }
   const InModel model;
+  if (current->has_arrived) fault("ends between cluster_arrive and cluster_wait");
   if (current->copies != nullptr && !current->copies->list.empty())
     fault("ends with asynchronous copies that it has not waited for");
 }

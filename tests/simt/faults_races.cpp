@@ -175,6 +175,21 @@ void cluster_sums(bool barrier_before, bool barrier_after) {
           "a block does not see what the others of its cluster wrote");
 }
 
+// The barrier at the end in halves: a block says that it has read what the others have, and waits for them to say so.
+void cluster_halves(bool waits) {
+  std::array<int, 2> seen{};
+  run_clusters("k", dim3(1, 2), 32, 128, [&] {
+    int* const own = reinterpret_cast<int*>(dynamic_shared()) + threadIdx.x;
+    *own = int(blockIdx.y) + 1;
+    fastgan::cuda::cluster_barrier();
+    const int others = *peer_shared(own, 1 - blockIdx.y);
+    if (waits) fastgan::cuda::cluster_arrive();
+    if (threadIdx.x == 0) seen[blockIdx.y] = others;
+    if (waits) fastgan::cuda::cluster_wait();
+  });
+  require(seen[0] == 2 && seen[1] == 1, "a block does not see what the other of its cluster wrote");
+}
+
 // The others' memory is written again, while they may still read what was there.
 void cluster_exchange(bool barrier) {
   std::array<int, 2> seen{};
@@ -232,6 +247,7 @@ const std::vector<Case> ordered = {
     {"grid_barrier_between", [] { blocks_in_place(true); }},
     {"launches_between", [] { launch_after_launch(true); }},
     {"cluster_barriers_around", [] { cluster_sums(true, true); }},
+    {"cluster_halves_at_the_end", [] { cluster_halves(true); }},
     {"cluster_barrier_before_reuse", [] { cluster_exchange(true); }},
 };
 
@@ -251,6 +267,7 @@ const std::vector<Case> unordered = {
     {"no_launch_between", [] { launch_after_launch(false); }},
     {"no_cluster_barrier_before", [] { cluster_sums(false, true); }},
     {"no_cluster_barrier_before_the_end", [] { cluster_sums(true, false); }},
+    {"no_cluster_wait_at_the_end", [] { cluster_halves(false); }},
     {"no_cluster_barrier_before_reuse", [] { cluster_exchange(false); }},
 };
 

@@ -49,6 +49,7 @@ struct Thread {
   int number = 0;  // within its block
   Copies* copies = nullptr;
   unsigned char* stack = nullptr;  // of a fiber
+  bool has_arrived = false;        // at cluster_arrive(), and not yet come to cluster_wait()
   int in_model = 0;                // over 0 while the model works for it, whose accesses are none of the kernel's
 };
 inline constinit thread_local Thread* current = nullptr;
@@ -88,6 +89,9 @@ bool is_shared(const void* p, size_t bytes);
 void block_barrier(const char* what, int id, int threads, Site site);
 void grid_barrier(Site site);
 void cluster_barrier(Site site);
+// Its halves: the meeting is at the wait, and between the two a thread has no business with the others' memory.
+void cluster_arrive();
+void cluster_wait(Site site);
 // Where the cluster's block of that rank has what lies at p in this one's shared memory.
 void* peer_shared(void* p, size_t bytes, unsigned rank);
 

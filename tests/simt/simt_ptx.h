@@ -75,7 +75,9 @@ inline void store_16(void* p, const Bytes16& value) {
 using SharedPlace = char*;
 inline SharedPlace shared_place(void* p) { return static_cast<char*>(p); }
 inline void cp_async_16(void* shared, const void* global, int bytes) { simt::start_copy(shared, global, bytes, 16); }
+inline void cp_async_16(void* shared, const void* global) { simt::start_copy(shared, global, 16, 16); }
 inline void cp_async_4(void* shared, const void* global, int bytes) { simt::start_copy(shared, global, bytes, 4); }
+inline void prefetch(const void*) {}
 inline void cp_async_commit() { simt::close_group(); }
 template <int pending>
 void cp_async_wait() {
@@ -125,6 +127,8 @@ inline void let_next_launch_begin() {}
 inline void wait_for_launch_before() {}
 
 inline void cluster_barrier(simt::Site site = simt::Site::current()) { simt::cluster_barrier(site); }
+inline void cluster_arrive() { simt::cluster_arrive(); }
+inline void cluster_wait(simt::Site site = simt::Site::current()) { simt::cluster_wait(site); }
 template <class T>
 T* peer_shared(T* own, unsigned rank) {
   return static_cast<T*>(simt::peer_shared(own, sizeof(T), rank));
