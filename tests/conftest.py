@@ -7,6 +7,7 @@ import contextlib
 import gc
 import inspect
 import os
+import zlib
 from collections.abc import Iterator
 from typing import Any
 
@@ -57,30 +58,35 @@ def unavailable_reason(name: str) -> str | None:
 
 
 @contextlib.contextmanager
-def run_on(name: str) -> Iterator[None]:
-    """The backend in force and, for `cuda`, the GPU as the device of new tensors."""
+def run_on(name: str, largest_cluster: int = simt_backend.LARGEST_CLUSTER) -> Iterator[None]:
+    """The backend in force and, for `cuda`, the GPU as the device of new tensors; `simt` has clusters, or none."""
     with contextlib.ExitStack() as stack:
-        stack.enter_context(simt_backend.use_simt() if name == "simt" else fastgan.use_backend(name))
+        simt = name == "simt"
+        stack.enter_context(simt_backend.use_simt(largest_cluster) if simt else fastgan.use_backend(name))
         if name == "cuda":
             stack.enter_context(torch.device("cuda"))
         yield
 
 
 @contextlib.contextmanager
-def run_on_or_skip(name: str) -> Iterator[str]:
+def run_on_or_skip(name: str, largest_cluster: int = simt_backend.LARGEST_CLUSTER) -> Iterator[str]:
     """As run_on; where the backend cannot run, the test is skipped, or fails if the backend is required."""
     if reason := unavailable_reason(name):
         if name in REQUIRED:
             pytest.fail(f"backend {name} is required, but {reason}")
         pytest.skip(reason)
-    with run_on(name):
+    with run_on(name, largest_cluster):
         yield name
 
 
 @pytest.fixture(params=BACKENDS)
 def backend(request: pytest.FixtureRequest) -> Iterator[str]:
-    """Runs the test once on every backend."""
-    with run_on_or_skip(request.param) as name:
+    """Runs the test once on every backend; of `simt` every other test, by its name, on a device without clusters.
+
+    Kernels, and what a step takes by default, are others there.
+    """
+    has_clusters = zlib.crc32(request.node.nodeid.encode()) % 2 == 0
+    with run_on_or_skip(request.param, simt_backend.LARGEST_CLUSTER if has_clusters else 1) as name:
         yield name
 
 

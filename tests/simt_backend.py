@@ -75,10 +75,17 @@ def verify_beforehand(device: torch.device) -> None:
                 raise RuntimeError(f"{key}: {gate.faults[key]}")
 
 
+LARGEST_CLUSTER = 8
+
+
 @contextlib.contextmanager
-def use_simt() -> Iterator[None]:
-    """In a `with` block, fastgan.functional's compiled ops are those of the host model."""
+def use_simt(largest_cluster: int = LARGEST_CLUSTER) -> Iterator[None]:
+    """In a `with` block, fastgan.functional's compiled ops are those of the host model.
+
+    Its device has clusters of so many blocks, as from compute capability 9.0 on, or none where that is 1.
+    """
     compiled = module()
+    compiled.set_largest_cluster(largest_cluster)
     before = backend.module, backend.ops, backend._device_types, backend._name
     backend.module, backend.ops = compiled, torch.ops.fastgan_simt
     backend._device_types, backend._name = frozenset(compiled.device_types()), "simt" if HAS_DEVICE else "cpu"
@@ -89,6 +96,7 @@ def use_simt() -> Iterator[None]:
         with device if HAS_DEVICE else contextlib.nullcontext():
             yield
     finally:
+        compiled.set_largest_cluster(LARGEST_CLUSTER)
         backend.module, backend.ops, backend._device_types, backend._name = before
 
 

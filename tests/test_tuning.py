@@ -70,8 +70,8 @@ def test_the_ways_that_are_timed(place: str, clock: Callable[..., MadeUpClock]) 
 
 
 def test_narrow_networks(clock: Callable[..., MadeUpClock]) -> None:
-    """In float32 they fit; then the ways are a launch a layer, and of that all products of either kind."""
-    with run_on_or_skip("simt"):
+    """In float32 they fit; without clusters the ways are a launch a layer, and of that all products of either kind."""
+    with run_on_or_skip("simt", largest_cluster=1):
         made = clock(seconds=lambda name: 1e-5)
         pair = networks(dtype=torch.float32)
         torch.manual_seed(5)
@@ -93,6 +93,20 @@ def test_narrow_networks(clock: Callable[..., MadeUpClock]) -> None:
         torchs, exactly = plain.step(*given), exact.step(given[0].double(), None, given[2].double())
         for result in results:
             assert_within_bound(list(result), list(torchs), list(exactly))
+
+
+def test_narrow_networks_of_a_device_with_clusters(clock: Callable[..., MadeUpClock]) -> None:
+    """A launch a layer is the default there, and the narrow kernels a way of their own."""
+    with run_on_or_skip("simt"):
+        pair = networks(dtype=torch.float32)
+        given = inputs({}, torch.float32)
+        for best, is_narrow in (("default", False), ("narrow", True)):
+            clear()
+            clock(best)
+            step = twin(TrainStep, *pair, adam)
+            step.step(*given)
+            assert the_choice(step).way == best
+            assert step._plan.taken()[0] is is_narrow
 
 
 @pytest.mark.parametrize("best", ["default", *COMPOSED])

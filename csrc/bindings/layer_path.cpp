@@ -74,6 +74,10 @@ bool prefers_narrow(int64_t batch) {
   return batch <= cuda::crossover::narrow_batch;
 }
 
+bool prefers_narrow_step(int64_t batch, int largest_cluster) {
+  return prefers_narrow(batch) && (layer_path() != LayerPath::automatic || largest_cluster <= 1);
+}
+
 #ifndef FASTGAN_SIMT
 
 bool prefers_whole(int64_t batch, double elements) {

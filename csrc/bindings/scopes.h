@@ -68,10 +68,12 @@ class CudaScope : public cuda::Context {
 
 #ifdef FASTGAN_SIMT
 
+inline int largest_cluster_on(const Tensor&) { return simt::device_largest_cluster(); }
+
 inline CudaScope::CudaScope(const Tensor& like) : options_(like.options().dtype(at::kByte)) {
   multiprocessors = simt::device_multiprocessors();
   shared_limit = simt::device_shared_bytes();
-  largest_cluster = simt::device_largest_cluster();
+  largest_cluster = largest_cluster_on(like);
 }
 
 inline unsigned* CudaScope::counters() const {
@@ -92,6 +94,10 @@ inline int largest_cluster_of(const cudaDeviceProp& properties) {
     return version;
   }();
   return properties.major >= 9 && driver >= 12030 ? cuda::max_cluster : 1;
+}
+
+inline int largest_cluster_on(const Tensor& like) {
+  return largest_cluster_of(*at::cuda::getDeviceProperties(like.device().index()));
 }
 
 inline CudaScope::CudaScope(const Tensor& like) : guard_(like.device()), options_(like.options().dtype(at::kByte)) {

@@ -42,7 +42,9 @@ class CudaStep {
                         : allow_tf32() ? cuda::Rounding::tf32
                                        : cuda::Rounding::none;
     choice_ = choice;
-    options_.narrow = choice != nullptr && choice->narrow ? *choice->narrow : prefers_narrow(inputs.batch());
+    options_.narrow = choice != nullptr && choice->narrow
+                          ? *choice->narrow
+                          : prefers_narrow_step(inputs.batch(), largest_cluster_on(networks_.first()));
     if (settings.classes > 0 && odd_label_ == nullptr) odd_label_ = std::make_unique<HostWord>(networks_.first());
 #ifdef FASTGAN_WITH_CUDA
     const c10::cuda::CUDAGuard guard(networks_.first().device());

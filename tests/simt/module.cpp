@@ -11,6 +11,7 @@
 #include "../../csrc/core/activation.h"
 #include "device.h"
 #include "memory.h"
+#include "modelled.h"
 #include "simt.h"
 
 PYBIND11_MODULE(_simt, m) {
@@ -23,6 +24,7 @@ PYBIND11_MODULE(_simt, m) {
   m.def("set_layer_path", fastgan::bindings::set_layer_path);
   m.def("set_thread_layer_path", fastgan::bindings::set_thread_layer_path);
   fastgan::bindings::register_step_engine(m);
+  m.def("set_largest_cluster", [](int blocks) { simt::modelled.largest_cluster = blocks; });
   m.def("set_engine", [](const std::string& name) {
     simt::set_engine(name == "threads" ? simt::Engine::threads : simt::Engine::fibers);
   });
