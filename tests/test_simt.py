@@ -34,6 +34,7 @@ PLANTED = {
     "named_barrier_count": "must be a multiple of 32 within the block, not 20",
     "too_many_threads": "at most 1024 threads, not 1025",
     "empty_grid": "a grid and a block must have threads",
+    "shared_memory_unasked": "has 49156 bytes of shared memory, over 48 KB, and has not asked for so much",
     "too_much_shared_memory": "at most 227 KB",
     "read_before_the_copy_is_there": "reads poison",
     "cluster_of_nine_blocks": "a cluster may have at most 8 blocks",

@@ -24,7 +24,7 @@ struct AdamStep {
   C weight_decay;         // added to the gradient: of Adam
   C kept;                 // of the parameter: of AdamW
   C rate1, beta2, rate2;  // 1 - beta1; beta2 and 1 - beta2
-  C step_size, root_correction, eps;
+  C step_size, eps;       // times the root of exp_avg_sq's bias correction, so that an element has one quotient
 };
 
 // A parameter, contiguous, and what one update needs. A null value: the layer has no such parameter.
@@ -43,7 +43,7 @@ struct AdamParameter {
 // Of the update with number `step`, counted from one.
 template <class C>
 FASTGAN_INLINE AdamStep<C> adam_step(const AdamOptions& o, double learning_rate, double step) {
-  const double correction1 = 1 - std::pow(o.beta1, step), correction2 = 1 - std::pow(o.beta2, step);
+  const double correction1 = 1 - std::pow(o.beta1, step), root_correction2 = std::sqrt(1 - std::pow(o.beta2, step));
   const bool decoupled = o.decoupled_weight_decay;
   return {C(o.maximize ? -1 : 1),
           C(decoupled ? 0 : o.weight_decay),
@@ -51,9 +51,8 @@ FASTGAN_INLINE AdamStep<C> adam_step(const AdamOptions& o, double learning_rate,
           C(1 - o.beta1),
           C(o.beta2),
           C(1 - o.beta2),
-          C(learning_rate / correction1),
-          C(std::sqrt(correction2)),
-          C(o.eps)};
+          C(learning_rate / correction1 * root_correction2),
+          C(o.eps * root_correction2)};
 }
 
 FASTGAN_INLINE float sqrt_(float x) { return ::sqrtf(x); }
@@ -69,7 +68,7 @@ FASTGAN_INLINE void adam_update(const AdamStep<C>& s, bool amsgrad, C grad, C& p
   exp_avg_sq = s.beta2 * exp_avg_sq + s.rate2 * g * g;
   if (amsgrad) max_exp_avg_sq = maximum(max_exp_avg_sq, exp_avg_sq);
   const C second = amsgrad ? max_exp_avg_sq : exp_avg_sq;
-  param = param * s.kept - s.step_size * exp_avg / (sqrt_(second) / s.root_correction + s.eps);
+  param = param * s.kept - s.step_size * exp_avg / (sqrt_(second) + s.eps);
 }
 
 }  // namespace fastgan

@@ -12,7 +12,6 @@ struct AdamFloats {
         beta2(_mm512_set1_ps(s.beta2)),
         rate2(_mm512_set1_ps(s.rate2)),
         size(_mm512_set1_ps(s.step_size)),
-        correction(_mm512_set1_ps(1 / s.root_correction)),
         eps(_mm512_set1_ps(s.eps)),
         from_value(average_rate < 0.5f ? 0 : 0xffff),
         average_rate(_mm512_set1_ps(average_rate < 0.5f ? average_rate : average_rate - 1)),
@@ -42,7 +41,7 @@ struct AdamFloats {
     root = _mm512_mul_ps(root, _mm512_fnmadd_ps(half, _mm512_mul_ps(root, root), _mm512_set1_ps(1.5f)));
     root = _mm512_mul_ps(root, v);
     if (__builtin_expect((usual & mask) != mask, 0)) root = _mm512_mask_sqrt_ps(root, __mmask16(~usual), v);
-    const __m512 divisor = _mm512_fmadd_ps(root, correction, eps);
+    const __m512 divisor = _mm512_add_ps(root, eps);
     __m512 inverse = _mm512_rcp14_ps(divisor);
     inverse = _mm512_mul_ps(inverse, _mm512_fnmadd_ps(divisor, inverse, _mm512_set1_ps(2.0f)));
     __m512 quotient = _mm512_mul_ps(_mm512_mul_ps(size, m), inverse);
@@ -59,7 +58,7 @@ struct AdamFloats {
 
   const __m512 sign, decay, kept;
   const __mmask16 from_gradient;  // lerp's end, of which rate1 goes back where that is nearer
-  const __m512 rate1, beta2, rate2, size, correction, eps;
+  const __m512 rate1, beta2, rate2, size, eps;
   const __mmask16 from_value;
   const __m512 average_rate;
   const bool decays;

@@ -45,7 +45,7 @@ struct Narrow {
       std::max((Input::shared_elements + Weight<Major::row>::shared_elements) * sizeof(T),
                samples * tile_stride * sizeof(C));
   static constexpr size_t backward_bytes =
-      std::max({chain_bytes, 2 * Rows::shared_elements * sizeof(T), (weight_stride + 1) * weight_tile * sizeof(C)});
+      std::max({chain_bytes, 2 * Rows::shared_elements * sizeof(T), 2 * weight_stride * weight_tile * sizeof(C)});
 };
 
 // One layer's product for the samples from row0 on, `across` columns at a time: epilogue(tile, col0) is called for each
@@ -65,7 +65,7 @@ __device__ __forceinline__ void layer_product(const Matrix<T>* from, const T* re
       multiply_tiles(arithmetic, typename N::Input{stage_memory, *from, row0}, b, 0, weight.k, nothing);
     else
       multiply_tiles(arithmetic, ResidentSource<T>{resident, N::resident_stride}, b, 0, weight.k, nothing);
-    arithmetic.write(tile, N::tile_stride);
+    arithmetic.template write<N::tile_stride>(tile);
     __syncthreads();
     epilogue(static_cast<const C*>(tile), col0);
     __syncthreads();  // the tile's place is the stages', and what was put on chip is read next
@@ -233,7 +233,7 @@ __device__ __forceinline__ void weight_gradient_tile(const NarrowNetwork<T>& net
     else
       for (int k = 0; k < N::step; ++k) bias_sum += load(step(0, int(threadIdx.x), k));
   });
-  arithmetic.write(tile, N::weight_stride);
+  arithmetic.template write<N::weight_stride>(tile);
   __syncthreads();
   if (wants_weight<trains>(layer)) {
     const Tile<C, weight_tile, N::weight_stride> sums{tile, row0, col0, layer.out, layer.in};

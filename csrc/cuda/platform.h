@@ -78,6 +78,10 @@ class Context {
 #endif
 };
 
+// More dynamic shared memory than so many bytes is asked for: with what else a block has it may be over 48 KB, which no
+// kernel gets unasked.
+constexpr size_t unasked_shared_bytes = 32 * 1024;
+
 constexpr int max_cluster = 8;  // blocks, on every device that has clusters
 
 struct Grid {
@@ -99,7 +103,9 @@ void launch(const Context& context, const char* name, void (*kernel)(Parameters.
                       ": a cooperative launch has more blocks than are resident.");
   const auto run = [=]() {
     simt::launch(name, grid.blocks, grid.threads, grid.shared_bytes,
-                 {.cooperative = grid.cooperative, .clustered = grid.clustered},
+                 {.cooperative = grid.cooperative,
+                  .clustered = grid.clustered,
+                  .asks_for_shared = grid.shared_bytes > unasked_shared_bytes},
                  [&]() SIMT_ON_THE_HOST { kernel(Parameters(arguments)...); });
   };
   if (context.later != nullptr)
@@ -138,7 +144,7 @@ inline void check(cudaError_t error, const char* name) {
 template <class... Parameters, class... Arguments>
 void launch(const Context& context, const char* name, void (*kernel)(Parameters...), const Grid& grid,
             Arguments... arguments) {
-  if (grid.shared_bytes > 48 * 1024)
+  if (grid.shared_bytes > unasked_shared_bytes)
     check(cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel), cudaFuncAttributeMaxDynamicSharedMemorySize,
                                static_cast<int>(grid.shared_bytes)),
           name);
@@ -169,7 +175,7 @@ void launch(const Context& context, const char* name, void (*kernel)(Parameters.
 
 template <class... Parameters>
 int64_t resident_blocks(const Context& context, const char* name, void (*kernel)(Parameters...), const Grid& grid) {
-  if (grid.shared_bytes > 48 * 1024)
+  if (grid.shared_bytes > unasked_shared_bytes)
     check(cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel), cudaFuncAttributeMaxDynamicSharedMemorySize,
                                static_cast<int>(grid.shared_bytes)),
           name);

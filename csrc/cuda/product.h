@@ -44,9 +44,10 @@ struct Product {
 template <class Arithmetic>
 struct TileLayout {
   using C = typename Arithmetic::Accumulator;
-  static constexpr int stride = tile_size + 16 / int(sizeof(C));
+  static constexpr int stride = tile_size + (sizeof(C) == 4 ? 8 : 2);
   static constexpr int sums = tile_size * stride;  // the tile; then, of a weight gradient, a bias sum a row
   static constexpr int size = sums + tile_size;
+  static constexpr size_t bytes = sizeof(C) * std::max(size, Arithmetic::groups* sums);
 };
 
 // Whether the column sums of grad_z are wanted too.
@@ -200,8 +201,8 @@ __global__ void __launch_bounds__(tile_threads, 2) product_kernel(Product<typena
   using T = typename Arithmetic::T;
   using Layout = TileLayout<Arithmetic>;
   using C = typename Layout::C;
-  using A = StagedSource<Swizzled<T, a_major, tile_size>>;
-  using B = StagedSource<Swizzled<T, b_major, tile_size>>;
+  using A = StagedSource<Swizzled<T, a_major, tile_size, Arithmetic::reads_one_by_one>>;
+  using B = StagedSource<Swizzled<T, b_major, tile_size, Arithmetic::reads_one_by_one>>;
   T* const shared = reinterpret_cast<T*>(dynamic_shared());
   C* const tile = reinterpret_cast<C*>(dynamic_shared());  // takes the stages' place
 
@@ -241,7 +242,8 @@ __global__ void __launch_bounds__(tile_threads, 2) product_kernel(Product<typena
     for (int k = 0; k < length; ++k) bias_sum += load(step(0, int(threadIdx.x), k));
   });
   let_next_launch_begin();  // not before: its blocks would wait where this one's are to run
-  arithmetic.write(tile, Layout::stride);
+  arithmetic.template write<Layout::stride>(tile);
+  if constexpr (Arithmetic::groups > 1) __syncthreads();  // the sums' place was another group's tile
   if (threadIdx.x < tile_size) tile[Layout::sums + threadIdx.x] = bias_sum;
   __syncthreads();
 
@@ -298,8 +300,8 @@ template <class Arithmetic, Major a_major, Major b_major, Pass pass>
 void run(const Context& context, Product<typename Arithmetic::T> p) {
   using T = typename Arithmetic::T;
   using Layout = TileLayout<Arithmetic>;
-  using A = Swizzled<T, a_major, tile_size>;
-  using B = Swizzled<T, b_major, tile_size>;
+  using A = Swizzled<T, a_major, tile_size, Arithmetic::reads_one_by_one>;
+  using B = Swizzled<T, b_major, tile_size, Arithmetic::reads_one_by_one>;
   static_assert(A::step == B::step && A::stages == B::stages, "the operands go along k together");
   const auto up = [](int64_t n, int64_t d) { return (n + d - 1) / d; };
   if (p.a.rows == 0 || (p.b.rows == 0 && !has_bias_sum<pass>(p))) return;
@@ -317,7 +319,7 @@ void run(const Context& context, Product<typename Arithmetic::T> p) {
     p.counters = context.counters();
   }
   constexpr size_t staged = (StagedSource<A>::shared_elements + StagedSource<B>::shared_elements) * sizeof(T);
-  constexpr size_t shared = std::max(staged, Layout::size * sizeof(typename Layout::C));
+  constexpr size_t shared = std::max(staged, Layout::bytes);
   Grid grid{dim3(static_cast<unsigned>(tiles), static_cast<unsigned>(splits)), dim3(tile_threads), shared};
   grid.clustered = p.clustered;
   grid.overlaps = cluster > 1;

@@ -29,16 +29,19 @@ __device__ __forceinline__ SharedPlace shared_place(const void* p) {
   return place;
 }
 
+// Through the first-level cache, although it keeps nothing that is wanted again: on an H200 copies of 8 KB in whole
+// lines took 202 cycles so and 215 past it (.cg), and with three blocks a multiprocessor 165 and 220 each.
+//
 // Asynchronous copies to shared memory of 16 (4) bytes, the first `bytes` of them from global memory, the rest zeros.
 // Both addresses must be multiples of 16 (4). A copy is done once a later cp_async_wait covers it, and other threads
 // see it after a barrier that follows.
 __device__ __forceinline__ void cp_async_16(SharedPlace shared, const void* global, int bytes) {
-  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(shared), "l"(__cvta_generic_to_global(global)),
+  asm volatile("cp.async.ca.shared.global [%0], [%1], 16, %2;" ::"r"(shared), "l"(__cvta_generic_to_global(global)),
                "r"(bytes)
                : "memory");
 }
 __device__ __forceinline__ void cp_async_16(SharedPlace shared, const void* global) {
-  asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(shared), "l"(__cvta_generic_to_global(global))
+  asm volatile("cp.async.ca.shared.global [%0], [%1], 16;" ::"r"(shared), "l"(__cvta_generic_to_global(global))
                : "memory");
 }
 __device__ __forceinline__ void cp_async_16(void* shared, const void* global, int bytes) {

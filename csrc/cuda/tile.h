@@ -56,22 +56,25 @@ struct Padded {
 // Steps of 128 bytes, so that a line of Major::k is a line of the caches. On an H200 a copy of 32 threads took 31 turns
 // at shared memory where the steps were of 64 bytes and padded, 18 where lines were whole, and the copies' turns were
 // half of what a product of floats waited for. Lines of 128 bytes have their pieces of 16 at places that differ from
-// line to line; longer ones, and those of doubles, of which a read takes two pieces, are padded as above.
-template <class T_, Major major_, int rows_>
+// line to line; longer ones, and those of doubles, of which a read takes two pieces, are padded as above, but for lines
+// of floats along rows where `moves_rows`: an arithmetic that reads them one by one says which is faster.
+template <class T_, Major major_, int rows_, bool moves_rows = false>
 struct Swizzled {
   using T = T_;
   static constexpr Major major = major_;
   static constexpr int rows = rows_, stages = 3, step = 128 / int(sizeof(T));
   static constexpr int length = major == Major::k ? step : rows;
-  static constexpr bool moves_pieces = length * sizeof(T) == 128 && sizeof(T) < 8;
+  static constexpr bool moves_pieces =
+      sizeof(T) < 8 && (length * sizeof(T) == 128 || (moves_rows && length * sizeof(T) == 256));
   static constexpr int stride = length + (moves_pieces ? 0 : sizeof(T) == 8 ? 2 : 8);
   static constexpr int size = (major == Major::k ? rows : step) * stride;
 
   static __device__ __forceinline__ int place(int line, int element) {
     constexpr int piece = 16 / int(sizeof(T));
     if constexpr (!moves_pieces) return line * stride + element;
-    // Eight lines have eight places for a piece, and four neighbours among them places for two pieces each.
-    const int key = line % 4 * 2 + line / 4 % 2;
+    // Eight lines have eight places for a piece, and four neighbours among them places for two pieces each; so have, of
+    // longer lines, four that are neighbours, and four with one between each.
+    const int key = length * sizeof(T) == 128 ? line % 4 * 2 + line / 4 % 2 : (line ^ line / 4 % 2) % 4 * 2;
     return line * stride + (element / piece ^ key) * piece + element % piece;
   }
 };
@@ -249,11 +252,17 @@ class Fma {
     constexpr int own_step = step / groups;
     static_assert(own_step % 4 == 0, "four of k at a time");
     const int first = group() * own_step;
-#pragma unroll 2  // a longer loop does not fit the first of the caches of instructions
+    T a_parts[2][own_rows][4], b_parts[2][own_cols][4];  // one is read while the sums take the other
+    const auto load = [&](int k) {
+      load_part<a_major, own_rows, threads_down>(a_parts[k / 4 % 2], a, down(), first + k);
+      load_part<b_major, own_cols, threads_across>(b_parts[k / 4 % 2], b, across(), first + k);
+    };
+    load(0);
+#pragma unroll
     for (int k = 0; k < own_step; k += 4) {
-      T a_part[own_rows][4], b_part[own_cols][4];
-      load_part<a_major, own_rows, threads_down>(a_part, a, down(), first + k);
-      load_part<b_major, own_cols, threads_across>(b_part, b, across(), first + k);
+      if (k + 4 < own_step) load(k + 4);
+      const auto& a_part = a_parts[k / 4 % 2];
+      const auto& b_part = b_parts[k / 4 % 2];
 #pragma unroll
       for (int q = 0; q < 4; ++q)
 #pragma unroll
@@ -263,25 +272,34 @@ class Fma {
     }
   }
 
-  // Writes the tile to shared memory. All threads of the block call it.
-  __device__ __forceinline__ void write(T* c, int stride) const {
-    const auto each = [&](const auto& put) {
+  // Writes the tile to shared memory, where there is room for `groups` of them. All threads of the block call it.
+  template <int stride>
+  __device__ __forceinline__ void write(T* c) const {
+    T* const own = c + group() * rows * stride;
 #pragma unroll
-      for (int i = 0; i < own_rows; ++i)
+    for (int i = 0; i < own_rows; ++i)
 #pragma unroll
-        for (int j = 0; j < own_cols; ++j)
-          put(c[place<a_major, threads_down>(down(), i) * stride + place<b_major, threads_across>(across(), j)],
-              sum_[i][j]);
-    };
-    if (group() == 0) each([](T& to, T sum) { to = sum; });
+      for (int j = 0; j < own_cols; ++j)
+        own[place<a_major, threads_down>(down(), i) * stride + place<b_major, threads_across>(across(), j)] =
+            sum_[i][j];
     if constexpr (groups == 2) {
       __syncthreads();
-      if (group() == 1) each([](T& to, T sum) { to += sum; });
+#pragma unroll 4
+      for (int i = threadIdx.x; i < rows * cols / 4; i += tile_threads) {
+        T* const to = c + i / (cols / 4) * stride + i % (cols / 4) * 4;
+        Four<T> sum = *reinterpret_cast<const Four<T>*>(to);
+        const Four<T> other = *reinterpret_cast<const Four<T>*>(to + rows * stride);
+#pragma unroll
+        for (int q = 0; q < 4; ++q) sum.element[q] += other.element[q];
+        *reinterpret_cast<Four<T>*>(to) = sum;
+      }
     }
   }
 
- private:
   static constexpr int groups = sizeof(T) == 4 && rows == 64 && cols == 64 ? 2 : 1;
+  static constexpr bool reads_one_by_one = false;
+
+ private:
   static constexpr int group_threads = tile_threads / groups;
   static constexpr int threads_down = rows == 16 ? 4 : 8, threads_across = group_threads / threads_down;
   static constexpr int own_rows = rows / threads_down, own_cols = cols / threads_across;
@@ -329,6 +347,9 @@ class Mma {
  public:
   using T = T_;
   using Accumulator = float;
+  static constexpr int groups = 1;
+  // Pairs of neighbours in k, where they are none in memory. Of tf32 an H200 was slower with pieces moved.
+  static constexpr bool reads_one_by_one = std::is_same_v<T, float> && std::is_same_v<Operand, bfloat16>;
 
   __device__ __forceinline__ void clear() {
 #pragma unroll
@@ -356,7 +377,8 @@ class Mma {
     }
   }
 
-  __device__ __forceinline__ void write(float* c, int stride) const {
+  template <int stride>
+  __device__ __forceinline__ void write(float* c) const {
 #pragma unroll
     for (int i = 0; i < m_tiles; ++i)
 #pragma unroll

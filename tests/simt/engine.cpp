@@ -219,6 +219,10 @@ void* static_shared_bytes(const void* key, size_t size) {
       there = key;
     }
     if (there != key) continue;
+    size_t all = block.dynamic_bytes;
+    for (int other = 0; other <= slot; ++other) all += block.sizes[other].load(std::memory_order_relaxed);
+    if (all > 48 * 1024 && !block.launch->together.asks_for_shared)
+      fault("has " + std::to_string(all) + " bytes of shared memory, over 48 KB, and has not asked for so much");
     void* const base = block.statics + slot * static_slot;
     open_static(base, size);
     return base;

@@ -327,6 +327,13 @@ const Case wrong[] = {
     {"named_barrier_count", [] { one_warp([] { named_barrier(1, 20); }); }},
     {"too_many_threads", [] { run("k", 1, 1025, 0, false, [] {}); }},
     {"empty_grid", [] { run("k", 0, 32, 0, false, [] {}); }},
+    {"shared_memory_unasked",
+     [] {
+       simt::launch("k", 1, 32, 48 * 1024, {.asks_for_shared = false}, [] {
+         FASTGAN_SHARED(int, one);
+         one = 1;
+       });
+     }},
     {"too_much_shared_memory", [] { run("k", 1, 32, 228 * 1024, false, [] {}); }},
     {"read_before_the_copy_is_there",
      [] {

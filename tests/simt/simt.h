@@ -62,9 +62,9 @@ enum class Engine { fibers, threads };
 void set_engine(Engine engine);
 
 // Which blocks run at once, and may wait for each other: all of a cooperative launch, the cluster of those with the
-// same x (there is no z), or each alone.
+// same x (there is no z), or each alone. And whether over 48 KB of shared memory, static and dynamic, were asked for.
 struct Together {
-  bool cooperative = false, clustered = false;
+  bool cooperative = false, clustered = false, asks_for_shared = true;
 };
 void launch(const char* name, dim3 blocks, dim3 threads, size_t shared_bytes, Together together,
             const std::function<void()>& kernel);
