@@ -74,8 +74,9 @@ bool prefers_narrow(int64_t batch) {
   return batch <= cuda::crossover::narrow_batch;
 }
 
-bool prefers_narrow_step(int64_t batch, int largest_cluster) {
-  return prefers_narrow(batch) && (layer_path() != LayerPath::automatic || largest_cluster <= 1);
+bool prefers_narrow_step(int64_t batch, at::ScalarType dtype, int largest_cluster) {
+  if (!prefers_narrow(batch)) return false;
+  return layer_path() != LayerPath::automatic || largest_cluster <= 1 || dtype != at::kFloat;
 }
 
 #ifndef FASTGAN_SIMT

@@ -43,8 +43,9 @@ bool prefers_narrow(int64_t batch);
 
 // The same of the networks of a step, of which a launch a layer has the updates within it, on a device that has
 // clusters of so many blocks, or none: with clusters a step of `ring` took 115 us on an H200, with the narrow kernels
-// 195; with widths of 32, 64 and 256 in its place 95, 108 and 124 against 149, 159 and 291.
-bool prefers_narrow_step(int64_t batch, int largest_cluster);
+// 195; with widths of 32, 64 and 256 in its place 95, 108 and 124 against 149, 159 and 291. Of float64
+// nothing was measured: its products would be the library's.
+bool prefers_narrow_step(int64_t batch, at::ScalarType dtype, int largest_cluster);
 
 #ifndef FASTGAN_SIMT
 // On the CPU: whether an MLP whose weights have so many elements should run as a whole.

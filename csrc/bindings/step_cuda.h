@@ -44,7 +44,8 @@ class CudaStep {
     choice_ = choice;
     options_.narrow = choice != nullptr && choice->narrow
                           ? *choice->narrow
-                          : prefers_narrow_step(inputs.batch(), largest_cluster_on(networks_.first()));
+                          : prefers_narrow_step(inputs.batch(), networks_.first().scalar_type(),
+                                                largest_cluster_on(networks_.first()));
     if (settings.classes > 0 && odd_label_ == nullptr) odd_label_ = std::make_unique<HostWord>(networks_.first());
 #ifdef FASTGAN_WITH_CUDA
     const c10::cuda::CUDAGuard guard(networks_.first().device());

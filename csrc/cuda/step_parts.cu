@@ -99,7 +99,7 @@ __global__ void __launch_bounds__(threads) add_rows_kernel(int64_t n, const T* f
 }
 
 template <class T>
-__global__ void __launch_bounds__(threads)
+__global__ void __launch_bounds__(threads, 3)
     update_parameter_kernel(const __grid_constant__ Update<T> a, T average_rate) {
   const AdamStep<T> step = *a.parameter.step;
   for_vectors<1>(a.n, [&](int64_t i) { update(a.parameter, step, i, a.gradient[i], average_rate); });
