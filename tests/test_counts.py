@@ -22,6 +22,7 @@ def traffic(instructions: list[int], requested: int, needed: int, split: int | N
 ONE = traffic([1, 0, 0], 4, 4)  # a warp's 32 floats side by side: 128 bytes, 4 sectors
 STRIDED = {"trips": [1, 0], "written": ONE}
 SHARED = {"written": ONE, "barriers": [1, 0], "shared_trips": [1, 0], "shared_accesses": 2}
+COPY = {"fills": 1, "steps": 1, "copies": [0, 32], "accesses": [0, 2], "shared_accesses": 1, "ways": 1}
 # What a launch has beside zeros: counted by hand from tests/simt/counted.cpp.
 EXPECTED: dict[str, dict[str, Any]] = {
     "coalesced": {**STRIDED, "read": ONE},
@@ -33,6 +34,9 @@ EXPECTED: dict[str, dict[str, Any]] = {
     "one word": {**SHARED, "ways": 1, "wavefronts": [2, 0], "least": [2, 0]},
     "two ways": {**SHARED, "ways": 2, "wavefronts": [4, 0], "least": [2, 0]},
     "all ways": {**SHARED, "ways": 32, "wavefronts": [64, 0], "least": [2, 0]},
+    # A store, which goes by halves of 256 bytes, two wavefronts each; reads of a place a half, and of sixteen.
+    "vectors of halves": {**SHARED, "ways": 1, "shared_accesses": 3, "wavefronts": [4 + 2 + 4, 0], "least": [10, 0]},
+    "vectors in conflict": {**SHARED, "ways": 8, "wavefronts": [2 * 16 + 1, 0], "least": [4 + 1, 0]},
     "chain of three": {"trips": [3, 0], "accesses": [4, 0]},
     "three at once": {"trips": [1, 0], "read": traffic([3, 0, 0], 12, 12), "written": ONE},
     "three in turn": {"trips": [3, 0], "read": traffic([3, 0, 0], 12, 12), "written": traffic([3, 0, 0], 12, 12)},
@@ -48,8 +52,13 @@ EXPECTED: dict[str, dict[str, Any]] = {
         "written": ONE,
         "vectors": 4 * 32,
         "accesses": [1, 4 * 2 * 2 + 4],  # each copy has two sides
+        "wavefronts": [0, 4 * (16 + 4) + 4 * (4 + 1) + 4 * 4],  # sectors and lines of the copies; what is read
+        "least": [0, 116],
         "ways": 1,
     },
+    # As an H200 was asked to: 18 wavefronts, and 31. The second's places in shared memory differ by 80 bytes.
+    "two rows": {**COPY, "copied": traffic([0, 0, 1], 16, 16), "wavefronts": [0, 16 + 4], "least": [0, 20]},
+    "eight rows": {**COPY, "copied": traffic([0, 0, 1], 20, 16), "wavefronts": [0, 20 + 11], "least": [0, 31]},
     "products": {
         "products": {"mma.m16n8k8.tf32": 2, "mma.m16n8k16.bf16": 1},
         "collectives": [5, 0],
@@ -129,7 +138,7 @@ def test_what_is_planted_is_counted(counted: dict[str, dict[str, Any]], name: st
         "fences": 0,
     }
     zeros |= {"fills": 0, "steps": 0, "grid_barriers": 0, "read": NOTHING, "written": NOTHING, "copied": NOTHING}
-    zeros |= {"cluster_barriers": 0, "remote_accesses": 0, "remote_trips": 0, "remote_bytes": 0}
+    zeros |= {"cluster_barriers": 0, "cluster_waits": 0, "remote_accesses": 0, "remote_trips": 0, "remote_bytes": 0}
     zeros |= {"products": {}, "cooperative": False, "ways": 1}
     wanted = {**zeros, **expected}
     assert {key: launch[key] for key in wanted} == wanted

@@ -8,9 +8,11 @@
 //                 tools/machine_code.py's to say, and so `split` counts the sectors of the parts too.
 //   sectors       of 32 bytes: those that an instruction touches, and as many as its bytes would fill. No first-level
 //                 cache: each instruction asks the second.
-//   wavefronts    of shared memory: the most different words that an instruction wants of one of the 32 banks. `ways`
-//   is
-//                 that over the least it could be for so many words.
+//   wavefronts    of shared memory: the most different words that an instruction wants of one of the 32 banks, by each
+//                 half of the warp where it is of 16 bytes. `ways` is that over the least it could be for so many
+//                 words. An asynchronous copy takes one for each sector and each line of 128 bytes that it reads: an
+//                 H200 took 18 for 16 sectors of 4 lines and 31 for 20 of 11, wherever they went in shared memory.
+//                 What a copy fills with zeros alone takes none here.
 //   round trips   of a thread to global memory: a load after anything but loads (a store, barrier, collective, fence,
 //                 atomic, wait); a load whose address lies within 4 KB after a pointer that was loaded since; and the
 //                 same instruction more than eight times since, as far as a compiler unrolls. An atomic is one by
@@ -52,6 +54,7 @@ struct Entry {
   uint16_t pieces;  // as g++ has split it
   Kind kind;
   bool in_loop;
+  uint8_t lane = 0;
 };
 
 struct ThreadCounts {
@@ -86,7 +89,8 @@ struct Instruction {
   std::vector<Entry> lanes;
 };
 
-void count_global(const Instruction& one, Traffic& to) {
+// Returns the sectors that it touches, in order.
+std::vector<uint64_t> count_global(const Instruction& one, Traffic& to) {
   std::vector<uint64_t> sectors, starts;
   std::vector<std::pair<uintptr_t, uintptr_t>> spans;
   uint32_t widest = 0;
@@ -115,12 +119,28 @@ void count_global(const Instruction& one, Traffic& to) {
   to.split += pieces > 1 ? int64_t(starts.size()) * pieces : int64_t(sectors.size());
   const bool writes = one.kind == Kind::global_write || one.kind == Kind::atomic;
   for (const uint64_t s : sectors) touch(s, writes);
+  return sectors;
 }
 
-void count_shared(const Instruction& one) {
+void count_copy(const Instruction& one) {
+  Record& to = record();
+  int64_t wavefronts = 0;
+  uint64_t line = ~uint64_t{0};
+  for (const uint64_t s : count_global(one, to.copied)) {
+    const uint64_t its = s * sector_bytes / line_bytes;
+    wavefronts += its != line ? 2 : 1;
+    line = its;
+  }
+  ++to.shared_accesses;
+  to.wavefronts[one.in_loop] += wavefronts;
+  to.least[one.in_loop] += wavefronts;
+}
+
+// Of lanes that have their turn together: wavefronts, and the least they could be.
+std::pair<int64_t, int64_t> wavefronts_of(const std::vector<Entry>& lanes) {
   std::array<std::vector<uintptr_t>, 32> words;
   size_t different = 0, most = 0;
-  for (const Entry& e : one.lanes)
+  for (const Entry& e : lanes)
     for (uintptr_t word = e.p / 4; word <= (e.p + e.bytes - 1) / 4; ++word) {
       auto& bank = words[word % 32];
       if (std::find(bank.begin(), bank.end(), word) != bank.end()) continue;
@@ -128,12 +148,23 @@ void count_shared(const Instruction& one) {
       ++different;
       most = std::max(most, bank.size());
     }
-  const int64_t least = int64_t((different + 31) / 32);
+  return {int64_t(most), int64_t((different + 31) / 32)};
+}
+
+void count_shared(const Instruction& one) {
+  const bool is_wide = std::any_of(one.lanes.begin(), one.lanes.end(), [](const Entry& e) { return e.bytes == 16; });
+  std::array<std::vector<Entry>, 2> turns;
+  for (const Entry& e : one.lanes) turns[is_wide && e.lane >= 16].push_back(e);
+  int64_t wavefronts = 0, least = 0;
+  for (const std::vector<Entry>& lanes : turns) {
+    const auto [most, fewest] = wavefronts_of(lanes);
+    wavefronts += most, least += fewest;
+  }
   Record& to = record();
   ++to.shared_accesses;
-  to.wavefronts[one.in_loop] += int64_t(most);
+  to.wavefronts[one.in_loop] += wavefronts;
   to.least[one.in_loop] += least;
-  to.ways = std::max(to.ways, (int64_t(most) + least - 1) / least);
+  to.ways = std::max(to.ways, (wavefronts + least - 1) / least);
   if (one.in_loop && one.kind == Kind::shared_read)
     for (const Entry& e : one.lanes) to.vectors += e.bytes == 16;
 }
@@ -151,7 +182,7 @@ void count(Instruction& one) {
       for (const Entry& e : one.lanes)
         if (piece < e.pieces) {
           const uint32_t bytes = e.bytes / e.pieces;
-          part.lanes.push_back({e.from, e.p + uintptr_t(piece) * bytes, bytes, 1, e.kind, e.in_loop});
+          part.lanes.push_back({e.from, e.p + uintptr_t(piece) * bytes, bytes, 1, e.kind, e.in_loop, e.lane});
         }
       count(part);
     }
@@ -159,12 +190,14 @@ void count(Instruction& one) {
   }
   switch (one.kind) {
     case Kind::global_read:
-      return count_global(one, record().read);
+      count_global(one, record().read);
+      return;
     case Kind::global_write:
     case Kind::atomic:
-      return count_global(one, record().written);
+      count_global(one, record().written);
+      return;
     case Kind::copy:
-      return count_global(one, record().copied);
+      return count_copy(one);
     case Kind::shared_read:
     case Kind::shared_write:
       return count_shared(one);
@@ -179,7 +212,8 @@ void count_warp(Counts& counts, size_t first) {
   for (size_t t = first; t < end; ++t) {
     std::unordered_map<const void*, size_t> times;
     size_t expected = 0;  // most lanes do the same in the same order
-    for (const Entry& e : counts.threads[t].entries) {
+    for (Entry& e : counts.threads[t].entries) {
+      e.lane = uint8_t(t - first);
       auto& there = places[e.from];
       const size_t time = times[e.from]++;
       if (time == there.size()) {
@@ -342,16 +376,15 @@ void atomic(const void* p, size_t bytes, bool, bool, const void* from) {
   append(*t, {from, reinterpret_cast<uintptr_t>(p), uint32_t(bytes), 1, Kind::atomic, t->in_loop});
 }
 
-void copy(const void* shared, const void* global, int bytes, int size, const void* from) {
+void copy(const void* global, int bytes, int size, const void* from) {
   ThreadCounts* const t = mine();
   if (t == nullptr) return;
   const InModel model;
   if (!t->in_loop) ++t->path.fills;
   t->in_loop = true;
   ++record().copies[size == 16];
-  const auto* const second = static_cast<const char*>(from) + 1;  // the same instruction's other side
   if (bytes > 0) append(*t, {from, reinterpret_cast<uintptr_t>(global), uint32_t(bytes), 1, Kind::copy, true});
-  append(*t, {second, reinterpret_cast<uintptr_t>(shared), uint32_t(size), 1, Kind::shared_write, true});
+  ++t->path.accesses[1];  // the other side
 }
 
 void wait(size_t copies, size_t pending) {
@@ -400,6 +433,13 @@ void cluster_barrier() {
   if (t == nullptr) return;
   t->stop_loading();
   ++t->path.cluster_barriers;
+}
+
+void cluster_wait() {
+  ThreadCounts* const t = mine();
+  if (t == nullptr) return;
+  t->stop_loading();
+  ++t->path.cluster_waits;
 }
 
 void meet_cluster(const std::vector<Block*>& blocks) {

@@ -34,13 +34,14 @@ void end_block(Block& block);
 void access(const void* p, size_t bytes, Access kind, const void* from);
 void atomic(const void* p, size_t bytes, bool reads, bool writes, const void* from);
 // An asynchronous copy is started; a wait for so many copies, which leaves `pending` groups under way.
-void copy(const void* shared, const void* global, int bytes, int size, const void* from);
+void copy(const void* global, int bytes, int size, const void* from);
 void wait(size_t copies, size_t pending);
 void fence();
 void barrier();
 void collective(const char* what);
 void grid_barrier();
 void cluster_barrier();
+void cluster_wait();  // the second half of a barrier in halves
 // All threads of the block, or of the blocks, are at a barrier.
 void meet_block();
 void meet_cluster(const std::vector<Block*>& blocks);
@@ -54,13 +55,14 @@ inline void continue_branch(const void*, const std::set<size_t>&) {}
 inline std::set<size_t> last_launches(const void*) { return {}; }
 inline void start_block(Block&) {}
 inline void end_block(Block&) {}
-inline void copy(const void*, const void*, int, int, const void*) {}
+inline void copy(const void*, int, int, const void*) {}
 inline void wait(size_t, size_t) {}
 inline void fence() {}
 inline void barrier() {}
 inline void collective(const char*) {}
 inline void grid_barrier() {}
 inline void cluster_barrier() {}
+inline void cluster_wait() {}
 inline void meet_block() {}
 inline void meet_cluster(const std::vector<Block*>&) {}
 

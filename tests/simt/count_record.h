@@ -21,7 +21,8 @@ namespace count {
 // Of a thread, outside the loop along k and inside it.
 struct Path {
   std::array<int64_t, 2> accesses{}, trips{}, shared_trips{}, barriers{}, collectives{};
-  int64_t atomics = 0, fences = 0, fills = 0, steps = 0, grid_barriers = 0, cluster_barriers = 0;
+  int64_t atomics = 0, fences = 0, fills = 0, steps = 0, grid_barriers = 0;
+  int64_t cluster_barriers = 0, cluster_waits = 0;
   int64_t remote_accesses = 0, remote_trips = 0;  // of the shared memory of the cluster's other blocks
 
   void raise(const Path& o) {
@@ -36,6 +37,7 @@ struct Path {
     fills = std::max(fills, o.fills), steps = std::max(steps, o.steps);
     grid_barriers = std::max(grid_barriers, o.grid_barriers);
     cluster_barriers = std::max(cluster_barriers, o.cluster_barriers);
+    cluster_waits = std::max(cluster_waits, o.cluster_waits);
     remote_accesses = std::max(remote_accesses, o.remote_accesses);
     remote_trips = std::max(remote_trips, o.remote_trips);
   }

@@ -39,6 +39,7 @@ std::string text_of(const Record& r) {
   add("fills", std::to_string(r.path.fills)), add("steps", std::to_string(r.path.steps));
   add("grid_barriers", std::to_string(r.path.grid_barriers));
   add("cluster_barriers", std::to_string(r.path.cluster_barriers));
+  add("cluster_waits", std::to_string(r.path.cluster_waits));
   add("remote_accesses", std::to_string(r.path.remote_accesses));
   add("remote_trips", std::to_string(r.path.remote_trips)), add("remote_bytes", std::to_string(r.remote_bytes));
   add("read", traffic(r.read)), add("written", traffic(r.written)), add("copied", traffic(r.copied));

@@ -40,6 +40,25 @@ void shared_strided(float* y, int stride) {
   y[threadIdx.x] = words[threadIdx.x * unsigned(stride)];
 }
 
+// 16 bytes a thread: all to places of their own, then read from two places, and from sixteen.
+void shared_vectors(float* y) {
+  float* const words = reinterpret_cast<float*>(dynamic_shared());
+  store_16(words + 4 * threadIdx.x, Bytes16{});
+  __syncthreads();
+  const Bytes16 two = load_16(words + 4 * (threadIdx.x / 16)), sixteen = load_16(words + 4 * (threadIdx.x % 16));
+  float sum = 0;
+  for (int i = 0; i < 4; ++i) sum += fastgan::float_of(two.word[i]) + fastgan::float_of(sixteen.word[i]);
+  y[threadIdx.x] = sum;
+}
+
+// As far apart as two vectors are: each half of the warp comes to four banks.
+void shared_vectors_apart(float* y) {
+  float* const words = reinterpret_cast<float*>(dynamic_shared());
+  store_16(words + 32 * threadIdx.x, Bytes16{});
+  __syncthreads();
+  y[threadIdx.x] = words[threadIdx.x];
+}
+
 // ---- round trips ----
 
 struct Link {
@@ -89,6 +108,15 @@ void pipeline(const float* x, const float* odd, float* y) {
   y[threadIdx.x] = sum;
 }
 
+// Rows of `pieces` pieces of 16 bytes, so many floats apart here and there.
+void copy_rows(const float* x, int pieces, int apart, int shared_apart) {
+  float* const stage = reinterpret_cast<float*>(dynamic_shared());
+  const int row = int(threadIdx.x) / pieces, place = int(threadIdx.x) % pieces * 4;
+  cp_async_16(stage + row * shared_apart + place, x + row * apart + place, 16);
+  cp_async_commit();
+  cp_async_wait<0>();
+}
+
 void sums_and_products(float* y) {
   float d[4] = {};
   const uint32_t a[4] = {}, b[2] = {};
@@ -133,12 +161,16 @@ int main() {
   launch(device, "one word", shared_strided, warp, y, 0);
   launch(device, "two ways", shared_strided, warp, y, 2);
   launch(device, "all ways", shared_strided, warp, y, 32);
+  launch(device, "vectors of halves", shared_vectors, warp, y);
+  launch(device, "vectors in conflict", shared_vectors_apart, warp, y);
   launch(device, "chain of three", follow, Grid{dim3(1), dim3(1)}, &first, &last);
   launch(device, "three at once", read_three, warp, x, z, w, y);
   launch(device, "three in turn", read_and_write_three, warp, x, y);
   launch(device, "twenty", sum_of_twenty, warp, x, y);
   launch(device, "tickets", take_tickets, warp, &counter, tickets);
   launch(device, "pipeline", pipeline, warp, x, z, y);
+  launch(device, "two rows", copy_rows, warp, x, 16, 128, 72);
+  launch(device, "eight rows", copy_rows, warp, x, 4, 100, 20);
   launch(device, "products", sums_and_products, warp, y);
   launch(device, "grid", two_grid_barriers, Grid{dim3(3), dim3(64), 0, true}, y);
   launch(device, "cluster", read_peer, Grid{dim3(1, 2), dim3(lanes), 8192, false, true}, y);

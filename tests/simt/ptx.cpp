@@ -18,7 +18,7 @@ void start_copy(void* shared, const void* global, int bytes, int size) {
   const void* const from = __builtin_return_address(0);
   race::access(global, bytes, race::Access::read, from);
   race::access(shared, size, race::Access::copy, from);
-  count::copy(shared, global, bytes, size, from);
+  count::copy(global, bytes, size, from);
   const InModel model;
   std::memset(shared, poison, size);
   current->copies->list.push_back({shared, global, bytes, size, from});
