@@ -54,11 +54,12 @@ EXPECTED: dict[str, dict[str, Any]] = {
         "accesses": [1, 4 * 2 * 2 + 4],  # each copy has two sides
         "wavefronts": [0, 4 * (16 + 4) + 4 * (4 + 1) + 4 * 4],  # sectors and lines of the copies; what is read
         "least": [0, 116],
+        "copy_wavefronts": 4 * (20 + 5),
         "ways": 1,
     },
     # As an H200 was asked to: 18 wavefronts, and 31. The second's places in shared memory differ by 80 bytes.
-    "two rows": {**COPY, "copied": traffic([0, 0, 1], 16, 16), "wavefronts": [0, 16 + 4], "least": [0, 20]},
-    "eight rows": {**COPY, "copied": traffic([0, 0, 1], 20, 16), "wavefronts": [0, 20 + 11], "least": [0, 31]},
+    "two rows": {**COPY, "copied": traffic([0, 0, 1], 16, 16), "wavefronts": [0, 16 + 4], "copy_wavefronts": 20},
+    "eight rows": {**COPY, "copied": traffic([0, 0, 1], 20, 16), "wavefronts": [0, 20 + 11], "copy_wavefronts": 31},
     "products": {
         "products": {"mma.m16n8k8.tf32": 2, "mma.m16n8k16.bf16": 1},
         "collectives": [5, 0],
@@ -67,6 +68,7 @@ EXPECTED: dict[str, dict[str, Any]] = {
     },
     "grid": {"grid_barriers": 2, "cooperative": True, "written": traffic([6, 0, 0], 24, 24)},
     "cluster": {
+        "cluster": 2,
         "cluster_barriers": 2,
         "remote_accesses": 1,
         "remote_trips": 1,
@@ -139,7 +141,7 @@ def test_what_is_planted_is_counted(counted: dict[str, dict[str, Any]], name: st
     }
     zeros |= {"fills": 0, "steps": 0, "grid_barriers": 0, "read": NOTHING, "written": NOTHING, "copied": NOTHING}
     zeros |= {"cluster_barriers": 0, "cluster_waits": 0, "remote_accesses": 0, "remote_trips": 0, "remote_bytes": 0}
-    zeros |= {"products": {}, "cooperative": False, "ways": 1}
+    zeros |= {"products": {}, "cooperative": False, "cluster": 0, "ways": 1}
     wanted = {**zeros, **expected}
     assert {key: launch[key] for key in wanted} == wanted
 

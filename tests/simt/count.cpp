@@ -134,6 +134,7 @@ void count_copy(const Instruction& one) {
   ++to.shared_accesses;
   to.wavefronts[one.in_loop] += wavefronts;
   to.least[one.in_loop] += wavefronts;
+  to.copy_wavefronts += wavefronts;
 }
 
 // Of lanes that have their turn together: wavefronts, and the least they could be.
@@ -311,6 +312,7 @@ void start_launch(const Launch& launch, bool on_fibers) {
   to.name = launch.name, to.launch = &launch;
   to.blocks = launch.block_count(), to.threads = launch.thread_count();
   to.shared_bytes = int64_t(launch.shared_bytes), to.cooperative = launch.together.cooperative;
+  if (launch.together.clustered) to.cluster = int64_t(launch.blocks.y);
 }
 
 void end_launch() {

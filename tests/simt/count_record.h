@@ -54,13 +54,14 @@ struct Record {
   size_t branch = 0;       // by the order in which they have launches; 0: the step itself
   std::set<size_t> after;  // the launches, by their places in `records`, that it waits for
   const Launch* launch = nullptr;
-  int64_t blocks = 0, threads = 0, shared_bytes = 0;
+  int64_t blocks = 0, threads = 0, shared_bytes = 0, cluster = 0;  // cluster: blocks of each
   bool cooperative = false;
   std::vector<const void*> places;  // some of its instructions, by which its kernel is found
   Path path;
   Traffic read, written, copied;
   std::array<int64_t, 2> copies{};                     // of 4 and of 16 bytes, of threads
   std::array<int64_t, 2> wavefronts{}, least{};        // outside and inside the loop
+  int64_t copy_wavefronts = 0;                         // those of asynchronous copies among them
   int64_t ways = 1, shared_accesses = 0, vectors = 0;  // vectors: 16 bytes that a thread reads inside the loop
   int64_t remote_bytes = 0;                            // of the shared memory of the cluster's other blocks
   std::map<std::string, int64_t> products;             // instructions of the tensor cores, of warps

@@ -32,6 +32,7 @@ std::string text_of(const Record& r) {
   if (!r.note.empty()) return text + ",\"note\":" + r.note + "}";
   add("blocks", std::to_string(r.blocks)), add("threads", std::to_string(r.threads));
   add("shared_bytes", std::to_string(r.shared_bytes)), add("cooperative", r.cooperative ? "true" : "false");
+  add("cluster", std::to_string(r.cluster));
   add("accesses", list(r.path.accesses)), add("trips", list(r.path.trips)),
       add("shared_trips", list(r.path.shared_trips));
   add("barriers", list(r.path.barriers)), add("collectives", list(r.path.collectives));
@@ -44,6 +45,7 @@ std::string text_of(const Record& r) {
   add("remote_trips", std::to_string(r.path.remote_trips)), add("remote_bytes", std::to_string(r.remote_bytes));
   add("read", traffic(r.read)), add("written", traffic(r.written)), add("copied", traffic(r.copied));
   add("copies", list(r.copies)), add("wavefronts", list(r.wavefronts)), add("least", list(r.least));
+  add("copy_wavefronts", std::to_string(r.copy_wavefronts));
   add("ways", std::to_string(r.ways)), add("shared_accesses", std::to_string(r.shared_accesses));
   add("vectors", std::to_string(r.vectors));
   std::string products;
