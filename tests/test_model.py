@@ -18,6 +18,8 @@ from tools.model_time import PARTS, Time, Work, resident_blocks, time_of
 
 RECORD = json.loads(model.RECORD.read_text())
 LAUNCHES = [launch for entry in (*RECORD["steps"], *RECORD["ops"]) for launch in entry["launches"]]
+FORWARD = "product_kernel<Fma<float, 64, 64, 0, 0>, 0, 0, 0>"
+UPDATE = "product_kernel<Fma<float, 64, 64, 1, 1>, 1, 1, 3>"
 CYCLE = 1e-3 / model_parameters.value("clock")  # us
 
 
@@ -66,16 +68,34 @@ def test_an_empty_launch_takes_what_a_launch_takes() -> None:
         ({"barriers": [4, 0]}, 4 * 29),
         ({"collectives": [5, 0], "shared_trips": [1, 0]}, 6 * 29),
         ({"grid_barriers": 1}, 1040),
-        ({"cluster_barriers": 2}, 2 * 180),
+        ({"cluster_barriers": 2}, 2 * 1200),
+        ({"cluster_waits": 2}, 2 * 180),
         ({"remote_trips": 3}, 3 * 180),
         ({"wavefronts": [64, 0]}, 64),
         ({"wavefronts": [0, 64]}, 64),
-        ({"accesses": [7, 0]}, 7 * 10 * 2),
+        ({"accesses": [7, 0]}, 7 * 10 * 5),
+        ({"accesses": [0, 7]}, 7 * 10 * 1.45),
         ({"read": {"requested": 40}, "l2": 40}, 10),
         # Steps of k whose copies come from L2 take a third of a trip each, three being under way, and the first a trip.
         ({"fills": 1, "steps": 2}, 260),
         ({"fills": 1, "steps": 30}, 30 * 260 / 3),
-        ({"name": "linear", "vectors": 1200, "fills": 1}, 260 + 1200 * (128 / 12) / 128),
+        # 1000 pieces of 4 floats, each used 32 times, by threads of which each scheduler has one warp, and two.
+        ({"kernel": FORWARD, "threads": 128, "copies": [0, 1000]}, 1000 * 4 * 32 / 128 * 1.45),
+        ({"kernel": FORWARD, "threads": 256, "copies": [0, 1000]}, 1000 * 4 * 32 / 128),
+        # The loop's accesses are among its instructions, where its code has fewer for each; a copy counts as two.
+        ({"kernel": FORWARD, "threads": 128, "copies": [0, 1280], "accesses": [0, 30]}, (1280 + 20) * 1.45),
+        ({"kernel": FORWARD, "threads": 128, "copies": [0, 1280], "accesses": [0, 210]}, 200 * 10 * 1.45),
+        # Copies have their turns first, then reads, or instructions if these take longer.
+        ({"copy_wavefronts": 300, "wavefronts": [0, 700], "accesses": [0, 20]}, 300 + 400),
+        ({"copy_wavefronts": 300, "wavefronts": [0, 700], "accesses": [0, 50]}, 300 + 50 * 10 * 1.45),
+        # Of a block of two warps a scheduler, each instruction is issued in two cycles.
+        ({"copy_wavefronts": 100, "threads": 256, "accesses": [0, 50]}, 100 + 50 * 10 * 2),
+        # Steps of 128 bytes, of two operands of 64 rows: two are under way.
+        ({"kernel": FORWARD.replace("Fma", "Mma"), "fills": 1, "steps": 30, "copies": [0, 30 * 1024]}, 30 * 260 / 2),
+        ({"kernel": FORWARD.replace("Fma", "Mma"), "fills": 1, "steps": 30, "copies": [0, 30 * 512]}, 30 * 260 / 3),
+        ({"name": "mlp_forward", "threads": 128, "vectors": 1600}, 1600 * 8 / 128 * 1.45),
+        # Three values of 8 elements a thread.
+        ({"kernel": UPDATE, "written": {"requested": 96}}, 8 * 58 * 5),
         ({"products": {"mma.m16n8k8.tf32": 1000}}, 1000 * 1024 / (946 * 0.62)),
     ],
 )
@@ -113,6 +133,42 @@ def test_blocks_that_do_not_fit_wait() -> None:
     one, many = (launch(blocks=blocks, threads=128, trips=[5, 0]) for blocks in (132, 132 * 3 + 1))
     assert (time_of(one, 168).rounds, time_of(many, 168).rounds) == (1, 2)
     assert time_of(many, 168).total - time_of(one, 168).total == pytest.approx(5 * 260 * CYCLE)
+
+
+def test_clusters_share_multiprocessors() -> None:
+    def of(blocks: int, cluster: int) -> float:
+        return busy(blocks=blocks, cluster=cluster, wavefronts=[0, 1000 * blocks]) / CYCLE
+
+    assert [of(104, 4), of(128, 2), of(64, 8), of(128, 0)] == pytest.approx([1000] * 4)
+    assert [of(128, 4), of(128, 8)] == pytest.approx([2000] * 2)
+
+
+def test_the_fmas_of_a_product_are_those_of_its_tile() -> None:
+    def tile(kernel: str, **counts: Any) -> model_time.Tile | None:
+        return model_time.tile_of(launch(kernel=kernel, **counts))
+
+    # Two steps of 16 elements of k, of two operands of 64 rows, by a block each.
+    copies = {"blocks": 3, "steps": 2}
+    fmas = 3 * 2 * 16 * 64 * 64
+    assert tile(FORWARD, copies=[0, 3 * 2 * 16 * 128 * 4 // 16], **copies) == (fmas, 64, False)
+    assert tile(UPDATE, copies=[3 * 2 * 16 * 128, 0], **copies) == (fmas, 64, True)
+    double = FORWARD.replace("float", "double")
+    assert tile(double, copies=[0, 3 * 2 * 16 * 128 * 8 // 16], **copies) == (fmas, 128, False)
+    assert tile("product_kernel<Mma<bfloat16, 64, 64, 0, 0>, 0, 0, 0>", copies=[0, 3 * 2 * 512], **copies) == (0, 64, 0)
+    assert tile("mlp_forward_kernel<float, false>") is None
+    products = [name for name in model.resources() if name.startswith("product_kernel<")]
+    assert len(products) > 20
+    assert all(tile(name) is not None for name in products)
+
+
+def test_a_record_of_kernels_that_have_changed_keeps_their_code() -> None:
+    one = {"name": "linear", "kernel": FORWARD, "blocks": 1, "threads": 128, "accesses": [10, 0]}
+    changed = {**one, "instructions": 2 * model.code_of(one)["instructions"]}
+    us = [model.modelled(of).total - model_parameters.value("launch") for of in (one, changed)]
+    assert us[1] == pytest.approx(2 * us[0])
+    kept = json.loads(model.KEPT.read_text())["steps"]
+    assert [step["configuration"] for step in kept] == ["ring", "digits", "mnist"]
+    assert all({"registers", "static_bytes", "instructions"} <= set(one) for step in kept for one in step["launches"])
 
 
 def test_products_of_the_library_take_their_flops_and_a_split_one_two_launches() -> None:
@@ -242,7 +298,7 @@ def test_counting_anew_gives_the_record(tmp_path: Any) -> None:
     (kept,) = (step for step in RECORD["steps"] if all(step[key] == again[key] for key in same))
     # Where tensors lie is another time elsewhere: what the cache holds may differ a little, what kernels do may not.
     for one, two in zip(kept["launches"], again["launches"], strict=True):
-        places = ("l2", "hbm_read", "hbm_written", "read", "written", "copied")
+        places = ("l2", "hbm_read", "hbm_written", "read", "written", "copied", *model.code_of(two))
         assert {k: v for k, v in one.items() if k not in places} == {k: v for k, v in two.items() if k not in places}
 
 

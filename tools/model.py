@@ -28,11 +28,14 @@ from .resources import HEADER, read_table
 RECORD = ROOT / "bench" / "results" / "modelled.json"
 PAGE = ROOT / "docs" / "inside" / "model.md"
 MEASURED = ROOT / "bench" / "results" / "gpu-2026-11-26.json"
-# Steps whose design is modelled here, by the record that has the last of each.
+# What was counted of the kernels of commit 70c6a18, and what their machine code had: kernels change, and what was
+# measured of those is compared with what is modelled of those.
+KEPT = RECORD.with_name("modelled-70c6a18.json")
+# Steps that were measured, by the record that has them, and the counts that they are compared with.
 PROFILES = {
-    "gpu-2026-11-27.json": ("ring",),
-    "gpu-2026-11-27-products.json": ("digits", "mnist"),
-    "gpu-2026-11-27-branches.json": ("wide",),
+    "gpu-2026-11-27.json": (("ring",), KEPT),
+    "gpu-2026-11-27-tiled.json": (("digits", "mnist"), KEPT),
+    "gpu-2026-11-27-branches.json": (("wide",), RECORD),
 }
 # On a GPU a step's inputs are copied to where its graph has them, and its statistics from there.
 COPIES = 3
@@ -43,12 +46,12 @@ def whole(launch: Mapping[str, Any]) -> Launch:
     """A launch of the record with the zeros that it leaves out, and its kernel's static shared memory."""
     pairs = ("accesses", "trips", "shared_trips", "barriers", "collectives", "copies", "wavefronts", "least")
     numbers = ("atomics", "fences", "fills", "steps", "grid_barriers", "vectors", "shared_bytes")
-    numbers += ("cluster_barriers", "remote_trips", "remote_bytes")
+    numbers += ("copy_wavefronts", "cluster", "cluster_barriers", "cluster_waits", "remote_trips", "remote_bytes")
     traffic = {"instructions": [0, 0, 0], "requested": 0, "needed": 0, "split": 0}
     return {
         **dict.fromkeys(pairs, (0, 0)),
         **dict.fromkeys((*numbers, "hbm_read", "hbm_written", "l2", "shared_accesses"), 0),
-        **{"ways": 1, "products": {}, "static_bytes": resources().get(kernel_of(launch), (0, 0))[1]},
+        **{"ways": 1, "products": {}, "static_bytes": code_of(launch)["static_bytes"]},
         **launch,
         **{key: traffic | launch.get(key, {}) for key in ("read", "written", "copied")},
     }
@@ -82,8 +85,16 @@ def kernel_of(launch: Mapping[str, Any]) -> str:
 
 def modelled(launch: Mapping[str, Any]) -> Time:
     """The time of a launch of the record."""
+    launch = {**code_of(launch), **launch}
+    return time_of(whole(launch), launch["registers"], launch["instructions"])
+
+
+def code_of(launch: Mapping[str, Any]) -> dict[str, float]:
+    """What the tables say of a launch's kernel as it is now; a launch that has them of its own is of that time."""
     kernel = kernel_of(launch)
-    return time_of(whole(launch), resources().get(kernel, (0, 0))[0], instructions().get(kernel, 10.0))
+    registers, static = resources().get(kernel, (0, 0))
+    ratio = round(instructions().get(kernel, 10.0), 3)
+    return {"registers": registers, "static_bytes": static, "instructions": ratio}
 
 
 def name_of(step: Mapping[str, Any]) -> str:
@@ -197,19 +208,22 @@ def families(launches: Iterable[Mapping[str, Any]]) -> dict[str, tuple[int, floa
 def measured_table(record: Mapping[str, Any], profiles: Iterable[Mapping[str, Any]] | None = None) -> list[str]:
     """Steps measured beside modelled, kernel by kernel: those of PROFILES, or of a record of one's own."""
     if profiles is None:
-        profiles = [
-            profile
-            for file, names in PROFILES.items()
+        known = {RECORD: record, KEPT: _json(KEPT)}
+        pairs = [
+            (profile, known[counts])
+            for file, (names, counts) in PROFILES.items()
             for profile in _json(MEASURED.parent / file)["profile"]
             if profile["configuration"] in names
         ]
+    else:
+        pairs = [(profile, record) for profile in profiles]
     lines = ["| step | kernel | launches | measured us | modelled us | modelled over measured |"]
     lines.append("|---|---|---|---|---|---|")
-    for profile in profiles:
+    for profile, counted in pairs:
         if profile["precision"] != "fp32":
             continue
         key = (profile["configuration"], profile.get("path", "default"), "none")
-        found = [s for s in record["steps"] if (s["configuration"], s["path"], s["penalty"]) == key]
+        found = [s for s in counted["steps"] if (s["configuration"], s["path"], s["penalty"]) == key]
         if not found:
             continue
         times: dict[str, float] = {}
@@ -274,6 +288,8 @@ def _json(file: Path) -> Any:
 def count(only: str, into: Path) -> int:
     """Counts steps and ops whose names have `only` in them, in place of those that the record has.
 
+    A record of one's own keeps what the kernels' machine code has, too, so that it holds when they change.
+
     Returns:
         The exit status of what counts, a process of its own with tests/ on its path.
     """
@@ -284,7 +300,12 @@ def count(only: str, into: Path) -> int:
     with subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True) as process:
         for line in process.stdout or ():
             if line.startswith("{"):
-                keep(record, json.loads(line))
+                entry = json.loads(line)
+                if into.resolve() != RECORD:
+                    entry["launches"] = [
+                        {**one, **code_of(one)} if "note" not in one else one for one in entry["launches"]
+                    ]
+                keep(record, entry)
                 lines = {key: ",\n".join(map(json.dumps, record[key])) for key in ("steps", "ops")}
                 into.write_text("{" + ",\n".join(f'"{key}": [\n{text}\n]' for key, text in lines.items()) + "}\n")
     return process.returncode

@@ -12,6 +12,7 @@ PYTORCH = "github.com/pytorch/pytorch, issue 161104: 1.1 us a kernel of 1024 sum
 ASSUMED = "assumed: no public figure was found"
 HOPPER = "arXiv 2402.13499, measured on an H800 PCIe"
 RECORD = "bench/results/gpu-2026-11-26.json, this project's own, of an H200"
+MEASURED = "measured: bench/results/gpu-2026-11-27-tiled.json, this project's own, of an H200"
 
 
 class Parameter(NamedTuple):
@@ -32,13 +33,32 @@ H100 = {
     "barrier": Parameter(29, "cycles", f"{ASSUMED}; as long as a shared access"),
     "collective": Parameter(29, "cycles", f"{ASSUMED}; as long as a shared access"),
     "issue": Parameter(
-        2, "cycles an instruction of a warp alone", f"{ASSUMED}; one a cycle where others wait beside it"
+        1.45, "cycles an instruction of a warp alone inside a loop along k", f"{MEASURED}: the loop of FMAs"
+    ),
+    "issue outside": Parameter(
+        5,
+        "cycles an instruction of a warp alone elsewhere",
+        f"fitted; {MEASURED}: epilogues 5, whole kernels of products 2.2 to 5, step_head 10",
+    ),
+    "Adam": Parameter(
+        58,
+        "instructions of an element in a weight update, beside those of its accesses",
+        f"fitted to what ncu counted; {MEASURED}: 2640 a warp outside the loop for 32 elements a thread",
     ),
     "fence": Parameter(260, "cycles", f"{ASSUMED}; a round trip to L2"),
     "grid barrier": Parameter(1040, "cycles", f"{ASSUMED}; an atomic, two fences and a wait, a trip each"),
     "SM-to-SM latency": Parameter(180, "cycles", HOPPER),
     "SM-to-SM bandwidth": Parameter(2650, "GB/s", f"{HOPPER}, clusters of 4 blocks; 3270 of 2 blocks"),
-    "cluster barrier": Parameter(180, "cycles", f"{ASSUMED}; as long as a trip to another block's shared memory"),
+    "cluster barrier": Parameter(
+        1200, "cycles", f"{MEASURED}: with the fence that it has in machine code, 1150 to 1480 where blocks are in step"
+    ),
+    "cluster wait": Parameter(180, "cycles", f"{ASSUMED}; as long as a trip to another block's shared memory"),
+    "multiprocessors of clusters": Parameter(
+        104,
+        "that have no more than a block of a cluster of four or more",
+        f"{MEASURED}: 4.0 warps on each where there were 26 clusters of 4, 8 of 8 or 64 of 2, 4.3 to 4.4 where there "
+        "were 32 of 4 or 16 of 8; it is the least that agrees with that",
+    ),
     "FMA": Parameter(128, "a cycle and multiprocessor", DATASHEET),
     "tf32": Parameter(946, "FMAs a cycle and multiprocessor", f"{DATASHEET}: 494.7 TFLOPS"),
     "16 bit": Parameter(1893, "FMAs a cycle and multiprocessor", f"{DATASHEET}: 989.4 TFLOPS"),

@@ -8,6 +8,7 @@ take, whichever is longer, after what a launch itself takes.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -30,8 +31,13 @@ REDUCTIONS = (
     "logits_loss_sum",
     "batch_norm_forward",
 )
-# FMAs for each 16 bytes that a thread reads from shared memory: 8 x 4 sums take 12 reads for 4 of k, 4 x 4 take 8.
-FMAS_A_READ = {"linear": 4 * 32 / 12, "mlp_forward": 4 * 16 / 8, "mlp_backward": 4 * 16 / 8, "mlp_tangent": 4 * 16 / 8}
+# FMAs of the narrow kernels for each 16 bytes that a thread reads from shared memory: 4 x 4 sums take 8 for 4 of k.
+FMAS_A_READ = {"mlp_forward": 4 * 16 / 8, "mlp_backward": 4 * 16 / 8, "mlp_tangent": 4 * 16 / 8}
+# A product's kernel: its arithmetic, its elements, the sides of its tile, and the number of its pass (Pass of
+# csrc/cuda/product.h).
+PRODUCT = re.compile(r"product_kernel<(\w+)<(\w+), (\d+), (\d+), \d+, \d+(?:, \w+)?>, \d+, \d+, (\d+)>")
+WEIGHT_UPDATE = 3
+BYTES = {"double": 8, "float": 4}  # others are of 16 bits
 FMAS_OF = {
     "mma.m16n8k8.tf32": ("tf32", 1024),
     "mma.m16n8k16.bf16": ("16 bit", 2048),
@@ -75,6 +81,36 @@ def resident_blocks(launch: Launch, registers: int) -> int:
     return int(max(1, min(by_registers, by_shared, value("threads") // (32 * warps), value("blocks"))))
 
 
+class Tile(NamedTuple):
+    """Of a launch of product kernels, along k.
+
+    Attributes:
+        fmas: all that its blocks do, without those of tensor cores.
+        step: bytes of k a step.
+        updates: whether its epilogue updates the weight.
+    """
+
+    fmas: float
+    step: float
+    updates: bool
+
+
+def tile_of(launch: Launch) -> Tile | None:
+    """What a product's kernel says of its launch; None where it is none.
+
+    FMAs follow from what blocks copy, each element of which is used once for each row, or column, of the tile: they are
+    the same however the threads share the tile out.
+    """
+    if (found := PRODUCT.match(launch.get("kernel", ""))) is None:
+        return None
+    rows, columns = int(found[3]), int(found[4])
+    bytes_copied = 4 * launch["copies"][0] + 16 * launch["copies"][1]
+    elements = bytes_copied / BYTES.get(found[2], 2)
+    fmas = elements * rows * columns / (rows + columns) if found[1] == "Fma" else 0.0
+    step = bytes_copied / (launch["blocks"] * max(1, launch["steps"]) * (rows + columns))
+    return Tile(fmas, step, int(found[5]) == WEIGHT_UPDATE)
+
+
 def time_of_library(launch: Launch) -> Time:
     """A product of the library: launches, loads, FMAs; where its 64 x 64 tiles are few, k is split and added up."""
     m, n, k = (launch["note"][key] for key in "mnk")
@@ -106,7 +142,9 @@ def time_of(launch: Launch, registers: int = 0, instructions: float = 10.0) -> T
     resident = resident_blocks(launch, registers)
     processors = value("multiprocessors")
     rounds = math.ceil(launch["blocks"] / (resident * processors))
-    beside = math.ceil(min(launch["blocks"], resident * processors) / processors)
+    # The groups of multiprocessors are not filled by clusters of four or more.
+    filled = value("multiprocessors of clusters") if launch["cluster"] >= 4 else processors
+    beside = math.ceil(min(launch["blocks"], resident * processors) / filled)
 
     missing = launch["hbm_read"] / max(1, launch["l2"])
     trip = value("L2 latency") + missing * (value("memory latency") - value("L2 latency"))
@@ -120,17 +158,25 @@ def time_of(launch: Launch, registers: int = 0, instructions: float = 10.0) -> T
     waits[0] += launch["atomics"] * value("L2 latency") + launch["fences"] * value("fence")
     waits[0] += launch["grid_barriers"] * value("grid barrier")
     waits[0] += launch["cluster_barriers"] * value("cluster barrier")
+    waits[0] += launch["cluster_waits"] * value("cluster wait")
     waits[0] += launch["remote_trips"] * value("SM-to-SM latency")
     waits[1] += launch["fills"] * trip
     # Of the warps that share a scheduler each issues in its turn.
     warps = max(1, beside * math.ceil(launch["threads"] / 32) / SCHEDULERS)
-    copies = sum(launch["copies"]) / (launch["blocks"] * launch["threads"])  # count as two, one on either side
-    issue = [
-        max(0, n) * instructions * max(value("issue"), warps)
-        for n in (launch["accesses"][0], launch["accesses"][1] - copies)
-    ]
-
-    fmas = launch["vectors"] * FMAS_A_READ.get(launch["name"], 0) / value("FMA")
+    threads = launch["blocks"] * launch["threads"]
+    copies = sum(launch["copies"]) / threads  # count as two, one on either side
+    tile = tile_of(launch)
+    fmas = launch["vectors"] * FMAS_A_READ.get(launch["name"], 0) if tile is None else tile.fmas
+    inner = max(0, launch["accesses"][1] - copies)
+    made = [launch["accesses"][0] * instructions, max(inner * instructions, inner + fmas / threads)]
+    if tile is not None and tile.updates:  # three values written of each element
+        made[0] += launch["written"]["requested"] * 32 / (3 * BYTES["float"]) / threads * value("Adam")
+    issue = made[0] * max(value("issue outside"), warps), made[1] * max(value("issue"), warps)
+    # A step begins with its copies, and what is read after them waits until they have had their turns.
+    copying = launch["copy_wavefronts"] / launch["blocks"]
+    reading = launch["wavefronts"][1] / launch["blocks"] - copying
+    own_issue = made[1] * max(value("issue"), launch["threads"] / 32 / SCHEDULERS)
+    fmas /= value("FMA")
     for shape, times in launch["products"].items():
         rate, each = FMAS_OF[shape]
         fmas += times * each / (value(rate) * value("share of mma"))
@@ -139,8 +185,10 @@ def time_of(launch: Launch, registers: int = 0, instructions: float = 10.0) -> T
     outside = launch["wavefronts"][0] + sectors * 32 / value("L1 bandwidth")
     units = _microseconds((inside + outside) / processors)
     inside, outside = inside / launch["blocks"], outside / launch["blocks"]
-    # Three steps of k are under way at a time.
-    loop = max(waits[1] + max(beside * inside, issue[1]), launch["steps"] * trip / 3)
+    own = copying + max(fmas / launch["blocks"], reading, own_issue)
+    # Three steps of k are under way at a time, or two of 128 bytes.
+    under_way = 2 if tile is not None and tile.step >= 128 else 3
+    loop = max(waits[1] + max(beside * inside, issue[1], own), launch["steps"] * trip / under_way)
     rest = waits[0] + max(beside * outside, issue[0])
     busy = max(rounds * _microseconds(loop + rest), *_bytes(launch))
     room = _microseconds(loop + rest) * launch["blocks"] / (resident * processors)
