@@ -75,10 +75,11 @@ EXPECTED: dict[str, dict[str, Any]] = {
         "remote_bytes": 2 * 32 * 4,
         "written": traffic([2, 0, 0], 8, 8),
     },
+    "cluster in halves": {"cluster": 2, "cluster_barriers": 1, "cluster_waits": 1, "written": traffic([2, 0, 0], 8, 8)},
 }
 # On branches: the number of each launch's, and what it waits for.
 BRANCHES = {
-    "before": (0, ["cluster"]),
+    "before": (0, ["cluster in halves"]),
     "branch": (1, ["before"]),
     "beside": (0, ["before"]),
     "branch goes on": (1, ["branch"]),

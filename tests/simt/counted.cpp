@@ -142,6 +142,13 @@ void read_peer(float* y) {
   cluster_barrier();
 }
 
+void cluster_in_halves(float* y) {
+  cluster_barrier();
+  cluster_arrive();
+  y[lanes * blockIdx.y + threadIdx.x] = 1.0f;
+  cluster_wait();
+}
+
 }  // namespace
 
 int main() {
@@ -174,6 +181,7 @@ int main() {
   launch(device, "products", sums_and_products, warp, y);
   launch(device, "grid", two_grid_barriers, Grid{dim3(3), dim3(64), 0, true}, y);
   launch(device, "cluster", read_peer, Grid{dim3(1, 2), dim3(lanes), 8192, false, true}, y);
+  launch(device, "cluster in halves", cluster_in_halves, Grid{dim3(1, 2), dim3(lanes), 8192, false, true}, y);
   // A branch of two launches, another that comes after the step's second, and what waits for both.
   const int first_branch = 1, other_branch = 2;
   launch(device, "before", read_strided, warp, x, y, 1);

@@ -274,7 +274,6 @@ void meet_cluster(const char* what, Site site) {
   Block& block = *current->block;
   if (block.cluster == nullptr) fault(std::string(what) + " needs a launch of clusters");
   Cluster& cluster = *block.cluster;
-  count::cluster_barrier();
   meet(cluster.meeting, int(cluster.blocks.size()) * block.threads, what, 0, site, nullptr,
        [&] { race::meet_cluster(cluster.blocks), count::meet_cluster(cluster.blocks); });
 }
@@ -283,6 +282,7 @@ void meet_cluster(const char* what, Site site) {
 
 void cluster_barrier(Site site) {
   if (current->has_arrived) fault("cluster_barrier comes between cluster_arrive and cluster_wait");
+  count::cluster_barrier();
   meet_cluster("cluster_barrier", site);
 }
 
@@ -295,6 +295,7 @@ void cluster_arrive() {
 void cluster_wait(Site site) {
   if (!current->has_arrived) fault("cluster_wait comes without cluster_arrive");
   current->has_arrived = false;
+  count::cluster_wait();
   meet_cluster("cluster_wait", site);
 }
 
