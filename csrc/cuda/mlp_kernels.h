@@ -45,7 +45,7 @@ struct Narrow {
       std::max((Input::shared_elements + Weight<Major::row>::shared_elements) * sizeof(T),
                samples * tile_stride * sizeof(C));
   static constexpr size_t backward_bytes =
-      std::max({chain_bytes, 2 * Rows::shared_elements * sizeof(T), 2 * weight_stride * weight_tile * sizeof(C)});
+      std::max({chain_bytes, 2 * Rows::shared_elements * sizeof(T), (weight_stride + 1) * weight_tile * sizeof(C)});
 };
 
 // One layer's product for the samples from row0 on, `across` columns at a time: epilogue(tile, col0) is called for each

@@ -47,7 +47,6 @@ struct TileLayout {
   static constexpr int stride = tile_size + (sizeof(C) == 4 ? 8 : 2);
   static constexpr int sums = tile_size * stride;  // the tile; then, of a weight gradient, a bias sum a row
   static constexpr int size = sums + tile_size;
-  static constexpr size_t bytes = sizeof(C) * std::max(size, Arithmetic::groups* sums);
 };
 
 // Whether the column sums of grad_z are wanted too.
@@ -243,7 +242,6 @@ __global__ void __launch_bounds__(tile_threads, 2) product_kernel(Product<typena
   });
   let_next_launch_begin();  // not before: its blocks would wait where this one's are to run
   arithmetic.template write<Layout::stride>(tile);
-  if constexpr (Arithmetic::groups > 1) __syncthreads();  // the sums' place was another group's tile
   if (threadIdx.x < tile_size) tile[Layout::sums + threadIdx.x] = bias_sum;
   __syncthreads();
 
@@ -319,7 +317,7 @@ void run(const Context& context, Product<typename Arithmetic::T> p) {
     p.counters = context.counters();
   }
   constexpr size_t staged = (StagedSource<A>::shared_elements + StagedSource<B>::shared_elements) * sizeof(T);
-  constexpr size_t shared = std::max(staged, Layout::bytes);
+  constexpr size_t shared = std::max(staged, Layout::size * sizeof(typename Layout::C));
   Grid grid{dim3(static_cast<unsigned>(tiles), static_cast<unsigned>(splits)), dim3(tile_threads), shared};
   grid.clustered = p.clustered;
   grid.overlaps = cluster > 1;

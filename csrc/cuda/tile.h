@@ -230,15 +230,13 @@ struct alignas(16) Four {
   T element[4];
 };
 
-// The arithmetic by FMA, in T itself (float or double): each thread has some rows and columns of the tile. A tile of
-// floats of 64x64 has 8x8 of a thread, two groups of threads each with half of a step's k: what a thread reads of
-// shared memory counts by the side of its part and what it computes by the area, and with 8x4 the reads took as long as
-// the FMAs.
+// The arithmetic by FMA, in T itself (float or double): each thread has some rows and columns of the tile.
 template <class T_, int rows, int cols, Major a_major, Major b_major>
 class Fma {
  public:
   using T = T_;
   using Accumulator = T;
+  static constexpr bool reads_one_by_one = false;
 
   __device__ __forceinline__ void clear() {
 #pragma unroll
@@ -249,20 +247,11 @@ class Fma {
 
   template <int step, class A, class B>
   __device__ __forceinline__ void multiply(const A& a, const B& b) {
-    constexpr int own_step = step / groups;
-    static_assert(own_step % 4 == 0, "four of k at a time");
-    const int first = group() * own_step;
-    T a_parts[2][own_rows][4], b_parts[2][own_cols][4];  // one is read while the sums take the other
-    const auto load = [&](int k) {
-      load_part<a_major, own_rows, threads_down>(a_parts[k / 4 % 2], a, down(), first + k);
-      load_part<b_major, own_cols, threads_across>(b_parts[k / 4 % 2], b, across(), first + k);
-    };
-    load(0);
-#pragma unroll
-    for (int k = 0; k < own_step; k += 4) {
-      if (k + 4 < own_step) load(k + 4);
-      const auto& a_part = a_parts[k / 4 % 2];
-      const auto& b_part = b_parts[k / 4 % 2];
+#pragma unroll 2  // a longer loop does not fit the first of the caches of instructions
+    for (int k = 0; k < step; k += 4) {
+      T a_part[own_rows][4], b_part[own_cols][4];
+      load_part<a_major, own_rows, threads_down>(a_part, a, down(), k);
+      load_part<b_major, own_cols, threads_across>(b_part, b, across(), k);
 #pragma unroll
       for (int q = 0; q < 4; ++q)
 #pragma unroll
@@ -272,40 +261,21 @@ class Fma {
     }
   }
 
-  // Writes the tile to shared memory, where there is room for `groups` of them. All threads of the block call it.
+  // Writes the tile to shared memory.
   template <int stride>
   __device__ __forceinline__ void write(T* c) const {
-    T* const own = c + group() * rows * stride;
 #pragma unroll
     for (int i = 0; i < own_rows; ++i)
 #pragma unroll
       for (int j = 0; j < own_cols; ++j)
-        own[place<a_major, threads_down>(down(), i) * stride + place<b_major, threads_across>(across(), j)] =
-            sum_[i][j];
-    if constexpr (groups == 2) {
-      __syncthreads();
-#pragma unroll 4
-      for (int i = threadIdx.x; i < rows * cols / 4; i += tile_threads) {
-        T* const to = c + i / (cols / 4) * stride + i % (cols / 4) * 4;
-        Four<T> sum = *reinterpret_cast<const Four<T>*>(to);
-        const Four<T> other = *reinterpret_cast<const Four<T>*>(to + rows * stride);
-#pragma unroll
-        for (int q = 0; q < 4; ++q) sum.element[q] += other.element[q];
-        *reinterpret_cast<Four<T>*>(to) = sum;
-      }
-    }
+        c[place<a_major, threads_down>(down(), i) * stride + place<b_major, threads_across>(across(), j)] = sum_[i][j];
   }
 
-  static constexpr int groups = sizeof(T) == 4 && rows == 64 && cols == 64 ? 2 : 1;
-  static constexpr bool reads_one_by_one = false;
-
  private:
-  static constexpr int group_threads = tile_threads / groups;
-  static constexpr int threads_down = rows == 16 ? 4 : 8, threads_across = group_threads / threads_down;
+  static constexpr int threads_down = rows == 16 ? 4 : 8, threads_across = tile_threads / threads_down;
   static constexpr int own_rows = rows / threads_down, own_cols = cols / threads_across;
 
-  static __device__ __forceinline__ int group() { return groups == 1 ? 0 : int(threadIdx.x) / group_threads; }
-  static __device__ __forceinline__ int down() { return int(threadIdx.x) % group_threads / threads_across; }
+  static __device__ __forceinline__ int down() { return int(threadIdx.x) / threads_across; }
   static __device__ __forceinline__ int across() { return int(threadIdx.x) % threads_across; }
 
   // The place in the tile of a thread's i-th row: interleaved with the other threads' where it reads along k, in fours
@@ -347,7 +317,6 @@ class Mma {
  public:
   using T = T_;
   using Accumulator = float;
-  static constexpr int groups = 1;
   // Pairs of neighbours in k, where they are none in memory. Of tf32 an H200 was slower with pieces moved.
   static constexpr bool reads_one_by_one = std::is_same_v<T, float> && std::is_same_v<Operand, bfloat16>;
 
