@@ -15,7 +15,7 @@ from launched_kernels import kernels_of
 from plain_step import BATCH, DATA, Plain, adam, inputs, networks, state_of, twin
 from torch import nn
 
-from fastgan import DiscriminatorStep, TrainStep, choices
+from fastgan import DiscriminatorStep, TrainStep, backend, choices
 from fastgan.nn import MLP
 
 REASON = None if torch.cuda.is_available() else "this test needs a CUDA GPU, and there is none"
@@ -64,6 +64,33 @@ def assert_same_training(ours: TrainStep, plain: Plain) -> None:
     """In float64, where rounding is out of the question."""
     for a, b in zip(state_of(ours), state_of(plain), strict=True):
         assert_close_in_float64(a.double(), b.double(), 1e-8)
+
+
+@pytest.mark.parametrize("path", ["library", "tiled"])
+def test_steps_after_the_first_in_another_thread(path: str) -> None:
+    """Which has a cuBLAS handle of its own, and captures the step."""
+    backend.module.set_layer_path(path)
+    try:
+        pair = networks()
+        ours, here, plain = (twin(kind, *pair, adam) for kind in (TrainStep, TrainStep, Plain))
+        given = [inputs({}) for _ in range(4)]
+        ours.step(*given[0])
+
+        def work() -> None:
+            with torch.device("cuda"):
+                for each in given[1:]:
+                    ours.step(*each)
+
+        thread = threading.Thread(target=work)
+        thread.start()
+        thread.join()
+        for each in given:
+            here.step(*each)
+            plain.step(*each)
+        assert_same_training(here, plain)
+        assert_same_training(ours, plain)
+    finally:
+        backend.module.set_layer_path("automatic")
 
 
 def capturable(parameters: Iterator[nn.Parameter]) -> torch.optim.Adam:
