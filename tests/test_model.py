@@ -268,7 +268,7 @@ def test_a_profile_is_put_beside_the_model() -> None:
     ]
     assert model.families(launches) == {"mlp_forward": (2, 20.0), "linear": (1, 5.0), model.LIBRARY: (1, 2.0)}
     lines = model.measured_table(RECORD, [{**profile, "launches": launches}])
-    assert any(line.startswith("| ring | mlp_forward | 2 | 20.0 |") for line in lines)
+    assert any(line.startswith("| ring | linear | 1 | 5.0 |") for line in lines)
     assert lines[-1].startswith("| ring | the step | 5 | 100 |")
 
 
