@@ -226,10 +226,6 @@ LEFT_OUT = {
 }
 
 
-# Found without the detector, by what a thread may do between the two halves of a barrier.
-ENDS_TOO_EARLY = {"the barrier of a cluster before a block ends": "ends between cluster_arrive and cluster_wait"}
-
-
 @pytest.mark.deep
 @pytest.mark.parametrize("what", one_in(3, LEFT_OUT))  # each has a kernel compiled
 def test_the_detector_finds_what_is_left_out_of_a_kernel(what: str, tmp_path: Path) -> None:
@@ -239,7 +235,7 @@ def test_the_detector_finds_what_is_left_out_of_a_kernel(what: str, tmp_path: Pa
     done = run(changed, "--few", check, engine="fibers", races=True)
     assert done.returncode != 0
     assert kernel in done.stderr
-    assert ENDS_TOO_EARLY.get(what, "a race: it") in done.stderr
+    assert "a race: it" in done.stderr
 
 
 @pytest.mark.parametrize("check", CHECKS)
