@@ -296,9 +296,12 @@ def test_counting_anew_gives_the_record(tmp_path: Any) -> None:
     (again,) = json.loads(file.read_text())["steps"]
     same = ("configuration", "path", "penalty")
     (kept,) = (step for step in RECORD["steps"] if all(step[key] == again[key] for key in same))
-    # Where tensors lie is another time elsewhere: what the cache holds may differ a little, what kernels do may not.
+    # Where tensors lie is another time elsewhere: what the cache holds may differ a little, what kernels do may not. On
+    # the host they begin at multiples of 64 bytes, so that how many lines of 128 a copy touches, and with it its
+    # wavefronts, differs too.
+    by_lines = ("copy_wavefronts", "wavefronts", "least")
     for one, two in zip(kept["launches"], again["launches"], strict=True):
-        places = ("l2", "hbm_read", "hbm_written", "read", "written", "copied", *model.code_of(two))
+        places = ("l2", "hbm_read", "hbm_written", "read", "written", "copied", *by_lines, *model.code_of(two))
         assert {k: v for k, v in one.items() if k not in places} == {k: v for k, v in two.items() if k not in places}
 
 
