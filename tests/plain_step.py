@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import copy
 import functools
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -282,6 +283,20 @@ def networks(num_classes: int = 0, dtype: torch.dtype = torch.float64, pac: int 
     """A generator and a discriminator that fuse entirely."""
     generator = MLP([LATENT + num_classes, 8, DATA], "relu", "tanh", dtype=dtype)
     return generator, MLP([pac * (DATA + num_classes), 8, 1], dtype=dtype)
+
+
+def step_in_another_thread(trainer: Any, given: Sequence[Any]) -> None:
+    """A step for each of `given`, in a thread that has of torch's thread-local modes the default device alone."""
+    device = torch.get_default_device()
+
+    def work() -> None:
+        with torch.device(device):
+            for each in given:
+                trainer.step(*each)
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
 
 
 def inputs(

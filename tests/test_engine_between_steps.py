@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import copy
-import functools
 import pickle
-import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 import torch
 from conformance import assert_close_in_float64
-from plain_step import Plain, adam, inputs, networks, state_of, twin
+from plain_step import Plain, adam, inputs, networks, state_of, step_in_another_thread, twin
 from torch import Tensor, nn
 from torch.optim import Adam
 from torch.optim.lr_scheduler import StepLR
@@ -129,24 +127,10 @@ def test_training_in_another_thread(engine_backend: str) -> None:
     here.generator.load_state_dict(ours.generator.state_dict())
     here.discriminator.load_state_dict(ours.discriminator.state_dict())
     ours.step(*given[0])
-    context = backend_of_this_thread()
-
-    def work() -> None:
-        with context():
-            for each in given[1:]:
-                ours.step(*each)
-
-    thread = threading.Thread(target=work)
-    thread.start()
-    thread.join()
+    step_in_another_thread(ours, given[1:])
     for each in given:
         here.step(*each)
     assert all(map(torch.equal, state_of(ours), state_of(here)))
-
-
-def backend_of_this_thread() -> Callable[..., Any]:
-    """A new thread has none of torch's thread-local modes, such as the default device."""
-    return functools.partial(torch.device, torch.get_default_device())
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ import torch
 from conformance import as_double, assert_close_in_float64, overall_error
 from conftest import run_on, unavailable_reason
 from launched_kernels import kernels_of
-from plain_step import BATCH, DATA, Plain, adam, inputs, networks, state_of, twin
+from plain_step import BATCH, DATA, Plain, adam, inputs, networks, state_of, step_in_another_thread, twin
 from torch import nn
 
 from fastgan import DiscriminatorStep, TrainStep, backend, choices
@@ -75,15 +75,7 @@ def test_steps_after_the_first_in_another_thread(path: str) -> None:
         ours, here, plain = (twin(kind, *pair, adam) for kind in (TrainStep, TrainStep, Plain))
         given = [inputs({}) for _ in range(4)]
         ours.step(*given[0])
-
-        def work() -> None:
-            with torch.device("cuda"):
-                for each in given[1:]:
-                    ours.step(*each)
-
-        thread = threading.Thread(target=work)
-        thread.start()
-        thread.join()
+        step_in_another_thread(ours, given[1:])
         for each in given:
             here.step(*each)
             plain.step(*each)

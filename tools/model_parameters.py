@@ -52,7 +52,9 @@ H100 = {
     "cluster barrier": Parameter(
         1200, "cycles", f"{MEASURED}: with the fence that it has in machine code, 1150 to 1480 where blocks are in step"
     ),
-    "cluster wait": Parameter(180, "cycles", f"{ASSUMED}; as long as a trip to another block's shared memory"),
+    "cluster wait": Parameter(
+        180, "cycles", "as long as a trip to another block's shared memory; an H200: 118 to 300 (bench/results/gpu.md)"
+    ),
     "multiprocessors of clusters": Parameter(
         104,
         "that have no more than a block of a cluster of four or more",
