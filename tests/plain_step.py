@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import copy
 import functools
-import threading
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import torch
@@ -286,7 +286,10 @@ def networks(num_classes: int = 0, dtype: torch.dtype = torch.float64, pac: int 
 
 
 def step_in_another_thread(trainer: Any, given: Sequence[Any]) -> None:
-    """A step for each of `given`, in a thread that has of torch's thread-local modes the default device alone."""
+    """A step for each of `given`, in a thread that has of torch's thread-local modes the default device alone.
+
+    What goes wrong there is raised here.
+    """
     device = torch.get_default_device()
 
     def work() -> None:
@@ -294,9 +297,8 @@ def step_in_another_thread(trainer: Any, given: Sequence[Any]) -> None:
             for each in given:
                 trainer.step(*each)
 
-    thread = threading.Thread(target=work)
-    thread.start()
-    thread.join()
+    with ThreadPoolExecutor(1) as other:
+        other.submit(work).result()
 
 
 def inputs(

@@ -315,6 +315,11 @@ class CudaStep {
     std::unique_ptr<at::cuda::CUDAGraph> graph;
     std::optional<cudaStream_t> stream;  // of the last step
     bool has_run = false;
+    std::vector<int64_t> threads;  // in which it ran launch by launch
+
+    bool has_run_here() const {
+      return has_run && std::find(threads.begin(), threads.end(), thread_number()) != threads.end();
+    }
   };
   // As many as usually take turns: two sizes of batch, with the smaller last one of an epoch, with a penalty and
   // without.
@@ -377,7 +382,8 @@ class CudaStep {
   }
 
   // The first step of a kind, and one after a tensor has moved, runs launch by launch, so that every kernel is loaded
-  // and all memory is there; the next is captured.
+  // and all memory is there; the next is captured. Likewise the first in each thread until there is a graph: a thread
+  // has a cuBLAS handle of its own, which can't be made while a graph is captured.
   template <class T>
   void replay_or_run(const StepSettings& settings, const StepInputs& given, bool draws) {
     const bool are_due = given.penalties_are_due && (settings.penalties.r1 > 0 || settings.penalties.r2 > 0);
@@ -409,12 +415,14 @@ class CudaStep {
       launch<T>(settings, inputs, captured.memory);
     };
     read_addresses(addresses_);
-    if (!captured.has_run || addresses_ != captured.addresses) {
-      captured.graph.reset();
+    if (addresses_ != captured.addresses) captured.has_run = false;
+    if (!captured.has_run) captured.graph.reset(), captured.threads.clear();
+    if (captured.graph == nullptr && !captured.has_run_here()) {
       captured.has_run = false;
       all();
       captured.addresses = addresses_;
       captured.has_run = true;
+      captured.threads.push_back(thread_number());
       return;
     }
     if (!can_capture()) return all();

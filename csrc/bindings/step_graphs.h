@@ -17,6 +17,7 @@
 #include <ATen/cuda/CUDAGraph.h>
 #include <c10/cuda/CUDAGuard.h>
 
+#include <atomic>
 #include <cstdlib>
 #include <memory>
 #endif
@@ -63,6 +64,13 @@ inline bool is_capturing_now() {
   cudaStreamCaptureStatus status = cudaStreamCaptureStatusNone;
   C10_CUDA_CHECK(cudaStreamIsCapturing(at::cuda::getCurrentCUDAStream(), &status));
   return status != cudaStreamCaptureStatusNone;
+}
+
+// Of the calling thread; no other ever has it, where std::thread::id is given again once a thread has ended.
+inline int64_t thread_number() {
+  static std::atomic<int64_t> count{0};
+  thread_local const int64_t number = ++count;
+  return number;
 }
 
 // Whether memory can be had while a graph is captured: without torch's caching of it (for compute-sanitizer, say) each
