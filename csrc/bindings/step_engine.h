@@ -14,6 +14,7 @@
 #include <torch/csrc/autograd/anomaly_mode.h>
 #include <torch/csrc/autograd/python_variable.h>
 
+#include "../core/names.h"
 #include "common.h"
 #include "layer_path.h"
 #include "scopes.h"

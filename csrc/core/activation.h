@@ -12,8 +12,6 @@
 // quotients.
 #pragma once
 
-#include <optional>
-#include <string_view>
 #include <type_traits>
 
 #include "math.h"
@@ -25,12 +23,6 @@ namespace fastgan {
 enum class Activation : int { FASTGAN_ACTIVATIONS(FASTGAN_ENUMERATOR) };
 constexpr const char* activation_names[] = {FASTGAN_ACTIVATIONS(FASTGAN_NAME)};
 constexpr int activation_count = sizeof(activation_names) / sizeof(activation_names[0]);
-
-inline std::optional<Activation> activation_named(std::string_view name) {
-  for (int i = 0; i < activation_count; ++i)
-    if (name == activation_names[i]) return static_cast<Activation>(i);
-  return std::nullopt;
-}
 
 struct ActivationArguments {
   Activation activation;

@@ -1,9 +1,6 @@
 // The losses of a GAN: the compiled twin of reference.GAN_LOSSES. To add one, name it in both; all else follows.
 #pragma once
 
-#include <optional>
-#include <string_view>
-
 #include "logits_loss.h"
 
 namespace fastgan {
@@ -46,11 +43,5 @@ constexpr GanLoss gan_losses[] = {
     {"wasserstein", "wasserstein", false, false, up, down, up, false},
     {"least_squares", "least_squares", false, true, near_one, near_zero, near_one, false},
 };
-
-inline std::optional<GanLoss> gan_loss_named(std::string_view name) {
-  for (const GanLoss& loss : gan_losses)
-    if (name == loss.name) return loss;
-  return std::nullopt;
-}
 
 }  // namespace fastgan

@@ -4,7 +4,7 @@
 #include <vector>
 
 #include "parallel.h"
-#include "simd.h"
+#include "strips.h"
 
 namespace fastgan::cpu {
 
@@ -34,6 +34,56 @@ void dispatch(ActivationArguments arguments, const F& f) {
   with_activation(arguments.activation, [&](auto act) { f(act, compute_t<T>(arguments.negative_slope)); });
 }
 
+// Loops over n values in the type of arithmetic.
+
+template <class A, class C>
+void values(int64_t n, const C* z, C slope, C* y) {
+  simd_for(0, n, FASTGAN_BODY(i) { y[i] = A::value(z[i], slope); });
+}
+
+// With the bias; z is kept where that is not y's memory.
+template <class A, class C>
+void values_with_bias(int64_t n, const C* z, const C* bias, C slope, C* kept, C* y) {
+  if (kept == nullptr) return simd_for(0, n, FASTGAN_BODY(i) { y[i] = A::value(z[i] + bias[i], slope); });
+  simd_for(
+      0, n, FASTGAN_BODY(i) {
+        const C value = z[i] + bias[i];
+        kept[i] = value;
+        y[i] = A::value(value, slope);
+      });
+}
+
+template <class A, class C>
+void gradients(int64_t n, const C* grad_y, const C* saved, C slope, C* grad_z) {
+  simd_for(0, n, FASTGAN_BODY(i) { grad_z[i] = gradient<A>(grad_y[i], saved[i], slope); });
+}
+
+template <class A, class C>
+void gradients_and_sums(int64_t n, const C* grad_y, const C* saved, C slope, C* grad_z, C* sums) {
+  simd_for(
+      0, n, FASTGAN_BODY(i) {
+        const C value = gradient<A>(grad_y[i], saved[i], slope);
+        grad_z[i] = value;
+        sums[i] += value;
+      });
+}
+
+// The derivatives of gradients(), with u that of its result.
+template <class A, class C>
+void second_gradients(int64_t n, const C* u, const C* grad_y, const C* saved, C slope, C* grad_grad_y, C* grad_z2) {
+  simd_for(
+      0, n, FASTGAN_BODY(i) {
+        const C value = u[i], s = saved[i];
+        grad_z2[i] = value * grad_y[i] * A::dd(s, slope);
+        grad_grad_y[i] = gradient<A>(value, s, slope);
+      });
+}
+
+template <class C>
+void add_to(int64_t n, const C* values, C* sums) {
+  simd_for(0, n, FASTGAN_BODY(i) { sums[i] += values[i]; });
+}
+
 }  // namespace
 
 template <class T>
@@ -44,22 +94,25 @@ void bias_act(const Context&, ActivationArguments arguments, int64_t rows, int64
     using A = decltype(act);
     if (bias == nullptr)  // z has its value already, and a store of 16 bits is more work than most activations
       return for_chunks(chunk_count(rows * cols), work_of(arguments, rows * cols), [&](int64_t chunk) {
-        const int64_t begin = chunk * chunk_size, end = std::min(rows * cols, begin + chunk_size);
-        simd_for(begin, end, FASTGAN_BODY(i) { store(y + i, A::value(load(z + i), slope)); });
+        Strip<T> in, out;
+        for_strips<T>(chunk * chunk_size, std::min(rows * cols, (chunk + 1) * chunk_size),
+                      [&](int64_t first, int64_t count) {
+                        values<A>(count, in.read(z + first, count), slope, out.place(y + first));
+                        out.write(y + first, count);
+                      });
       });
     for_row_blocks(rows, cols, work_of(arguments, rows * cols), [&](int64_t, int64_t begin, int64_t end) {
-      for (int64_t r = begin; r < end; ++r) {
-        T *zr = z + r * cols, *yr = y + r * cols;
-        if (y == z)
-          simd_for(0, cols, FASTGAN_BODY(c) { store(yr + c, A::value(load(zr + c) + load(bias + c), slope)); });
-        else
-          simd_for(
-              0, cols, FASTGAN_BODY(c) {
-                const C value = load(zr + c) + load(bias + c);
-                store(zr + c, value);
-                store(yr + c, A::value(value, slope));
-              });
-      }
+      Strip<T> in, added, out;
+      for_strips<T>(0, cols, [&](int64_t first, int64_t count) {
+        const C* const b = added.read(bias + first, count);
+        for (int64_t r = begin; r < end; ++r) {
+          T *const zr = z + r * cols + first, *const yr = y + r * cols + first;
+          C* const kept = y == z ? nullptr : in.place(zr);
+          values_with_bias<A>(count, in.read(zr, count), b, slope, kept, out.place(yr));
+          if (kept != nullptr) in.write(zr, count);
+          out.write(yr, count);
+        }
+      });
     });
   });
 }
@@ -82,9 +135,12 @@ void narrow_act_backward(ActivationArguments arguments, int64_t rows, int64_t co
     if (!identity)
       dispatch<T>(arguments, [&](auto act, C slope) {
         using A = decltype(act);
-        simd_for(
-            begin * cols, end * cols,
-            FASTGAN_BODY(i) { store(grad_z + i, gradient<A>(load(grad_y + i), load(saved + i), slope)); });
+        Strip<T> in, derivative, out;
+        for_strips<T>(begin * cols, end * cols, [&](int64_t first, int64_t count) {
+          gradients<A>(count, in.read(grad_y + first, count), derivative.read(saved + first, count), slope,
+                       out.place(grad_z + first));
+          out.write(grad_z + first, count);
+        });
       });
     else if (grad_z != nullptr && grad_z != grad_y)
       simd_for(begin * cols, end * cols, FASTGAN_BODY(i) { grad_z[i] = grad_y[i]; });
@@ -121,31 +177,32 @@ void act_backward(const Context&, ActivationArguments arguments, int64_t rows, i
   dispatch<T>(arguments, [&](auto act, C slope) {
     using A = decltype(act);
     for_row_blocks(rows, cols, work_of(arguments, rows * cols), [&](int64_t block, int64_t begin, int64_t end) {
-      double* const total = grad_bias == nullptr ? nullptr : totals.data() + block * cols;
-      C* const sums = grad_bias == nullptr ? nullptr : groups.data() + block * cols;
-      for (int64_t r = begin; r < end; ++r) {
-        const T *gr = grad_y + r * cols, *sr = saved + r * cols;
-        T* zr = grad_z == nullptr ? nullptr : grad_z + r * cols;
-        if (identity) {
-          if (grad_bias != nullptr) simd_for(0, cols, FASTGAN_BODY(c) { sums[c] += load(gr + c); });
-          if (grad_z != nullptr && grad_z != grad_y) simd_for(0, cols, FASTGAN_BODY(c) { zr[c] = gr[c]; });
-        } else if (grad_bias != nullptr) {
-          simd_for(
-              0, cols, FASTGAN_BODY(c) {
-                const C value = gradient<A>(load(gr + c), load(sr + c), slope);
-                store(zr + c, value);
-                sums[c] += value;
-              });
-        } else {
-          simd_for(0, cols, FASTGAN_BODY(c) { store(zr + c, gradient<A>(load(gr + c), load(sr + c), slope)); });
+      Strip<T> in, derivative, out;
+      for_strips<T>(0, cols, [&](int64_t first, int64_t count) {
+        double* const total = grad_bias == nullptr ? nullptr : totals.data() + block * cols + first;
+        C* const sums = grad_bias == nullptr ? nullptr : groups.data() + block * cols + first;
+        for (int64_t r = begin; r < end; ++r) {
+          const T* const gr = grad_y + r * cols + first;
+          T* const zr = grad_z == nullptr ? nullptr : grad_z + r * cols + first;
+          if (identity) {
+            if (grad_bias != nullptr) add_to(count, in.read(gr, count), sums);
+            if (grad_z != nullptr && grad_z != grad_y) std::copy_n(gr, count, zr);
+          } else {
+            const C *const g = in.read(gr, count), *const s = derivative.read(saved + r * cols + first, count);
+            if (grad_bias != nullptr)
+              gradients_and_sums<A>(count, g, s, slope, out.place(zr), sums);
+            else
+              gradients<A>(count, g, s, slope, out.place(zr));
+            out.write(zr, count);
+          }
+          if (grad_bias != nullptr && (r + 1 == end || (r + 1 - begin) % group_rows == 0))
+            simd_for(
+                0, count, FASTGAN_BODY(c) {
+                  total[c] += sums[c];
+                  sums[c] = 0;
+                });
         }
-        if (grad_bias != nullptr && (r + 1 == end || (r + 1 - begin) % group_rows == 0))
-          simd_for(
-              0, cols, FASTGAN_BODY(c) {
-                total[c] += sums[c];
-                sums[c] = 0;
-              });
-      }
+      });
     });
   });
   if (grad_bias == nullptr) return;
@@ -167,17 +224,19 @@ void act_double_backward(const Context&, ActivationArguments arguments, int64_t 
   dispatch<T>(arguments, [&](auto act, C slope) {
     using A = decltype(act);
     for_chunks(chunk_count(n), work_of(arguments, n), [&](int64_t chunk) {
-      const int64_t begin = chunk * chunk_size, end = std::min(n, begin + chunk_size);
-      if (grad_z2 == nullptr)
-        simd_for(
-            begin, end, FASTGAN_BODY(i) { store(grad_grad_y + i, gradient<A>(load(u + i), load(saved + i), slope)); });
-      else
-        simd_for(
-            begin, end, FASTGAN_BODY(i) {
-              const C value = load(u + i), s = load(saved + i);
-              store(grad_z2 + i, value * load(grad_y + i) * A::dd(s, slope));
-              store(grad_grad_y + i, gradient<A>(value, s, slope));
-            });
+      Strip<T> in, by, derivative, out, second;
+      for_strips<T>(chunk * chunk_size, std::min(n, (chunk + 1) * chunk_size), [&](int64_t first, int64_t count) {
+        const C *const value = in.read(u + first, count), *const s = derivative.read(saved + first, count);
+        C* const gradient = out.place(grad_grad_y + first);
+        if (grad_z2 == nullptr) {
+          gradients<A>(count, value, s, slope, gradient);
+        } else {
+          second_gradients<A>(count, value, by.read(grad_y + first, count), s, slope, gradient,
+                              second.place(grad_z2 + first));
+          second.write(grad_z2 + first, count);
+        }
+        out.write(grad_grad_y + first, count);
+      });
     });
   });
 }

@@ -1,9 +1,10 @@
 #include "logits_loss.h"
 
+#include <type_traits>
 #include <vector>
 
 #include "parallel.h"
-#include "simd.h"
+#include "strips.h"
 
 namespace fastgan::cpu {
 
@@ -35,6 +36,82 @@ double sum_over_chunks(const Batch* batches, int count, const ChunkSum& chunk_su
   return total;
 }
 
+// Loops over n values in the type of arithmetic. `minus` is of pairs alone.
+
+// The sum of the terms; their derivatives go where `gradient` is not null.
+template <bool is_paired, class Of, class C>
+C sum_of_terms(Of of, int64_t n, const C* logits, const C* minus, C target, C sign, C* gradient) {
+  if (gradient == nullptr)
+    return simd_sum<C>(0, n, FASTGAN_BODY(i) { return of.at(logit_at<is_paired>(logits, minus, i), target).loss; });
+  return simd_sum<C>(
+      0, n, FASTGAN_BODY(i) {
+        const LossAndGradient<C> l = of.at(logit_at<is_paired>(logits, minus, i), target);
+        gradient[i] = sign * l.gradient;
+        return l.loss;
+      });
+}
+
+template <bool is_paired, class Of, class C>
+void terms(Of of, int64_t n, const C* logits, const C* minus, C target, C sign, C* losses, C* gradient) {
+  if (gradient == nullptr)
+    return simd_for(
+        0, n, FASTGAN_BODY(i) { losses[i] = sign * of.at(logit_at<is_paired>(logits, minus, i), target).loss; });
+  simd_for(
+      0, n, FASTGAN_BODY(i) {
+        const LossAndGradient<C> l = of.at(logit_at<is_paired>(logits, minus, i), target);
+        losses[i] = sign * l.loss;
+        gradient[i] = sign * l.gradient;
+      });
+}
+
+// Times a factor, and times an element of grad_output where that is not null.
+template <bool is_paired, class Of, class C>
+void scale_gradients(Of of, int64_t n, const C* gradient, const C* grad_output, C factor, C* out, C* out_of_minus) {
+  const auto write = [=](int64_t i, C by) __attribute__((always_inline)) {
+    const C value = scaled_gradient(of, gradient[i], by);
+    out[i] = value;
+    if constexpr (is_paired) out_of_minus[i] = -value;
+  };
+  if (grad_output == nullptr) return simd_for(0, n, FASTGAN_BODY(i) { write(i, factor); });
+  simd_for(0, n, FASTGAN_BODY(i) { write(i, grad_output[i] * factor); });
+}
+
+// The derivatives by the logits, and that by grad_output: times `factor` an element each, where grad_output has one for
+// each, else their sum.
+template <bool is_paired, class Of, class C>
+C second_terms(Of of, int64_t n, const C* logits, const C* minus, const C* tangent, const C* tangent_of_minus, C target,
+               const C* grad_output, C factor, C* out, C* out_of_minus, C* grad_grad_output) {
+  const auto body = [=](int64_t i, C by) __attribute__((always_inline)) {
+    const C x = logit_at<is_paired>(logits, minus, i), c = logit_at<is_paired>(tangent, tangent_of_minus, i);
+    const C second = is_bent(of) ? c * by * of.second(x, target) : C(0);
+    out[i] = second;
+    if constexpr (is_paired) out_of_minus[i] = -second;
+    return scaled_gradient(of, of.at(x, target).gradient, c);
+  };
+  if (grad_output == nullptr) return simd_sum<C>(0, n, FASTGAN_BODY(i) { return body(i, factor); });
+  simd_for(0, n, FASTGAN_BODY(i) { grad_grad_output[i] = factor * body(i, grad_output[i] * factor); });
+  return C(0);
+}
+
+// Strips of logits, or of pairs of them.
+template <class T, bool is_paired>
+class Logits {
+ public:
+  using C = compute_t<T>;
+  const C* read(const T* from, int64_t count) { return first_.read(from, count); }
+  const C* read_minus(const T* of_all, int64_t begin, int64_t count) {
+    if constexpr (is_paired)
+      return second_.read(of_all + begin, count);
+    else
+      return nullptr;
+  }
+
+ private:
+  // Of a whole chunk: the order of a sum depends on how many there are.
+  Strip<T, chunk_size> first_;
+  std::conditional_t<is_paired, Strip<T, chunk_size>, std::false_type> second_;
+};
+
 }  // namespace
 
 template <class T>
@@ -43,18 +120,10 @@ void logits_loss_sum(const Context&, LossTerm term, const LogitsTerm<T>* batches
   with_loss(term, batches[0].minus != nullptr, [&](auto of, auto paired) {
     const auto chunk_sum = [of, paired](const LogitsTerm<T>& batch, int64_t begin, int64_t end) -> C {
       constexpr bool is_paired = decltype(paired)::value;
-      const T *logits = batch.logits, *minus = batch.minus;
-      C* gradient = batch.gradient;
-      const C target = C(batch.target), sign = C(batch.sign);
-      if (gradient == nullptr)
-        return simd_sum<C>(
-            begin, end, FASTGAN_BODY(i) { return of.at(logit_at<is_paired>(logits, minus, i), target).loss; });
-      return simd_sum<C>(
-          begin, end, FASTGAN_BODY(i) {
-            const LossAndGradient<C> l = of.at(logit_at<is_paired>(logits, minus, i), target);
-            gradient[i] = sign * l.gradient;
-            return l.loss;
-          });
+      Logits<T, is_paired> at;
+      return sum_of_terms<is_paired>(of, end - begin, at.read(batch.logits + begin, end - begin),
+                                     at.read_minus(batch.minus, begin, end - begin), C(batch.target), C(batch.sign),
+                                     batch.gradient == nullptr ? nullptr : batch.gradient + begin);
     };
     const auto factor = [](const LogitsTerm<T>& batch) { return batch.sign * batch.scale; };
     store(loss, static_cast<C>(sum_over_chunks(batches, count, chunk_sum, factor)));
@@ -64,22 +133,15 @@ void logits_loss_sum(const Context&, LossTerm term, const LogitsTerm<T>* batches
 template <class T>
 void logits_loss_elementwise(const Context&, LossTerm term, const LogitsTerm<T>& batch, T* losses) {
   using C = compute_t<T>;
-  const T *logits = batch.logits, *minus = batch.minus;
-  C* gradient = batch.gradient;
-  const C target = C(batch.target), sign = C(batch.sign);
-  with_loss(term, minus != nullptr, [&](auto of, auto paired) {
+  with_loss(term, batch.minus != nullptr, [&](auto of, auto paired) {
     constexpr bool is_paired = decltype(paired)::value;
-    for_ranges(batch.n, [=](int64_t begin, int64_t end) {
-      if (gradient == nullptr)
-        return simd_for(
-            begin, end,
-            FASTGAN_BODY(i) { store(losses + i, sign * of.at(logit_at<is_paired>(logits, minus, i), target).loss); });
-      simd_for(
-          begin, end, FASTGAN_BODY(i) {
-            const LossAndGradient<C> l = of.at(logit_at<is_paired>(logits, minus, i), target);
-            store(losses + i, sign * l.loss);
-            gradient[i] = sign * l.gradient;
-          });
+    for_ranges(batch.n, [&](int64_t begin, int64_t end) {
+      Logits<T, is_paired> at;
+      Strip<T, chunk_size> out;
+      terms<is_paired>(of, end - begin, at.read(batch.logits + begin, end - begin),
+                       at.read_minus(batch.minus, begin, end - begin), C(batch.target), C(batch.sign),
+                       out.place(losses + begin), batch.gradient == nullptr ? nullptr : batch.gradient + begin);
+      out.write(losses + begin, end - begin);
     });
   });
 }
@@ -88,19 +150,17 @@ template <class T>
 void logits_loss_backward(const Context&, LossTerm term, int64_t n, const compute_t<T>* gradient, const T* grad_output,
                           int64_t stride, double scale, T* out, T* out_of_minus) {
   using C = compute_t<T>;
-  const C s = C(scale);
+  const C factor = C(scale) * (stride == 0 ? load(grad_output) : C(1));
   const auto run = [=](auto of, auto paired) {
-    const auto write = [=](int64_t i, C factor) __attribute__((always_inline)) {
-      const C value = scaled_gradient(of, gradient[i], factor);
-      store(out + i, value);
-      if constexpr (decltype(paired)::value) store(out_of_minus + i, -value);
-    };
+    constexpr bool is_paired = decltype(paired)::value;
     for_ranges(n, [=](int64_t begin, int64_t end) {
-      if (stride == 0) {
-        const C g = load(grad_output) * s;
-        return simd_for(begin, end, FASTGAN_BODY(i) { write(i, g); });
-      }
-      simd_for(begin, end, FASTGAN_BODY(i) { write(i, load(grad_output + i) * s); });
+      const int64_t count = end - begin;
+      Strip<T, chunk_size> by, of_logits, of_minus;
+      scale_gradients<is_paired>(
+          of, count, gradient + begin, stride == 0 ? nullptr : by.read(grad_output + begin, count), factor,
+          of_logits.place(out + begin), is_paired ? of_minus.place(out_of_minus + begin) : nullptr);
+      of_logits.write(out + begin, count);
+      if (is_paired) of_minus.write(out_of_minus + begin, count);
     });
   };
   // But for the hinge, all terms are scaled alike.
@@ -115,35 +175,31 @@ void logits_loss_double_backward(const Context&, LossTerm term, const LogitsTang
   using C = compute_t<T>;
   with_loss(term, batches[0].minus != nullptr, [&](auto of, auto paired) {
     constexpr bool is_paired = decltype(paired)::value;
-    // The body of a loop: writes the derivatives by the logits, and gives that by grad_output, without sign and scale.
-    const auto body_of = [of](const LogitsTangent<T>& batch) {
-      const T *logits = batch.logits, *minus = batch.minus, *tangent = batch.tangent;
-      const T* tangent_of_minus = batch.tangent_of_minus;
-      T *out = batch.out, *out_of_minus = batch.out_of_minus;
-      const C target = C(batch.target);
-      return [=](int64_t i, C factor) __attribute__((always_inline)) {
-        const C x = logit_at<is_paired>(logits, minus, i), c = logit_at<is_paired>(tangent, tangent_of_minus, i);
-        const C second = is_bent(of) ? c * factor * of.second(x, target) : C(0);
-        store(out + i, second);
-        if constexpr (is_paired) store(out_of_minus + i, -second);
-        return scaled_gradient(of, of.at(x, target).gradient, c);
-      };
+    // With `by` null the derivative by grad_output is the sum, without sign and scale.
+    const auto chunk = [of](const LogitsTangent<T>& batch, int64_t begin, int64_t end, const T* by, C factor,
+                            T* grad_by) {
+      const int64_t n = end - begin;
+      Logits<T, is_paired> at, tangents;
+      Strip<T, chunk_size> given, of_logits, of_minus, of_given;
+      const C sum = second_terms<is_paired>(
+          of, n, at.read(batch.logits + begin, n), at.read_minus(batch.minus, begin, n),
+          tangents.read(batch.tangent + begin, n), tangents.read_minus(batch.tangent_of_minus, begin, n),
+          C(batch.target), by == nullptr ? nullptr : given.read(by + begin, n), factor,
+          of_logits.place(batch.out + begin), is_paired ? of_minus.place(batch.out_of_minus + begin) : nullptr,
+          by == nullptr ? nullptr : of_given.place(grad_by + begin));
+      of_logits.write(batch.out + begin, n);
+      if (is_paired) of_minus.write(batch.out_of_minus + begin, n);
+      if (by != nullptr) of_given.write(grad_by + begin, n);
+      return sum;
     };
-    if (stride != 0) {
-      const auto body = body_of(batches[0]);
-      const C factor = C(batches[0].sign * batches[0].scale);
-      return for_ranges(batches[0].n, [=](int64_t begin, int64_t end) {
-        simd_for(
-            begin, end,
-            FASTGAN_BODY(i) { store(grad_grad_output + i, factor * body(i, load(grad_output + i) * factor)); });
-      });
-    }
-    const C g = load(grad_output);
     const auto factor = [](const LogitsTangent<T>& batch) { return batch.sign * batch.scale; };
-    const auto chunk_sum = [=](const LogitsTangent<T>& batch, int64_t begin, int64_t end) -> C {
-      const auto body = body_of(batch);
-      const C scaled = g * C(factor(batch));
-      return simd_sum<C>(begin, end, FASTGAN_BODY(i) { return body(i, scaled); });
+    if (stride != 0)
+      return for_ranges(batches[0].n, [&](int64_t begin, int64_t end) {
+        chunk(batches[0], begin, end, grad_output, C(factor(batches[0])), grad_grad_output);
+      });
+    const C g = load(grad_output);
+    const auto chunk_sum = [&](const LogitsTangent<T>& batch, int64_t begin, int64_t end) -> C {
+      return chunk(batch, begin, end, nullptr, g * C(factor(batch)), nullptr);
     };
     store(grad_grad_output, static_cast<C>(sum_over_chunks(batches, count, chunk_sum, factor)));
   });

@@ -6,7 +6,7 @@
 
 #include "linear.h"
 #include "parallel.h"
-#include "simd.h"
+#include "strips.h"
 
 namespace fastgan::cpu {
 
@@ -52,8 +52,8 @@ template <class T>
 class Rows {
  public:
   using C = compute_t<T>;
-  Rows(int64_t rows, int64_t cols, const T* from, int64_t stride) : room_(is_converted ? rows * cols : 0) {
-    if constexpr (is_converted) {
+  Rows(int64_t rows, int64_t cols, const T* from, int64_t stride) : room_(is_converted<T> ? rows * cols : 0) {
+    if constexpr (is_converted<T>) {
       C* const to = room_.at();
       if (stride == cols) {
         simd_for(0, rows * cols, FASTGAN_BODY(i) { to[i] = load(from + i); });
@@ -75,7 +75,6 @@ class Rows {
   int64_t stride;
 
  private:
-  static constexpr bool is_converted = !std::is_same_v<T, C>;
   Room<C> room_;
 };
 
@@ -327,6 +326,43 @@ FASTGAN_INLINE void with_few(int few, const F& f) {
   f(Int<4>());
 }
 
+// The three, of the instruction set of this processor: functions, which all types with the same arithmetic share.
+
+template <class C>
+void all_dots(int few, int64_t rows, int64_t cols, const C* x, int64_t x_stride, const C* w, int64_t w_stride, C* out) {
+  with_few(few, [&](auto n) {
+    with_vectors(FASTGAN_VECTOR_BODY(bytes) { dots<bytes.value, n.value>(rows, cols, x, x_stride, w, w_stride, out); });
+  });
+}
+
+template <class C>
+void all_outer(int few, Fused fused, int64_t rows, int64_t cols, const C* s, int64_t s_stride, const C* w,
+               int64_t w_stride, const C* bias, C slope, C* y) {
+  with_few(few, [&](auto n) {
+    const auto run = [&](auto is) {
+      with_vectors(FASTGAN_VECTOR_BODY(bytes) {
+        outer<bytes.value, n.value, decltype(is)::value>(rows, cols, s, s_stride, w, w_stride, bias, slope, y);
+      });
+    };
+    if (fused == Fused::relu)
+      run(std::integral_constant<Fused, Fused::relu>());
+    else if (fused == Fused::scaled)
+      run(std::integral_constant<Fused, Fused::scaled>());
+    else
+      run(std::integral_constant<Fused, Fused::none>());
+  });
+}
+
+template <class C>
+void all_sums(int few, int64_t rows, int64_t cols, const C* s, int64_t s_stride, const C* x, int64_t x_stride, C* total,
+              int64_t total_stride) {
+  with_few(few, [&](auto n) {
+    with_vectors(FASTGAN_VECTOR_BODY(bytes) {
+      sums<bytes.value, n.value>(rows, 0, cols, s, s_stride, x, x_stride, total, total_stride);
+    });
+  });
+}
+
 // Rows of finished sums, (rows, cols) from `begin` on: the bias, the activation, and where they go. `sums` may be z's
 // or y's own memory.
 template <class T>
@@ -360,11 +396,7 @@ void thin_dots(const Context& here, ActivationArguments arguments, int64_t rows,
   for_row_tasks(rows, cols, [&](int64_t begin, int64_t end) {
     const Rows<T> wide(end - begin, cols, x + begin * x_stride, x_stride);
     Room<C> sums((end - begin) * few);
-    with_few(few, [&](auto n) {
-      with_vectors(FASTGAN_VECTOR_BODY(bytes) {
-        dots<bytes.value, n.value>(end - begin, cols, wide.data, wide.stride, thin.data, thin.stride, sums.at());
-      });
-    });
+    all_dots(few, end - begin, cols, wide.data, wide.stride, thin.data, thin.stride, sums.at());
     finish(here, arguments, begin, end - begin, few, sums.at(), bias, z, y);
   });
 }
@@ -373,33 +405,20 @@ template <class T>
 void thin_outer(const Context& here, ActivationArguments arguments, int64_t rows, int64_t cols, int few, const T* s,
                 int64_t s_stride, ThinMatrix<T> w, const T* bias, T* z, T* y) {
   using C = compute_t<T>;
-  constexpr bool is_converted = !std::is_same_v<T, C>;
   const ThinRows<T> thin(few, cols, w);
   const Rows<T> biases(1, bias == nullptr ? 0 : cols, bias, cols);
   const bool has_z = z != nullptr && z != y;
   const bool scales = arguments.activation == Activation::leaky_relu, cuts = arguments.activation == Activation::relu;
-  const bool is_fused = !is_converted && !has_z && y != nullptr && (scales || cuts);
+  const bool is_fused = !is_converted<T> && !has_z && y != nullptr && (scales || cuts);
   for_row_tasks(rows, cols, [&](int64_t begin, int64_t end) {
     const Rows<T> by(end - begin, few, s + begin * s_stride, s_stride);
-    Room<C> room(is_converted ? (end - begin) * cols : 0);
+    Room<C> room(is_converted<T> ? (end - begin) * cols : 0);
     C* sums = room.at();
-    if constexpr (!is_converted) sums = (has_z || y == nullptr ? z : y) + begin * cols;
+    if constexpr (!is_converted<T>) sums = (has_z || y == nullptr ? z : y) + begin * cols;
     const C* const b = bias == nullptr ? nullptr : biases.data;
     const C slope = C(arguments.negative_slope);
-    with_few(few, [&](auto n) {
-      const auto run = [&](auto fused) {
-        with_vectors(FASTGAN_VECTOR_BODY(bytes) {
-          outer<bytes.value, n.value, decltype(fused)::value>(end - begin, cols, by.data, by.stride, thin.data,
-                                                              thin.stride, b, slope, sums);
-        });
-      };
-      if (is_fused && cuts)
-        run(std::integral_constant<Fused, Fused::relu>());
-      else if (is_fused)
-        run(std::integral_constant<Fused, Fused::scaled>());
-      else
-        run(std::integral_constant<Fused, Fused::none>());
-    });
+    const Fused fused = !is_fused ? Fused::none : cuts ? Fused::relu : Fused::scaled;
+    all_outer(few, fused, end - begin, cols, by.data, by.stride, thin.data, thin.stride, b, slope, sums);
     const T* const none = nullptr;
     if (!is_fused) finish(here, arguments, begin, end - begin, cols, sums, none, z, y);
   });
@@ -423,11 +442,7 @@ void thin_sums(const Context&, int64_t rows, int64_t cols, int few, const T* s, 
     const auto add = [&](int64_t from, int64_t to, C* at) {
       const Rows<T> by(to - from, few, s + from * s_stride, s_stride);
       const Rows<T> wide(to - from, end - begin, x + from * x_stride + begin, x_stride);
-      with_few(few, [&](auto n) {
-        with_vectors(FASTGAN_VECTOR_BODY(bytes) {
-          sums<bytes.value, n.value>(to - from, 0, end - begin, by.data, by.stride, wide.data, wide.stride, at, cols);
-        });
-      });
+      all_sums(few, to - from, end - begin, by.data, by.stride, wide.data, wide.stride, at, cols);
     };
     if constexpr (std::is_same_v<T, C>) {
       add(first, last, total);

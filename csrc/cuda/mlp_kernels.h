@@ -10,6 +10,7 @@
 #include <type_traits>
 
 #include "epilogue.h"
+#include "grid_barrier.h"
 #include "mlp.h"
 
 namespace fastgan::cuda {

@@ -1,5 +1,6 @@
 // What a kernel sees of CUDA: nvcc's own words, or those of the host model (tests/simt/), which runs the same source
 // with g++ where FASTGAN_SIMT is defined. Everything that touches a real stream or device from this folder is here.
+// Each kernel's source reads this, so it includes little.
 #pragma once
 
 #include <cstddef>
@@ -12,9 +13,6 @@
 #include "simt.h"
 #else
 #include <cuda_runtime.h>
-
-#include <stdexcept>
-#include <string>
 #endif
 
 #include "../core/scalar.h"
@@ -128,18 +126,8 @@ int cluster_limit(const Context& context, const char*, void (*)(Parameters...)) 
 
 #else
 
-inline void check(cudaError_t error, const char* name) {
-  if (error == cudaSuccess) return;
-  cudaGetLastError();  // else the next call would report it again
-  std::string sentence = std::string("fastgan: the CUDA kernel ") + name +
-                         " could not be launched: " + cudaGetErrorString(error) +
-                         " (work launched before it may be the cause).";
-  if (error == cudaErrorNoKernelImageForDevice || error == cudaErrorInvalidDeviceFunction)
-    sentence +=
-        " This fastgan has no code for this GPU's architecture; rebuild it with TORCH_CUDA_ARCH_LIST unset, or "
-        "set to include it (fastgan doctor shows what it was built for).";
-  throw std::runtime_error(sentence);
-}
+// Throws a sentence about the kernel of this name, where there is an error.
+void check(cudaError_t error, const char* name);
 
 template <class... Parameters, class... Arguments>
 void launch(const Context& context, const char* name, void (*kernel)(Parameters...), const Grid& grid,

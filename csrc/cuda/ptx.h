@@ -9,8 +9,6 @@
 #include "simt_ptx.h"
 #else
 
-#include <cooperative_groups.h>
-
 namespace fastgan::cuda {
 
 struct alignas(16) Bytes16 {
@@ -121,9 +119,6 @@ __device__ __forceinline__ void mma_m16n8k16_f16(float (&d)[4], const uint32_t (
       : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
 }
-
-// Waits for all threads of a cooperative launch.
-__device__ __forceinline__ void grid_barrier() { cooperative_groups::this_grid().sync(); }
 
 // Of compute capability 9.0 on: where launches overlap (Grid::overlaps), the next one on the stream may begin once all
 // blocks of this one have said so, and does nothing that this one could notice until it has waited for the end of this.

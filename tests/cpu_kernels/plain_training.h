@@ -4,7 +4,7 @@
 
 #include <deque>
 
-#include "../../csrc/core/gan_losses.h"
+#include "../../csrc/core/names.h"
 #include "../../csrc/cpu/step.h"
 #include "check.h"
 #include "layers.h"

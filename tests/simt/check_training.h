@@ -4,6 +4,7 @@
 #include <cmath>
 #include <functional>
 
+#include "../../csrc/core/names.h"
 #include "../../csrc/cuda/adam.h"
 #include "../../csrc/cuda/step.h"
 #include "check.h"
