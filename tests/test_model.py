@@ -305,10 +305,46 @@ def test_counting_anew_gives_the_record(tmp_path: Any) -> None:
         assert {k: v for k, v in one.items() if k not in places} == {k: v for k, v in two.items() if k not in places}
 
 
-@pytest.mark.deep
-def test_the_library_s_products_are_counted() -> None:
+def counts_of(program: str) -> Any:
+    """What the last line of a program says that counts, in JSON."""
     if reason := simt_backend.unavailable_reason():
         pytest.skip(reason)
+    environment = {**os.environ, "PYTHONPATH": str(model.ROOT / "tests"), "FASTGAN_TUNE": "0"}
+    command = [sys.executable, "-c", program]
+    done = subprocess.run(command, cwd=model.ROOT, env=environment, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+@pytest.mark.deep
+def test_another_batch_of_fakes_for_g_is_no_launch_more() -> None:
+    """G is the same in both halves of a step: one pass makes the fakes of both, but where they wait in D's way."""
+    program = (
+        "import json, torch\n"
+        "from fastgan import TrainStep\n"
+        "from fastgan.nn import MLP\n"
+        "from tools.model_counts import counting\n"
+        "found = []\n"
+        "with counting() as (counter, module):\n"
+        "    module.set_layer_path('tiled')\n"
+        "    for options in ({'reuse_fake': True}, {}, {'r1_gamma': 1.0, 'r1_every': 1}):\n"
+        "        pair = MLP([8, 32, 32, 16], 'relu', 'tanh'), MLP([16, 32, 32, 1])\n"
+        "        step = TrainStep(*pair, *(torch.optim.Adam(m.parameters()) for m in pair), **options)\n"
+        "        noise = torch.randn(1 if step.reuse_fake else 2, 64, 8)\n"
+        "        for _ in range(2):\n"
+        "            counter.start(True)\n"
+        "            step.step(torch.randn(64, 16), noise=noise)\n"
+        "            launched = [one['name'] for one in counter.launches()]\n"
+        "        found.append([launched.count('linear'), launched.count('pack_rows')])\n"
+        "print(json.dumps(found))\n"
+    )
+    reused, fresh, penalized = counts_of(program)
+    assert fresh == reused
+    assert penalized[1] == fresh[1] + 1
+
+
+@pytest.mark.deep
+def test_the_library_s_products_are_counted() -> None:
     program = (
         "import json, torch\n"
         "from fastgan import functional\n"
@@ -321,11 +357,8 @@ def test_the_library_s_products_are_counted() -> None:
         "    functional.linear_act(x, w, b, 'relu').sum().backward()\n"
         "    print(json.dumps([one for one in counter.launches() if 'note' in one]))\n"
     )
-    environment = {**os.environ, "PYTHONPATH": str(model.ROOT / "tests"), "FASTGAN_TUNE": "0"}
-    done = subprocess.run(
-        [sys.executable, "-c", program], cwd=model.ROOT, env=environment, capture_output=True, text=True, timeout=600
-    )
-    notes = [one["note"] for one in json.loads(done.stdout.splitlines()[-1])]
+    counted = counts_of(program)
+    notes = [one["note"] for one in counted]
     assert [(note["m"], note["n"], note["k"]) for note in notes] == [(64, 80, 96), (80, 96, 64), (64, 96, 80)]
-    sectors = [one["l2"] for one in json.loads(done.stdout.splitlines()[-1])]
+    sectors = [one["l2"] for one in counted]
     assert all(n >= (64 * 96 + 80 * 96 + 64 * 80) * 4 // 32 for n in sectors)

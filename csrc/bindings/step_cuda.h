@@ -80,17 +80,9 @@ class CudaStep {
     return label == 0 ? std::nullopt : std::optional<int64_t>(label);  // zero is never odd
   }
 
-  // What the updates of a network depend on. The updates before are done when D's are prepared; G's backward pass waits
-  // for them, its forward pass does not have to.
+  // Before an update of D the updates before it are done, of D too where it has several in a step.
   void prepare(int network) {
     if (network == discriminator_index) here_->join();
-    const cuda::Context& here = here_->branch();
-    const int64_t begin = network == generator_index ? 0 : updates_->of_generator;
-    const int64_t end = network == generator_index ? updates_->of_generator : int64_t(updates_->list.size());
-    if (networks_.first().scalar_type() == at::kDouble)
-      prepare_adam(here, updates_->due_list() + begin, int(end - begin), updates_->steps_of<double>() + begin);
-    else
-      prepare_adam(here, updates_->due_list() + begin, int(end - begin), updates_->steps_of<float>() + begin);
   }
 
   template <class T>
@@ -104,12 +96,14 @@ class CudaStep {
 
   template <class T>
   void discriminator_step(const StepProblem<T>& problem) {
-    cuda::discriminator_step(*here_, problem, memory_->workspace.mutable_data_ptr(), sums<T>(), options_);
+    cuda::discriminator_step(*here_, problem, memory_->workspace.mutable_data_ptr(), sums<T>(), options_,
+                             preparation<T>(updates_->of_generator, int64_t(updates_->list.size())));
   }
 
   template <class T>
   void generator_step(const StepProblem<T>& problem, bool fresh) {
-    cuda::generator_step(*here_, problem, memory_->workspace.mutable_data_ptr(), fresh, sums<T>(), options_);
+    cuda::generator_step(*here_, problem, memory_->workspace.mutable_data_ptr(), fresh, sums<T>(), options_,
+                         preparation<T>(0, updates_->of_generator));
   }
 
   // Of the last step that was launched rather than replayed: whether networks that fit took the narrow kernels, and the
@@ -157,6 +151,12 @@ class CudaStep {
   template <class T>
   StepSums<T>* sums() const {
     return static_cast<StepSums<T>*>(updates_->sums.mutable_data_ptr());
+  }
+
+  // Of the updates in [begin, end).
+  template <class T>
+  cuda::AdamPreparation<T> preparation(int64_t begin, int64_t end) const {
+    return {updates_->due_list() + begin, int(end - begin), updates_->steps_of<T>() + begin};
   }
 
   // One step, launch by launch, on a memory.

@@ -124,6 +124,9 @@ struct StepProblem {
   const int64_t *labels = nullptr, *fake_labels = nullptr;  // (batch), (fake_batch); null without classes
   const T* mix = nullptr;                                   // u of the penalty gp: (batch / pac)
   const T* instance_noise[2] = {nullptr, nullptr};          // of real data and of fakes: (batch, data); or null
+  // In both steps: there is one D step, and the noise of the G step, which has the same labels, lies behind that of the
+  // D step.
+  bool next_noise_follows = false;
 
   // The parts of one batch of D, as LossPart has them.
   LossPart discriminator_part(int half) const {

@@ -19,9 +19,14 @@ struct AdamDue {
 // waits. Where steps_done[k] is not negative, the count of updates that due[k] points to becomes that.
 void set_adam(const Context& context, const AdamDue* due, const double* steps_done, int count, AdamDue* on_device);
 
-// Counts one more update for each of `count` parameters, and makes what their updates take: what is due in double, of
-// T what it is.
+// What the launch of a loss does beside, for the updates that follow (prepare_adam in adam_parameter.h): counts one
+// more update for each of `count` parameters, and makes what their updates take, what is due in double, of T what it
+// is.
 template <class T>
-void prepare_adam(const Context& context, const AdamDue* on_device, int count, AdamStep<T>* steps);
+struct AdamPreparation {
+  const AdamDue* due = nullptr;  // on the device
+  int count = 0;
+  AdamStep<T>* steps = nullptr;
+};
 
 }  // namespace fastgan::cuda

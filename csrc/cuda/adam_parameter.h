@@ -1,10 +1,28 @@
 // Adam where the gradient is still in registers, for the kernels of the whole step.
 #pragma once
 
-#include "../core/adam.h"
-#include "platform.h"
+#include "adam.h"
 
 namespace fastgan::cuda {
+
+__device__ __forceinline__ void set_count(const AdamDue& due, double done) {
+  if (due.step != nullptr)
+    *due.step = float(done);
+  else
+    *due.double_step = done;
+}
+
+// By one block.
+template <int block_threads, class T>
+__device__ __forceinline__ void prepare_adam(const AdamPreparation<T>& a) {
+  for (int k = int(threadIdx.x); k < a.count; k += block_threads) {
+    const AdamDue& d = a.due[k];
+    const double done = (d.step != nullptr ? double{*d.step} : *d.double_step) + 1;
+    set_count(d, done);
+    a.steps[k] =
+        adam_step<T>(d.options, d.learning_rate_tensor != nullptr ? *d.learning_rate_tensor : d.learning_rate, done);
+  }
+}
 
 // One update of a parameter's element, whose gradient never reached memory.
 template <class T>

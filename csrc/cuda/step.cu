@@ -12,8 +12,14 @@ template <class T>
 class Half {
  public:
   Half(const Context& context, const StepProblem<T>& problem, void* workspace, StepSums<T>* sums,
-       const StepOptions& options)
-      : context_(context), problem_(problem), sums_(sums), options_(options), parts_(parts_of(problem)) {
+       const StepOptions& options, const AdamPreparation<T>& adam)
+      : context_(context),
+        problem_(problem),
+        sums_(sums),
+        options_(options),
+        adam_(adam),
+        parts_(parts_of(problem)),
+        is_ahead_(generates_ahead(problem)) {
     StepArena arena(workspace);
     buffers_ = lay_out(context, arena, problem);
   }
@@ -25,9 +31,12 @@ class Half {
     if (is_alone) {
       pack(rows_of_fakes(problem_.fake), rows_of_real());
     } else {
-      pack(rows_of_noise(), rows_of_real());
-      generator().forward();
-      if (!fakes_are_in_place(problem_)) pack(rows_of_fakes(output()));
+      if (is_ahead_)
+        pack(rows_of_noise(0), rows_of_noise(1), rows_of_real());
+      else
+        pack(rows_of_noise(0), rows_of_real());
+      generator(buffers_.generator, (is_ahead_ ? 2 : 1) * problem_.batch).forward();
+      if (!fakes_are_in_place(problem_)) pack(rows_of_fakes(output(buffers_.generator)));
     }
     if (problem_.penalties.gp > 0)
       mix_rows<T>(context_, parts_.rows_of(2), network.in(), network.in() / problem_.pac, problem_.real.width,
@@ -35,7 +44,6 @@ class Half {
                   buffers_.discriminator.input + parts_.begin[2] * network.in());
     const Passes<T> passes = discriminator(buffers_.discriminator, {parts_, 0});
     passes.forward_to_loss();
-    context_.join();  // what the updates depend on is there
     StepLoss<T> loss = loss_of(parts_, buffers_.discriminator);
     loss.judged = 2;
     for (const int half : {0, 1}) loss.part[half] = problem_.discriminator_part(half);
@@ -56,26 +64,34 @@ class Half {
   }
 
   void update_generator(bool fresh) const {
-    const Passes<T> own = generator();
+    NetworkBuffers<T> own_buffers = buffers_.generator;
+    if (is_ahead_) {
+      Parts batches;
+      for (int i = 0; i < 2; ++i) batches.add(problem_.batch);
+      own_buffers = own_buffers.from(problem_.generator, batches, 1);
+    }
+    const Passes<T> own = generator(own_buffers, problem_.batch);
     const bool is_paired = problem_.loss.is_paired;
     // What the D step has done to its input.
     const Penalized penalized = penalized_of(problem_);
     const auto is_changed = [&](int part) {
       return problem_.instance_noise[part] != nullptr || (penalized.has(part) && !penalized.is_smooth);
     };
-    if (fresh) {
-      pack(rows_of_noise());
+    if (fresh && !is_ahead_) {
+      pack(rows_of_noise(0));
       own.forward(/*joins=*/true);  // the updates of D read its input, where the output goes
     }
     context_.join();
     if (is_paired && is_changed(0)) pack(rows_of_real());
-    if (!fakes_are_in_place(problem_) && (fresh || is_changed(1))) pack(rows_of_fakes(output()));
+    const bool is_in_place = fakes_are_in_place(problem_);
+    if (!is_in_place && (fresh || is_changed(1))) pack(rows_of_fakes(output(own_buffers)));
 
     // D judges the fakes, of pairs the real data too; its gradient goes through the fakes alone.
     const Parts judged = is_paired ? parts_.some(0, 2) : parts_.some(1, 2);
     NetworkBuffers<T> buffers = buffers_.discriminator;
-    if (!is_paired) buffers.input = buffers_.fakes;
     const StepNetwork<T>& network = problem_.discriminator;
+    if (!is_paired) buffers.input = buffers_.fakes;
+    if (is_ahead_ && is_in_place) buffers.input += parts_.rows_of(1) * network.in();
     const Passes<T> judging = discriminator(buffers, {judged, 0});
     judging.forward_to_loss();
     StepLoss<T> loss = loss_of(judged, buffers);
@@ -87,7 +103,7 @@ class Half {
     judge(judging, loss, is_paired ? 1 : 0, judged.count);
     const Passes<T> of_fakes = is_paired ? discriminator(buffers.from(network, judged, 1), {judged.some(1, 2), 1})
                                          : discriminator(buffers, {judged, 0});
-    const LayerBuffers<T>& last = buffers_.generator.layers.back();
+    const LayerBuffers<T>& last = own_buffers.layers.back();
     const ActivationArguments activation = problem_.generator.layers[problem_.generator.count - 1].activation;
     const int64_t data = problem_.generator.out();
     if (buffers_.by_input != nullptr) {
@@ -98,16 +114,15 @@ class Half {
       // Rows of several samples without labels are those samples' rows.
       of_fakes.backward_from_loss({last.grad_z, last.saved, activation, problem_.pac * data}, false, T(0));
     }
-    context_.join();  // what the updates depend on is there
     own.backward({}, true, T(problem_.average_rate));
     clip(problem_.generator, buffers_.generator, T(problem_.average_rate));
   }
 
  private:
-  Passes<T> generator() const {
+  Passes<T> generator(const NetworkBuffers<T>& buffers, int64_t batch) const {
     PassRows rows;
-    rows.parts.add(problem_.batch);
-    return Passes<T>(context_, problem_.generator, buffers_.generator, rows, options_);
+    rows.parts.add(batch);
+    return Passes<T>(context_, problem_.generator, buffers, rows, options_);
   }
   Passes<T> discriminator(const NetworkBuffers<T>& buffers, const PassRows& rows) const {
     return Passes<T>(context_, problem_.discriminator, buffers, rows, options_);
@@ -122,13 +137,17 @@ class Half {
       step_loss(context_, loss);
   }
 
-  StridedRows<T> output() const {
+  StridedRows<T> output(const NetworkBuffers<T>& of_generator) const {
     const int64_t data = problem_.generator.out();
-    return {buffers_.generator.layers.back().y, data, data, 1};
+    return {of_generator.layers.back().y, data, data, 1};
   }
 
-  PackedRows<T> rows_of_noise() const {
-    return {problem_.noise, problem_.batch, buffers_.generator.input, problem_.labels};
+  // Of this step, and of the one that follows.
+  PackedRows<T> rows_of_noise(int64_t number) const {
+    StridedRows<T> noise = problem_.noise;
+    const int64_t row = number * problem_.batch;
+    noise.data += row * noise.row_stride;
+    return {noise, problem_.batch, buffers_.generator.input + row * problem_.generator.in(), problem_.labels};
   }
   PackedRows<T> rows_of_real() const {
     return {
@@ -158,6 +177,7 @@ class Half {
     loss.activation = problem_.discriminator.layers[problem_.discriminator.count - 1].activation;
     loss.scores_probability = problem_.loss.scores_probability;
     loss.odd_label = options_.odd_labels.found;
+    loss.adam = adam_;
     return loss;
   }
 
@@ -181,7 +201,9 @@ class Half {
   const StepProblem<T>& problem_;
   StepSums<T>* const sums_;
   const StepOptions& options_;
+  const AdamPreparation<T>& adam_;
   const Parts parts_;
+  const bool is_ahead_;
   Buffers<T> buffers_;
 };
 
@@ -196,20 +218,22 @@ size_t step_workspace(const Context& context, const StepProblem<T>& problem) {
 
 template <class T>
 void discriminator_step(const Context& context, const StepProblem<T>& problem, void* workspace, StepSums<T>* sums,
-                        const StepOptions& options) {
-  Half<T>(context, problem, workspace, sums, options).update_discriminator();
+                        const StepOptions& options, const AdamPreparation<T>& adam) {
+  Half<T>(context, problem, workspace, sums, options, adam).update_discriminator();
 }
 
 template <class T>
 void generator_step(const Context& context, const StepProblem<T>& problem, void* workspace, bool fresh,
-                    StepSums<T>* sums, const StepOptions& options) {
-  Half<T>(context, problem, workspace, sums, options).update_generator(fresh);
+                    StepSums<T>* sums, const StepOptions& options, const AdamPreparation<T>& adam) {
+  Half<T>(context, problem, workspace, sums, options, adam).update_generator(fresh);
 }
 
-#define FASTGAN_INSTANTIATE(T)                                                                                         \
-  template size_t step_workspace<T>(const Context&, const StepProblem<T>&);                                            \
-  template void discriminator_step<T>(const Context&, const StepProblem<T>&, void*, StepSums<T>*, const StepOptions&); \
-  template void generator_step<T>(const Context&, const StepProblem<T>&, void*, bool, StepSums<T>*, const StepOptions&);
+#define FASTGAN_INSTANTIATE(T)                                                                                        \
+  template size_t step_workspace<T>(const Context&, const StepProblem<T>&);                                           \
+  template void discriminator_step<T>(const Context&, const StepProblem<T>&, void*, StepSums<T>*, const StepOptions&, \
+                                      const AdamPreparation<T>&);                                                     \
+  template void generator_step<T>(const Context&, const StepProblem<T>&, void*, bool, StepSums<T>*,                   \
+                                  const StepOptions&, const AdamPreparation<T>&);
 FASTGAN_INSTANTIATE(float)
 FASTGAN_INSTANTIATE(double)
 #undef FASTGAN_INSTANTIATE

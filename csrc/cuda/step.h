@@ -1,6 +1,6 @@
 // The whole step on a CUDA device, as csrc/cpu/step.h on the CPU: see core/step.h. T is float or double. Nothing here
 // waits for the device, and every address is the same at each step of a problem, so the launches can be captured as one
-// graph. The updates that are due lie on the device: prepare_adam (adam.h) comes before.
+// graph. The updates that are due lie on the device (adam.h).
 #pragma once
 
 #include "../core/step.h"
@@ -22,15 +22,17 @@ template <class T>
 size_t step_workspace(const Context& context, const StepProblem<T>& problem);
 
 // G(z), or the fakes that are given, D's loss on real and fake and its penalties, its gradients, and the update of D
-// alone. Writes d_loss, penalty, real_score and fake_score on the device.
+// alone, which is prepared by the way. Writes d_loss, penalty, real_score and fake_score on the device. No branch may
+// have work left that reads what is prepared.
 template <class T>
 void discriminator_step(const Context& context, const StepProblem<T>& problem, void* workspace, StepSums<T>* sums,
-                        const StepOptions& options);
+                        const StepOptions& options, const AdamPreparation<T>& adam);
 
 // G's loss through D, its gradients, and the update of G alone (and its moving average). Fresh: G(z) of the problem's
-// noise, else the fake of the last discriminator_step. Writes g_loss on the device.
+// noise, else the fake of the last discriminator_step; always fresh where next_noise_follows. Writes g_loss on the
+// device.
 template <class T>
 void generator_step(const Context& context, const StepProblem<T>& problem, void* workspace, bool fresh,
-                    StepSums<T>* sums, const StepOptions& options);
+                    StepSums<T>* sums, const StepOptions& options, const AdamPreparation<T>& adam);
 
 }  // namespace fastgan::cuda

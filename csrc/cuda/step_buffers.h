@@ -72,8 +72,8 @@ Penalized penalized_of(const StepProblem<T>& problem) {
 
 template <class T>
 struct Buffers {
-  NetworkBuffers<T> generator, discriminator;
-  T* fakes;     // D's input of the part of the fakes
+  NetworkBuffers<T> generator, discriminator;  // the generator's with all batches that one pass of it makes
+  T* fakes;                                    // D's input of the part of the fakes
   T* by_input;  // where the gradient by G's output comes out with labels in between: (fakes, D's in), or null
   // With penalties: how often each row counts in a gradient by a bias, and without second derivatives two matrices of
   // penalized rows, as wide as the widest layer, where a step passes from layer to layer.
@@ -82,12 +82,13 @@ struct Buffers {
 
 using StepArena = Arena<256>;
 
-// `rows` of y and grad_z. `output` is where the last layer's y goes where that is not a buffer of its own.
+// `rows` of y and grad_z, and `more` of the input. `output` is where the last layer's y goes where that is not a buffer
+// of its own.
 template <class T>
-NetworkBuffers<T> lay_out(StepArena& arena, const StepNetwork<T>& network, int64_t rows, T* output) {
+NetworkBuffers<T> lay_out(StepArena& arena, const StepNetwork<T>& network, int64_t rows, int64_t more, T* output) {
   NetworkBuffers<T> buffers;
   if (network.count == 0) return buffers;
-  buffers.input = arena.take<T>(rows * network.in());
+  buffers.input = arena.take<T>((rows + more) * network.in());
   for (int l = 0; l < network.count; ++l) {
     const StepLayer<T>& layer = network.layers[l];
     const bool given = l == network.count - 1 && output != nullptr;
@@ -159,6 +160,30 @@ bool fakes_are_in_place(const StepProblem<T>& problem) {
   return problem.classes == 0 && problem.instance_noise[1] == nullptr && !are_mixed;
 }
 
+// Whether G makes the fakes of both steps in one pass, since it stays as it is in between: where each of its layers
+// takes a row by itself, and the second fakes have a place until the G step, behind the first ones where that is D's
+// input.
+template <class T>
+bool generates_ahead(const StepProblem<T>& problem) {
+  if (!problem.next_noise_follows) return false;
+  for (int l = 0; l < problem.generator.count; ++l) {
+    const StepLayer<T>& layer = problem.generator.layers[l];
+    switch (layer.kind) {
+      case LayerKind::linear:
+      case LayerKind::identity:
+        break;
+      case LayerKind::dropout:
+        if (layer.mask[0] != nullptr) return false;
+        break;
+      case LayerKind::batch_norm:
+      case LayerKind::segmented:
+        return false;
+    }
+  }
+  const bool are_last = parts_of(problem).count == 2 && !penalized_of(problem).any();
+  return !fakes_are_in_place(problem) || (are_last && !problem.loss.is_paired);
+}
+
 template <class T>
 Buffers<T> lay_out(const Context& context, StepArena& arena, const StepProblem<T>& problem) {
   Buffers<T> buffers;
@@ -169,11 +194,13 @@ Buffers<T> lay_out(const Context& context, StepArena& arena, const StepProblem<T
   const int64_t rows = parts.rows() + (penalized.is_smooth ? rows_penalized : 0);
   int64_t widest = discriminator.in();
   for (int l = 0; l < discriminator.count; ++l) widest = std::max(widest, discriminator.layers[l].out);
-  buffers.discriminator = lay_out<T>(arena, discriminator, rows, nullptr);
+  const bool is_in_place = fakes_are_in_place(problem), is_ahead = generates_ahead(problem);
+  buffers.discriminator =
+      lay_out<T>(arena, discriminator, rows, is_ahead && is_in_place ? parts.rows_of(1) : 0, nullptr);
   T* const input = buffers.discriminator.input;
   buffers.fakes = input == nullptr ? nullptr : input + parts.begin[1] * discriminator.in();
-  buffers.generator =
-      lay_out<T>(arena, problem.generator, problem.batch, fakes_are_in_place(problem) ? buffers.fakes : nullptr);
+  buffers.generator = lay_out<T>(arena, problem.generator, (is_ahead ? 2 : 1) * problem.batch, 0,
+                                 is_in_place ? buffers.fakes : nullptr);
   const bool is_interleaved = problem.classes > 0 && problem.pac > 1 && problem.generator.count > 0;
   buffers.by_input = is_interleaved ? arena.take<T>(parts.rows_of(1) * discriminator.in()) : nullptr;
   if (penalized.any()) {

@@ -1,6 +1,7 @@
 // The loss of a step, of logits that are there already, or, in one launch with it, D's last layer before it and the
 // gradient by z of the layer below.
 #include "../core/logits_loss.h"
+#include "adam_parameter.h"
 #include "elementwise.h"
 #include "reduce.h"
 #include "step_parts.h"
@@ -75,13 +76,21 @@ class PartLoss {
   const T scale_;
 };
 
+// Whether this block is of no part, but beside them; the first of those prepares the updates that come after.
+template <int block_threads, class T>
+__device__ __forceinline__ bool is_beside_parts(const StepLoss<T>& a) {
+  if (int(blockIdx.y) < a.parts.count) return false;
+  if (blockIdx.x == 0) prepare_adam<block_threads>(a.adam);
+  return true;
+}
+
 // What the step reports, of the sums of all blocks, by the last of them to finish: blocks.x of each part.
 template <int block_threads, class T>
 __device__ __forceinline__ void report(const StepLoss<T>& a, const LossSums& own, double* partial, unsigned* counter) {
   const double loss = block_sum<block_threads>(own.loss), score = block_sum<block_threads>(own.score);
   double* const of_block = partial + 2 * (blockIdx.y * gridDim.x + blockIdx.x);
   if (threadIdx.x == 0) of_block[0] = loss, of_block[1] = score;
-  if (!is_last_block(counter, gridDim.x * gridDim.y)) return;
+  if (!is_last_block(counter, gridDim.x * unsigned(a.parts.count))) return;
   const bool is_paired = a.pairs[0] != 0;
   const bool is_odd = a.odd_label != nullptr && *a.odd_label != 0;
   T total = 0;
@@ -106,6 +115,7 @@ __device__ __forceinline__ void report(const StepLoss<T>& a, const LossSums& own
 template <class T>
 __global__ void __launch_bounds__(threads)
     step_loss_kernel(const __grid_constant__ StepLoss<T> a, double* partial, unsigned* counter) {
+  if (is_beside_parts<threads>(a)) return;
   const int part = int(blockIdx.y);
   const PartLoss<T> loss(a, part);
   const T* const logits = a.logits + a.parts.begin[part];
@@ -138,6 +148,7 @@ template <class T>
 __global__ void __launch_bounds__(head_threads)
     step_head_kernel(const __grid_constant__ StepHead<T> a, bool aligned, double* partial, unsigned* counter) {
   wait_for_launch_before();
+  if (is_beside_parts<head_threads>(a.loss)) return;
   constexpr int length = vector_length<T>;
   const int part = int(blockIdx.y), lane = threadIdx.x % warp_size;
   const PartLoss<T> loss(a.loss, part);
@@ -191,6 +202,13 @@ int64_t most_rows(const Parts& parts) {
   return most;
 }
 
+// So many blocks for each part, and those beside them where there is something to prepare.
+template <class T>
+Grid grid_of(const StepLoss<T>& a, unsigned across, int block_threads) {
+  const unsigned beside = a.adam.count > 0 ? 1 : 0;
+  return {dim3(across, static_cast<unsigned>(a.parts.count) + beside), dim3(static_cast<unsigned>(block_threads))};
+}
+
 double* partial_sums(const Context& context, const Grid& grid) {
   return static_cast<double*>(context.scratch(2 * sizeof(double) * grid.blocks.x * grid.blocks.y));
 }
@@ -200,7 +218,7 @@ double* partial_sums(const Context& context, const Grid& grid) {
 template <class T>
 void step_loss(const Context& context, const StepLoss<T>& a) {
   const unsigned across = static_cast<unsigned>(std::clamp<int64_t>(most_rows(a.parts) / (4 * threads), 1, 64));
-  const Grid grid{dim3(across, static_cast<unsigned>(a.parts.count)), dim3(threads)};
+  const Grid grid = grid_of(a, across, threads);
   launch(context, "step_loss", step_loss_kernel<T>, grid, a, partial_sums(context, grid), context.counters());
 }
 
@@ -208,7 +226,7 @@ template <class T>
 void step_head(const Context& context, const StepHead<T>& a) {
   const int64_t blocks = (most_rows(a.loss.parts) + head_rows - 1) / head_rows;
   const unsigned across = static_cast<unsigned>(std::clamp<int64_t>(blocks, 1, int64_t{4} * context.multiprocessors));
-  Grid grid{dim3(across, static_cast<unsigned>(a.loss.parts.count)), dim3(head_threads)};
+  Grid grid = grid_of(a.loss, across, head_threads);
   grid.overlaps = cluster_limit(context, "step_head", step_head_kernel<T>) > 1;
   const bool aligned = a.in % vector_length<T> == 0 && all_aligned(a.x, a.weight, a.saved_before, a.grad_before);
   launch(context, "step_head", step_head_kernel<T>, grid, a, aligned, partial_sums(context, grid), context.counters());

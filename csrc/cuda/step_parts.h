@@ -3,6 +3,7 @@
 #pragma once
 
 #include "../core/step.h"
+#include "adam.h"
 #include "parts.h"
 #include "platform.h"
 
@@ -24,7 +25,7 @@ struct PackedRows {
   const T* noise = nullptr;       // (batch, rows.width), or null
   const double* scale = nullptr;  // of the noise, on the device
 };
-constexpr int most_packed = 2;
+constexpr int most_packed = 3;
 
 // One launch for `count` such matrices.
 template <class T>
@@ -66,6 +67,7 @@ struct StepLoss {
   T* penalty = nullptr;           // set to zero, or null
   unsigned* odd_label = nullptr;  // OddLabels::found
   bool is_last_of_step = false;
+  AdamPreparation<T> adam;  // of the updates that come after it
 };
 template <class T>
 void step_loss(const Context& context, const StepLoss<T>& arguments);

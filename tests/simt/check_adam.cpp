@@ -1,3 +1,5 @@
+#include <cmath>
+
 #include "../../csrc/cuda/adam.h"
 #include "../../csrc/cuda/step_parts.h"
 #include "check.h"
@@ -5,6 +7,25 @@
 namespace checks {
 
 namespace {
+
+// By the loss of one logit, which prepares them by the way.
+template <class T>
+void prepare(const Context& context, const fastgan::cuda::AdamPreparation<T>& adam) {
+  Buffer<T> logit(1), gradient(1);
+  *logit.data() = T(0.5);
+  T result = 0;
+  fastgan::cuda::StepLoss<T> loss{};
+  loss.parts.add(1);
+  loss.judged = 1;
+  loss.logits = loss.saved = logit.data();
+  loss.activation = {fastgan::Activation::identity, 0};
+  loss.part[0] = fastgan::likely;
+  loss.grad_z = gradient.data();
+  loss.loss = &result;
+  loss.adam = adam;
+  fastgan::cuda::step_loss(context, loss);
+  expect_close(result, std::log1p(std::exp(-0.5)), 1, tolerance<T>, "a loss beside which updates are prepared");
+}
 
 // Parameters of these sizes, updated twice by gradients in memory, as the whole step does where a library makes them.
 template <class T>
@@ -35,7 +56,7 @@ void check(const std::vector<int64_t>& sizes, fastgan::AdamOptions o, const floa
   for (int number = 4; number <= 5; ++number) {
     const auto param_before = param, first_before = first, second_before = second, most_before = most,
                average_before = average;
-    fastgan::cuda::prepare_adam(context, on_device.data(), count, steps.data());
+    prepare<T>(context, {on_device.data(), count, steps.data()});
     for (int k = 0; k < count; ++k) {
       const fastgan::AdamParameter<T> parameter{param[k].data(),
                                                 first[k].data(),

@@ -130,6 +130,7 @@ struct OptionsCheck {
     problem.clip_norm = choice.clip_norm, problem.noise_scale = choice.noise_scale;
     problem.average_rate = average_rate;
     problem.real = {real.data(), data, 1, batch};  // columns
+    problem.next_noise_follows = choice.fresh && !choice.is_alone;
     if (choice.is_alone)
       problem.fake = {fake.data(), data, data, 1};
     else
@@ -226,7 +227,7 @@ struct OptionsCheck {
       if (choice.is_alone) {
         for (int64_t c = 0; c < data; ++c) sample.push_back(fake[r * data + c]);
       } else {
-        for (int64_t c = 0; c < latent; ++c) sample.push_back(noise[r * latent + c]);
+        for (int64_t c = 0; c < latent; ++c) sample.push_back(noise[(first_noise + r) * latent + c]);
         for (int64_t c = 0; c < choice.classes; ++c) sample.push_back(double(labels.data()[r] == c));
         sample = run_network(generator, 0, sample, 0, r);
       }
@@ -349,7 +350,7 @@ struct OptionsCheck {
     std::vector<fastgan::cuda::AdamDue> on_device(1);
     const double done = updates_done;
     fastgan::cuda::set_adam(context, &due, &done, 1, on_device.data());
-    fastgan::cuda::prepare_adam(context, on_device.data(), 1, &step);
+    const fastgan::cuda::AdamPreparation<T> adam{on_device.data(), 1, &step};
     void* const workspace = context.scratch(fastgan::cuda::step_workspace(context, of));
     fastgan::StepSums<T> sums{};
     sums.penalty = 77;
@@ -364,14 +365,15 @@ struct OptionsCheck {
       return own.loss.d + own.penalty.d;
     });
     expect_update(about + ", D", middle, all, by_discriminator, 0,
-                  [&] { fastgan::cuda::discriminator_step(context, of, workspace, &sums, options); });
+                  [&] { fastgan::cuda::discriminator_step(context, of, workspace, &sums, options, adam); });
     expect_close(sums.d_loss, exact.loss.value, 1, relative, about + ", D's loss");
     expect_close(sums.penalty, exact.penalty.value, 1, relative, about + ", the penalty");
     expect_close(sums.real_score, exact.score[0], 1, relative, about + ", the score of real data");
     expect_close(sums.fake_score, exact.score[1], 1, relative, about + ", the score of fakes");
     if (choice.is_alone) return;
 
-    // The same noise on G's input, other noise on D's.
+    // Other noise on D's inputs, and on G's where its fakes are fresh.
+    if (choice.fresh) first_noise = batch, of.noise.data += batch * latent;
     if (noisy)
       for (const int half : {0, 1}) of.instance_noise[half] = instance_noise[2 + half].data();
     differentiate_by(-1);
@@ -382,7 +384,7 @@ struct OptionsCheck {
     const double g_loss = loss().value;
     const auto by_generator = gradient_of(0, middle, [&] { return loss().d; });
     expect_update(about + ", G", 0, middle, by_generator, average_rate,
-                  [&] { fastgan::cuda::generator_step(context, of, workspace, choice.fresh, &sums, options); });
+                  [&] { fastgan::cuda::generator_step(context, of, workspace, choice.fresh, &sums, options, {}); });
     expect_close(sums.g_loss, g_loss, 1, relative, about + ", G's loss");
   }
 
@@ -413,12 +415,13 @@ struct OptionsCheck {
 
   const Choice choice;
   const int64_t fake_batch;
-  double relative = 0;  // how far a result may be from the exact one
+  int64_t first_noise = 0;  // the row of `noise` that a step begins at
+  double relative = 0;      // how far a result may be from the exact one
   fastgan::AdamStep<T> step{};
   std::vector<std::unique_ptr<Parameter<T>>> parameters;
   std::vector<std::unique_ptr<Buffer<T>>> masks;
   Buffer<int64_t> labels{batch}, fake_labels{18};
-  Buffer<T> real = random<T>(batch * data, -1, 1), noise = random<T>(batch * latent, -1, 1);
+  Buffer<T> real = random<T>(batch * data, -1, 1), noise = random<T>(2 * batch * latent, -1, 1);
   Buffer<T> fake = random<T>(18 * data, -1, 1), mix = random<T>(batch, 0, 1);
   Buffer<T> instance_noise[4] = {random<T>(batch * data), random<T>(batch * data), random<T>(batch * data),
                                  random<T>(batch * data)};

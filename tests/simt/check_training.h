@@ -193,11 +193,12 @@ struct Training {
     std::vector<fastgan::cuda::AdamDue> on_device(1);
     const double done = updates_done;
     fastgan::cuda::set_adam(context, &due, &done, 1, on_device.data());
-    fastgan::cuda::prepare_adam(context, on_device.data(), 1, &step);
-    expect(count[0] == updates_done + 1, "an update is counted");
     fastgan::StepSums<T> sums{};
-    fastgan::cuda::discriminator_step(context, problem, workspace, &sums, step_options);
-    fastgan::cuda::generator_step(context, problem, workspace, fresh, &sums, step_options);
+    // What is due is the same for all parameters of both networks.
+    const fastgan::cuda::AdamPreparation<T> adam{on_device.data(), 1, &step};
+    fastgan::cuda::discriminator_step(context, problem, workspace, &sums, step_options, adam);
+    expect(count[0] == updates_done + 1, "an update is counted");
+    fastgan::cuda::generator_step(context, problem, workspace, fresh, &sums, step_options, {});
     return sums;
   }
 
