@@ -43,12 +43,15 @@ void for_each_type(const F& f) {
   f(fastgan::float16{});
 }
 
+// Set anew for each check, so that what one compares does not hang on the others.
+inline uint64_t random_state;
+
 // n elements from low to high, the same on every machine; exactly so much memory.
 template <class T>
 std::vector<T> random(int64_t n, double low = -2, double high = 2) {
-  static uint64_t state = 7;
   std::vector<T> all(n);
   for (T& element : all) {
+    uint64_t& state = random_state;
     state = state * 6364136223846793005u + 1442695040888963407u;
     fastgan::store(&element, fastgan::compute_t<T>(low + (high - low) * double(state >> 11) * std::ldexp(1, -53)));
   }

@@ -74,6 +74,7 @@ void check_layers() {
       check_activation<T>(act, 70, 67);
     }
     check_activation<T>({Activation::leaky_relu, -0.5}, 9, 33);  // saves z
+    check_activation<T>({Activation::softplus, 0}, 19, 1100);    // columns of several strips
   });
 }
 
