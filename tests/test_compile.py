@@ -33,6 +33,7 @@ def results(function, inputs: Sequence[Tensor]) -> list[Tensor]:
 
 
 # "aot_eager" traces what inductor would be given, forward and backward, without compiling it.
+@pytest.mark.deep_on("simt")
 @pytest.mark.parametrize("op", OPS.values(), ids=OPS)
 def test_fullgraph(backend: str, op: Op) -> None:
     compiled = torch.compile(op.ours, fullgraph=True, backend="aot_eager")
@@ -40,6 +41,7 @@ def test_fullgraph(backend: str, op: Op) -> None:
     assert_close_in_float64(results(compiled, inputs), results(op.torchs, inputs))
 
 
+@pytest.mark.deep_on("simt")
 @pytest.mark.parametrize("op", OPS.values(), ids=OPS)
 def test_dynamic_shapes_compile_once(backend: str, op: Op) -> None:
     graphs = []

@@ -107,7 +107,7 @@ def test_networks(dtype: torch.dtype, path: str, shape: str) -> None:
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("path", PATHS)
-@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("shape", [pytest.param(s, marks=pytest.mark.deep) if s == "deep" else s for s in SHAPES])
 def test_networks_of_16_bits(dtype: torch.dtype, path: str, shape: str) -> None:
     """Each error is a few roundings, and the largest of four elements is luck, in PyTorch's too: so the value, the
     gradients and the second gradients are held to the bound each as a whole, and in the median of several networks.

@@ -266,7 +266,7 @@ class Page(HTMLParser):
         self.text += data
 
 
-@pytest.mark.parametrize("data", ["ring8", "digits"])
+@pytest.mark.parametrize("data", ["ring8", pytest.param("digits", marks=pytest.mark.deep)])
 def test_the_page_of_a_run(data: str) -> None:
     options = ["--steps", "40", "--g-hidden", "16", "--d-hidden", "16", "--log-every", "5", "--sample-every", "4"]
     words = ["train", data, "--report", "--checkpoint-every", "10", "--d-lr", "0.002", *options]

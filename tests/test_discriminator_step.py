@@ -50,6 +50,7 @@ def overlapping() -> tuple[Tensor, Tensor]:
     return torch.cat([real, -3 * real.mean(0, keepdim=True)]), torch.cat([fake, 3 * real.mean(0, keepdim=True)])
 
 
+@pytest.mark.deep_on("simt")
 def test_without_a_hidden_layer_it_is_logistic_regression(backend: str) -> None:
     """The two halves of the loss have a mean each, so that a sample weighs 1 over the size of its class."""
     sklearn = pytest.importorskip("sklearn.linear_model")

@@ -129,6 +129,7 @@ def test_a_module_with_a_forward_of_its_own_is_not_one_fused_run(compiled: None)
     assert type(unfuse(Centred([2, 3, 1]))) is Centred
 
 
+@pytest.mark.deep_on("reference", "simt")
 @pytest.mark.parametrize("name", ["grad", "jacrev", "jvp"])
 def test_compiled_transforms(backend: str, name: str) -> None:
     torch._dynamo.reset()

@@ -81,6 +81,7 @@ def test_digits_with_every_baseline() -> None:
     assert "learned from, SVM" not in found["GAN"]
 
 
+@pytest.mark.deep
 def test_the_mixture_takes_the_seed(monkeypatch: pytest.MonkeyPatch) -> None:
     digits = load("digits")
     assert digits.labels is not None
@@ -102,7 +103,10 @@ def test_the_mixture_takes_the_seed(monkeypatch: pytest.MonkeyPatch) -> None:
     assert seeds == [7, 7]
 
 
-@pytest.mark.parametrize("name", PROTOCOLS)
+LARGE = pytest.param("fashion-mnist", marks=pytest.mark.deep)  # which is read three times
+
+
+@pytest.mark.parametrize("name", [LARGE if name == "fashion-mnist" else name for name in PROTOCOLS])
 def test_protocols_hold_out_what_is_measured(name: str) -> None:
     protocol = PROTOCOLS[name]
     if protocol.where and not Path(protocol.where).is_dir():
@@ -130,6 +134,7 @@ def test_the_published_networks() -> None:
     assert 0 <= found["modes"] <= 8
 
 
+@pytest.mark.deep
 def test_runs_of_every_kind(tmp_path: Path) -> None:
     runs = tmp_path / "runs"
     ring = Trainer("ring8", steps=2, runs=runs, **SMALL).train(quiet=True)
@@ -226,9 +231,8 @@ if __name__ == "__main__":
 """
 
 
-@pytest.mark.parametrize(
-    "number", [signal.SIGINT, *(pytest.param(n, marks=pytest.mark.deep) for n in (signal.SIGTERM, signal.SIGKILL))]
-)
+@pytest.mark.deep
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
 def test_a_protocol_that_is_stopped_leaves_nothing_running(number: int, tmp_path: Path) -> None:
     (tmp_path / "slow.py").write_text(SLOW)
     command = [sys.executable, "slow.py"]

@@ -354,6 +354,7 @@ def test_autocast_computes_in_float32(backend: str) -> None:
         assert generator_loss(y, x, kind="relativistic").dtype == torch.float32
 
 
+@pytest.mark.deep_on("reference")
 @pytest.mark.parametrize("kind", ALL_G_KINDS)
 def test_inside_a_compiled_graph(backend: str, kind: str) -> None:
     d_kind = reference.GAN_LOSSES[kind].discriminator

@@ -67,6 +67,7 @@ def test_a_sample_is_the_same_each_time_and_holds_a_smaller_one(every: list[muta
     assert few != [site.mutant for site in mutation.sample(every, 100, 2)]
 
 
+@pytest.mark.deep
 def test_each_mutant_changes_one_place_and_is_still_cpp(every: list[mutation_sites.Site]) -> None:
     for site in mutation.sample(every, 60, 3):
         mutant, data = site.mutant, (mutation_build.ROOT / site.mutant.file).read_bytes()
@@ -81,6 +82,7 @@ def errors(node: mutation_sites.Node) -> int:
     return (node.type == "ERROR" or node.is_missing) + sum(errors(child) for child in node.children)
 
 
+@pytest.mark.deep
 def test_all_mutants_of_a_file_together_are_still_cpp(every: list[mutation_sites.Site]) -> None:
     for file in sorted({site.mutant.file for site in every}):
         numbered = [

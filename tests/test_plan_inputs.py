@@ -145,12 +145,14 @@ def assert_alike(make: Callable[[], Any], given: Callable[[Any], tuple[Any, ...]
     return error
 
 
+@pytest.mark.deep_on("reference")  # which has no engine
 @pytest.mark.parametrize("d_steps", [1, 2])
 @pytest.mark.parametrize("kind", REAL)
 def test_real(place: str, kind: str, d_steps: int) -> None:
     assert_alike(lambda way: trainer(way, d_steps=d_steps), lambda step: (REAL[kind](),))
 
 
+@pytest.mark.deep_on("reference")
 @pytest.mark.parametrize("kind", REAL)
 def test_noise(place: str, kind: str) -> None:
     def noise() -> Any:

@@ -113,6 +113,7 @@ def test_a_class_patched_beneath_its_fused_twin(forward_place: str) -> None:
     assert_close_in_float64(net(x), 2 * nn.Sequential(*net)(x))
 
 
+@pytest.mark.deep_on("reference")
 @pytest.mark.parametrize("name", PATCHES)
 def test_a_patch_between_two_steps(place: str, name: str) -> None:
     seen = {}

@@ -27,7 +27,7 @@ def default_dtype() -> Iterator[None]:
     torch.set_default_dtype(torch.float32)
 
 
-@pytest.mark.deep_on("cpu", "simt")
+@pytest.mark.deep_on("cpu", "simt", "reference")
 @pytest.mark.full_on("cpu")  # whose engine is that of auto
 @pytest.mark.parametrize("before", [True, False], ids=["first", "between"])
 @pytest.mark.parametrize("name", SURGERIES)

@@ -257,6 +257,7 @@ def test_without_nvcc_a_sentence(monkeypatch: pytest.MonkeyPatch, capsys: pytest
     assert "nvcc is not on PATH" in capsys.readouterr().err
 
 
+@pytest.mark.deep
 @needs_nvcc
 def test_a_spilling_kernel_is_found_by_nvcc(tmp_path: Path) -> None:
     source = tmp_path / "spilling.cu"

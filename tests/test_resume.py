@@ -221,7 +221,7 @@ def test_two_processes_on_one_run() -> None:
     assert tree(path) == held
 
 
-@pytest.mark.parametrize("size", [400, 2500, 4500])
+@pytest.mark.parametrize("size", [400, *(pytest.param(size, marks=pytest.mark.deep) for size in (2500, 4500))])
 def test_a_full_disk_is_one_sentence_and_loses_nothing(size: int) -> None:
     """The kernel writes a part of what it is given, and then refuses."""
     whole = small(steps=12, checkpoint_every=4, runs="whole").train(quiet=True)

@@ -140,7 +140,7 @@ print(values.tolist(), flush=True)
 """
 
 
-@pytest.mark.parametrize("killed", [False, True])
+@pytest.mark.parametrize("killed", [pytest.param(False, marks=pytest.mark.deep), True])
 def test_a_process_that_has_ended_is_noticed(killed: bool) -> None:
     group = backend.module.SharedGroup("", TOKEN, 0, 2, 4096, 60.0)
     child = subprocess.Popen(

@@ -115,7 +115,10 @@ def test_each_way_on_the_cpu(best: str, on_cpu: None, clock: Callable[..., MadeU
     follows_the_plain_loop(best)
 
 
-@pytest.mark.parametrize("best", ["default", "library and tiled", "tiled", "one product", "one in 4 parts"])
+TILED_ALONE = pytest.param("tiled", marks=pytest.mark.deep)
+
+
+@pytest.mark.parametrize("best", ["default", "library and tiled", TILED_ALONE, "one product", "one in 4 parts"])
 def test_each_way_on_cuda(best: str, clock: Callable[..., MadeUpClock]) -> None:
     with run_on_or_skip("simt"):
         clock("default")

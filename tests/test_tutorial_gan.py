@@ -190,6 +190,7 @@ class Autocast(nn.Module):
 INDUCTOR = (pytest.mark.deep, pytest.mark.full_on("reference", "cpu", "simt"))  # which compiles C++
 
 
+@pytest.mark.deep_on("reference", "simt")  # whose graphs are recorded in the same way
 @pytest.mark.parametrize(
     ("compiler", "conditional"),
     [("aot_eager", False), ("aot_eager", True), pytest.param("inductor", True, marks=INDUCTOR)],
