@@ -1,6 +1,7 @@
-"""What test_processes.py runs in each of several processes: python process_checks.py RANK SIZE STORE CHECK...
+"""What test_processes.py runs in each of several processes: python process_checks.py SIZE STORE CHECK...
 
-Each check prints one line of JSON on rank 0: its name, and what it found.
+The ranks are forks of the process that is started, which has imported what they need. Each check prints one line of
+JSON on rank 0: its name, and what it found.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import datetime
 import json
 import os
 import sys
+import traceback
 from collections.abc import Callable
 from typing import Any
 
@@ -249,15 +251,14 @@ CHECKS: dict[str, Callable[[], Any]] = {
 }
 
 
-def main() -> None:
-    """Run the checks that the command line names, or all."""
+def run_rank(rank: int, size: int, store: str, names: list[str]) -> None:
+    """Run the checks as one of several ranks."""
     Processes.shares_memory = os.environ["SHARES_MEMORY"] == "1"
     Processes.part_bytes = PART_BYTES
-    rank, size, store = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
     torch.set_num_threads(1)
     limit = datetime.timedelta(seconds=300)
     dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=size, timeout=limit)
-    for name in sys.argv[4:] or CHECKS:
+    for name in names:
         try:
             found = CHECKS[name]()
         except Exception as error:
@@ -267,6 +268,27 @@ def main() -> None:
         if rank == 0:
             print(json.dumps([name, rank, found]), flush=True)
     dist.destroy_process_group()
+
+
+def main() -> None:
+    """Run the checks that the command line names, or all, in as many processes as it says; fail where one does."""
+    size, store = int(sys.argv[1]), sys.argv[2]
+    ranks = []
+    for rank in range(size):
+        if (child := os.fork()) == 0:
+            code = 1
+            try:
+                run_rank(rank, size, store, sys.argv[3:] or list(CHECKS))
+                code = 0
+            except Exception:
+                traceback.print_exc()
+            finally:
+                sys.stderr.flush()
+                os._exit(code)
+        ranks.append(child)
+    codes = [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in ranks]
+    if any(codes):
+        sys.exit(f"the ranks ended with {codes}")
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ from typing import Any
 import process_checks
 import pytest
 import torch
+import warm
 from extent import extent
 
 from fastgan.data import Dataset
@@ -51,20 +52,11 @@ def environment() -> dict[str, str]:
 
 def run_checks(folder: Path, size: int, names: tuple[str, ...] = (), shares: bool = True) -> dict[str, Any]:
     """What process_checks.py finds in so many processes, which share memory or do not, by the name of the check."""
-    program = [sys.executable, str(ROOT / "tests" / "process_checks.py")]
-    started = [
-        subprocess.Popen(
-            [*program, str(rank), str(size), str(folder / "store"), *names],
-            env={**environment(), "SHARES_MEMORY": str(int(shares))},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in range(size)
-    ]
-    said = [process.communicate(timeout=500) for process in started]
-    assert [process.returncode for process in started] == [0] * size, "\n".join(error for _, error in said)
-    return {name: found for name, _, found in map(json.loads, said[0][0].splitlines())}
+    command = [process_checks.__file__, str(size), str(folder / "store"), *names]
+    settings = {**environment(), "SHARES_MEMORY": str(int(shares))}
+    done = warm.run(command, folder, settings, ("torch._dynamo",), timeout=500)  # which each optimizer imports
+    assert done.returncode == 0, done.stderr
+    return {name: found for name, _, found in map(json.loads, done.stdout.splitlines())}
 
 
 def assert_as_expected(found: dict[str, Any], shares: bool = False) -> None:
