@@ -339,6 +339,7 @@ def test_another_batch_of_fakes_for_g_is_no_launch_more() -> None:
         "print(json.dumps(found))\n"
     )
     reused, fresh, penalized = counts_of(program)
+    assert min(fresh) > 0
     assert fresh == reused
     assert penalized[1] == fresh[1] + 1
 

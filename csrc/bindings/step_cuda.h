@@ -314,12 +314,7 @@ class CudaStep {
     Memory memory;
     std::unique_ptr<at::cuda::CUDAGraph> graph;
     std::optional<cudaStream_t> stream;  // of the last step
-    bool has_run = false;
-    std::vector<int64_t> threads;  // in which it ran launch by launch
-
-    bool has_run_here() const {
-      return has_run && std::find(threads.begin(), threads.end(), thread_number()) != threads.end();
-    }
+    bool has_run = false, uses_library = false;
   };
   // As many as usually take turns: two sizes of batch, with the smaller last one of an epoch, with a penalty and
   // without.
@@ -382,8 +377,7 @@ class CudaStep {
   }
 
   // The first step of a kind, and one after a tensor has moved, runs launch by launch, so that every kernel is loaded
-  // and all memory is there; the next is captured. Likewise the first in each thread until there is a graph: a thread
-  // has a cuBLAS handle of its own, which can't be made while a graph is captured.
+  // and all memory is there; the next is captured, in a thread that can multiply by the library where that has to.
   template <class T>
   void replay_or_run(const StepSettings& settings, const StepInputs& given, bool draws) {
     const bool are_due = given.penalties_are_due && (settings.penalties.r1 > 0 || settings.penalties.r2 > 0);
@@ -416,13 +410,14 @@ class CudaStep {
     };
     read_addresses(addresses_);
     if (addresses_ != captured.addresses) captured.has_run = false;
-    if (!captured.has_run) captured.graph.reset(), captured.threads.clear();
-    if (captured.graph == nullptr && !captured.has_run_here()) {
+    if (!captured.has_run) captured.graph.reset();
+    const bool can_multiply = !captured.uses_library || has_library_handle(given.real.device().index());
+    if (captured.graph == nullptr && !(captured.has_run && can_multiply)) {
       captured.has_run = false;
       all();
       captured.addresses = addresses_;
+      captured.uses_library = std::any_of(taken_.begin(), taken_.end(), [](const auto& one) { return one.second; });
       captured.has_run = true;
-      captured.threads.push_back(thread_number());
       return;
     }
     if (!can_capture()) return all();

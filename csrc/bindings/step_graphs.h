@@ -17,8 +17,8 @@
 #include <ATen/cuda/CUDAGraph.h>
 #include <c10/cuda/CUDAGuard.h>
 
-#include <atomic>
 #include <cstdlib>
+#include <map>
 #include <memory>
 #endif
 
@@ -66,11 +66,11 @@ inline bool is_capturing_now() {
   return status != cudaStreamCaptureStatusNone;
 }
 
-// Of the calling thread; no other ever has it, where std::thread::id is given again once a thread has ended.
-inline int64_t thread_number() {
-  static std::atomic<int64_t> count{0};
-  thread_local const int64_t number = ++count;
-  return number;
+// Whether the calling thread is known to have a cuBLAS handle on a device: each thread has one of its own, which cannot
+// be made while a graph is captured.
+inline bool& has_library_handle(c10::DeviceIndex device) {
+  thread_local std::map<c10::DeviceIndex, bool> has;
+  return has[device];
 }
 
 // Whether memory can be had while a graph is captured: without torch's caching of it (for compute-sanitizer, say) each

@@ -93,23 +93,32 @@ C second_terms(Of of, int64_t n, const C* logits, const C* minus, const C* tange
   return C(0);
 }
 
-// Strips of logits, or of pairs of them.
-template <class T, bool is_paired>
-class Logits {
- public:
+// Strips of logits, or of pairs of them; what is made of them may take their place.
+template <class T, bool is_paired, int64_t size>
+struct Logits {
   using C = compute_t<T>;
-  const C* read(const T* from, int64_t count) { return first_.read(from, count); }
+  using Second = std::conditional_t<is_paired, Strip<T, size>, std::false_type>;
+  Strip<T, size> first;
+  Second second;
+
+  const C* read(const T* from, int64_t count) { return first.read(from, count); }
   const C* read_minus(const T* of_all, int64_t begin, int64_t count) {
     if constexpr (is_paired)
-      return second_.read(of_all + begin, count);
+      return second.read(of_all + begin, count);
     else
       return nullptr;
   }
-
- private:
-  // Of a whole chunk: the order of a sum depends on how many there are.
-  Strip<T, chunk_size> first_;
-  std::conditional_t<is_paired, Strip<T, chunk_size>, std::false_type> second_;
+  C* place(T* to) { return first.place(to); }
+  C* place_minus(T* of_all, int64_t begin) {
+    if constexpr (is_paired)
+      return second.place(of_all + begin);
+    else
+      return nullptr;
+  }
+  void write(T* to, T* of_minus, int64_t begin, int64_t count) {
+    first.write(to + begin, count);
+    if constexpr (is_paired) second.write(of_minus + begin, count);
+  }
 };
 
 }  // namespace
@@ -120,7 +129,7 @@ void logits_loss_sum(const Context&, LossTerm term, const LogitsTerm<T>* batches
   with_loss(term, batches[0].minus != nullptr, [&](auto of, auto paired) {
     const auto chunk_sum = [of, paired](const LogitsTerm<T>& batch, int64_t begin, int64_t end) -> C {
       constexpr bool is_paired = decltype(paired)::value;
-      Logits<T, is_paired> at;
+      Logits<T, is_paired, chunk_size> at;  // the order of a sum depends on how many there are
       return sum_of_terms<is_paired>(of, end - begin, at.read(batch.logits + begin, end - begin),
                                      at.read_minus(batch.minus, begin, end - begin), C(batch.target), C(batch.sign),
                                      batch.gradient == nullptr ? nullptr : batch.gradient + begin);
@@ -136,12 +145,13 @@ void logits_loss_elementwise(const Context&, LossTerm term, const LogitsTerm<T>&
   with_loss(term, batch.minus != nullptr, [&](auto of, auto paired) {
     constexpr bool is_paired = decltype(paired)::value;
     for_ranges(batch.n, [&](int64_t begin, int64_t end) {
-      Logits<T, is_paired> at;
-      Strip<T, chunk_size> out;
-      terms<is_paired>(of, end - begin, at.read(batch.logits + begin, end - begin),
-                       at.read_minus(batch.minus, begin, end - begin), C(batch.target), C(batch.sign),
-                       out.place(losses + begin), batch.gradient == nullptr ? nullptr : batch.gradient + begin);
-      out.write(losses + begin, end - begin);
+      Logits<T, is_paired, strip_size> at;
+      for_strips<T>(begin, end, [&](int64_t first, int64_t count) {
+        const C *const x = at.read(batch.logits + first, count), *const m = at.read_minus(batch.minus, first, count);
+        terms<is_paired>(of, count, x, m, C(batch.target), C(batch.sign), at.place(losses + first),
+                         batch.gradient == nullptr ? nullptr : batch.gradient + first);
+        at.first.write(losses + first, count);
+      });
     });
   });
 }
@@ -154,13 +164,14 @@ void logits_loss_backward(const Context&, LossTerm term, int64_t n, const comput
   const auto run = [=](auto of, auto paired) {
     constexpr bool is_paired = decltype(paired)::value;
     for_ranges(n, [=](int64_t begin, int64_t end) {
-      const int64_t count = end - begin;
-      Strip<T, chunk_size> by, of_logits, of_minus;
-      scale_gradients<is_paired>(
-          of, count, gradient + begin, stride == 0 ? nullptr : by.read(grad_output + begin, count), factor,
-          of_logits.place(out + begin), is_paired ? of_minus.place(out_of_minus + begin) : nullptr);
-      of_logits.write(out + begin, count);
-      if (is_paired) of_minus.write(out_of_minus + begin, count);
+      Strip<T> by;
+      Logits<T, is_paired, strip_size> to;
+      for_strips<T>(begin, end, [&](int64_t first, int64_t count) {
+        scale_gradients<is_paired>(of, count, gradient + first,
+                                   stride == 0 ? nullptr : by.read(grad_output + first, count), factor,
+                                   to.place(out + first), to.place_minus(out_of_minus, first));
+        to.write(out, out_of_minus, first, count);
+      });
     });
   };
   // But for the hinge, all terms are scaled alike.
@@ -175,31 +186,34 @@ void logits_loss_double_backward(const Context&, LossTerm term, const LogitsTang
   using C = compute_t<T>;
   with_loss(term, batches[0].minus != nullptr, [&](auto of, auto paired) {
     constexpr bool is_paired = decltype(paired)::value;
-    // With `by` null the derivative by grad_output is the sum, without sign and scale.
-    const auto chunk = [of](const LogitsTangent<T>& batch, int64_t begin, int64_t end, const T* by, C factor,
-                            T* grad_by) {
-      const int64_t n = end - begin;
-      Logits<T, is_paired> at, tangents;
-      Strip<T, chunk_size> given, of_logits, of_minus, of_given;
-      const C sum = second_terms<is_paired>(
-          of, n, at.read(batch.logits + begin, n), at.read_minus(batch.minus, begin, n),
-          tangents.read(batch.tangent + begin, n), tangents.read_minus(batch.tangent_of_minus, begin, n),
-          C(batch.target), by == nullptr ? nullptr : given.read(by + begin, n), factor,
-          of_logits.place(batch.out + begin), is_paired ? of_minus.place(batch.out_of_minus + begin) : nullptr,
-          by == nullptr ? nullptr : of_given.place(grad_by + begin));
-      of_logits.write(batch.out + begin, n);
-      if (is_paired) of_minus.write(batch.out_of_minus + begin, n);
-      if (by != nullptr) of_given.write(grad_by + begin, n);
+    // `by` and `grad_by` are of n elements, or null: then the derivative by grad_output is what is returned, a sum
+    // without sign and scale.
+    const auto strip = [of](auto& at, auto& tangents, const LogitsTangent<T>& batch, int64_t begin, int64_t n,
+                            const C* by, C factor, C* grad_by) {
+      const C *const x = at.read(batch.logits + begin, n), *const m = at.read_minus(batch.minus, begin, n);
+      const C *const t = tangents.read(batch.tangent + begin, n), *const t_of_m = tangents.read_minus(
+                                                                      batch.tangent_of_minus, begin, n);
+      const C sum = second_terms<is_paired>(of, n, x, m, t, t_of_m, C(batch.target), by, factor,
+                                            tangents.place(batch.out + begin),
+                                            tangents.place_minus(batch.out_of_minus, begin), grad_by);
+      tangents.write(batch.out, batch.out_of_minus, begin, n);
       return sum;
     };
     const auto factor = [](const LogitsTangent<T>& batch) { return batch.sign * batch.scale; };
     if (stride != 0)
       return for_ranges(batches[0].n, [&](int64_t begin, int64_t end) {
-        chunk(batches[0], begin, end, grad_output, C(factor(batches[0])), grad_grad_output);
+        Logits<T, is_paired, strip_size> at, tangents;
+        Strip<T> given;
+        for_strips<T>(begin, end, [&](int64_t first, int64_t n) {
+          const C* const by = given.read(grad_output + first, n);
+          strip(at, tangents, batches[0], first, n, by, C(factor(batches[0])), given.place(grad_grad_output + first));
+          given.write(grad_grad_output + first, n);
+        });
       });
     const C g = load(grad_output);
     const auto chunk_sum = [&](const LogitsTangent<T>& batch, int64_t begin, int64_t end) -> C {
-      return chunk(batch, begin, end, nullptr, g * C(factor(batch)), nullptr);
+      Logits<T, is_paired, chunk_size> at, tangents;  // the order of a sum depends on how many there are
+      return strip(at, tangents, batch, begin, end - begin, nullptr, g * C(factor(batch)), nullptr);
     };
     store(grad_grad_output, static_cast<C>(sum_over_chunks(batches, count, chunk_sum, factor)));
   });

@@ -34,6 +34,9 @@ void check_activation(ActivationArguments act, int64_t rows, int64_t cols) {
   const T* const none = nullptr;
   fastgan::cpu::bias_act(Context(), act, rows, cols, in_place.data(), none, in_place.data());
   expect(in_place, without_bias, about + ", in place");
+  in_place = x;
+  fastgan::cpu::bias_act(Context(), act, rows, cols, in_place.data(), bias.data(), in_place.data());
+  expect(in_place, wanted_y, about + ", in place with the bias");
   // Of the kernel's own results, which it is given.
   const std::vector<T>& saved = saves_output(act) ? y : z;
   T* const not_wanted = nullptr;
@@ -61,6 +64,14 @@ void check_activation(ActivationArguments act, int64_t rows, int64_t cols) {
   expect(grad_bias, sums, about + ", by the bias");
   expect(by_grad_y, wanted_by_grad_y, about + ", backward of backward");
   if (is_curved) expect(by_z, wanted_by_z, about + ", curvature");
+  auto g_in_place = g, u_in_place = u;
+  fastgan::cpu::act_backward(Context(), act, rows, cols, g_in_place.data(), saved.data(), g_in_place.data(),
+                             grad_bias.data());
+  expect(g_in_place, wanted, about + ", backward in place");
+  expect(grad_bias, sums, about + ", by the bias in place");
+  fastgan::cpu::act_double_backward(Context(), act, n, u_in_place.data(), g.data(), saved.data(), u_in_place.data(),
+                                    is_curved ? by_z.data() : not_wanted);
+  expect(u_in_place, wanted_by_grad_y, about + ", backward of backward in place");
 }
 
 }  // namespace
@@ -74,6 +85,7 @@ void check_layers() {
       check_activation<T>(act, 70, 67);
     }
     check_activation<T>({Activation::leaky_relu, -0.5}, 9, 33);  // saves z
+    check_activation<T>({Activation::silu, 0}, 300, 5);          // a block of several strips
     check_activation<T>({Activation::softplus, 0}, 19, 1100);    // columns of several strips
   });
 }

@@ -8,13 +8,18 @@ namespace checks {
 
 namespace {
 
-// By the loss of one logit, which prepares them by the way.
+// By the loss of one logit, which prepares them by the way: alone, or with the layer before it.
 template <class T>
-void prepare(const Context& context, const fastgan::cuda::AdamPreparation<T>& adam) {
-  Buffer<T> logit(1), gradient(1);
-  *logit.data() = T(0.5);
+void prepare(const Context& context, bool with_layer, const fastgan::cuda::AdamPreparation<T>& adam) {
+  const Buffer<T> weight = random<T>(4, -1, 1);
+  Buffer<T> x(4), logit(1), gradient(1);
+  for (int64_t i = 0; i < 4; ++i) x.data()[i] = T(2) * weight.data()[i];
+  double wanted = 0;
+  for (int64_t i = 0; i < 4; ++i) wanted += x[i] * weight[i];
+  *logit.data() = T(with_layer ? 0 : wanted);
   T result = 0;
-  fastgan::cuda::StepLoss<T> loss{};
+  fastgan::cuda::StepHead<T> head{};
+  fastgan::cuda::StepLoss<T>& loss = head.loss;
   loss.parts.add(1);
   loss.judged = 1;
   loss.logits = loss.saved = logit.data();
@@ -23,8 +28,12 @@ void prepare(const Context& context, const fastgan::cuda::AdamPreparation<T>& ad
   loss.grad_z = gradient.data();
   loss.loss = &result;
   loss.adam = adam;
-  fastgan::cuda::step_loss(context, loss);
-  expect_close(result, std::log1p(std::exp(-0.5)), 1, tolerance<T>, "a loss beside which updates are prepared");
+  head.in = 4, head.x = x.data(), head.weight = weight.data(), head.y = logit.data();
+  if (with_layer)
+    fastgan::cuda::step_head(context, head);
+  else
+    fastgan::cuda::step_loss(context, loss);
+  expect_close(result, std::log1p(std::exp(-wanted)), 1, tolerance<T>, "a loss beside which updates are prepared");
 }
 
 // Parameters of these sizes, updated twice by gradients in memory, as the whole step does where a library makes them.
@@ -56,7 +65,7 @@ void check(const std::vector<int64_t>& sizes, fastgan::AdamOptions o, const floa
   for (int number = 4; number <= 5; ++number) {
     const auto param_before = param, first_before = first, second_before = second, most_before = most,
                average_before = average;
-    prepare<T>(context, {on_device.data(), count, steps.data()});
+    prepare<T>(context, /*with_layer=*/number == 5, {on_device.data(), count, steps.data()});
     for (int k = 0; k < count; ++k) {
       const fastgan::AdamParameter<T> parameter{param[k].data(),
                                                 first[k].data(),
@@ -97,7 +106,7 @@ void check_type() {
   check<T>({1, 7, 9001}, {0.5, 0.999, 0.1, 1e-8, true, true, false}, &rate, 1);
   if (few) return;
   check<T>({33, 8192}, {0.9, 0.99, 0.1, 1e-8, false, false, true}, nullptr, 0);
-  check<T>(std::vector<int64_t>(130, 3), {0.9, 0.99, 0, 1e-8, false, false, false}, nullptr, 0);
+  check<T>(std::vector<int64_t>(300, 3), {0.9, 0.99, 0, 1e-8, false, false, false}, nullptr, 0);
 }
 
 }  // namespace

@@ -188,17 +188,19 @@ struct Training {
     problem.labels = problem.fake_labels = labels.data();
     const size_t bytes = fastgan::cuda::step_workspace(context, problem);
     void* const workspace = context.scratch(bytes);
-    std::vector<float> count(1, 0.0f);
-    const fastgan::cuda::AdamDue due{adam_options, learning_rate, nullptr, count.data(), nullptr};
-    std::vector<fastgan::cuda::AdamDue> on_device(1);
-    const double done = updates_done;
-    fastgan::cuda::set_adam(context, &due, &done, 1, on_device.data());
+    // One for each network. Else what is due is the same for all parameters.
+    std::vector<float> counts(2, 0.0f);
+    std::vector<fastgan::cuda::AdamDue> due, on_device(2);
+    for (float& count : counts) due.push_back({adam_options, learning_rate, nullptr, &count, nullptr});
+    const std::vector<double> done(2, updates_done);
+    fastgan::cuda::set_adam(context, due.data(), done.data(), 2, on_device.data());
     fastgan::StepSums<T> sums{};
-    // What is due is the same for all parameters of both networks.
-    const fastgan::cuda::AdamPreparation<T> adam{on_device.data(), 1, &step};
-    fastgan::cuda::discriminator_step(context, problem, workspace, &sums, step_options, adam);
-    expect(count[0] == updates_done + 1, "an update is counted");
-    fastgan::cuda::generator_step(context, problem, workspace, fresh, &sums, step_options, {});
+    fastgan::cuda::discriminator_step(context, problem, workspace, &sums, step_options, {on_device.data(), 1, &step});
+    expect(counts[0] == updates_done + 1 && counts[1] == updates_done, "an update of D is counted");
+    step = {};
+    fastgan::cuda::generator_step(context, problem, workspace, fresh, &sums, step_options,
+                                  {on_device.data() + 1, 1, &step});
+    expect(counts[0] == updates_done + 1 && counts[1] == updates_done + 1, "an update of G is counted");
     return sums;
   }
 
