@@ -76,19 +76,19 @@ class PartLoss {
   const T scale_;
 };
 
-// The part that a block is of. Where there is something to prepare, blocks that are of none come first, since what they
-// begin takes long; one of them prepares the updates that come after.
-template <class T>
-__device__ __forceinline__ int part_of_block(const StepLoss<T>& a) {
-  return int(blockIdx.y) - (a.adam.count > 0 ? 1 : 0);
+// Whether this block is of no part, but beside them; the first of those prepares the updates that come after.
+template <int block_threads, class T>
+__device__ __forceinline__ bool is_beside_parts(const StepLoss<T>& a) {
+  if (int(blockIdx.y) < a.parts.count) return false;
+  if (blockIdx.x == 0) prepare_adam<block_threads>(a.adam);
+  return true;
 }
 
 // What the step reports, of the sums of all blocks, by the last of them to finish: blocks.x of each part.
 template <int block_threads, class T>
-__device__ __forceinline__ void report(const StepLoss<T>& a, int own_part, const LossSums& own, double* partial,
-                                       unsigned* counter) {
+__device__ __forceinline__ void report(const StepLoss<T>& a, const LossSums& own, double* partial, unsigned* counter) {
   const double loss = block_sum<block_threads>(own.loss), score = block_sum<block_threads>(own.score);
-  double* const of_block = partial + 2 * (own_part * gridDim.x + blockIdx.x);
+  double* const of_block = partial + 2 * (blockIdx.y * gridDim.x + blockIdx.x);
   if (threadIdx.x == 0) of_block[0] = loss, of_block[1] = score;
   if (!is_last_block(counter, gridDim.x * unsigned(a.parts.count))) return;
   const bool is_paired = a.pairs[0] != 0;
@@ -115,11 +115,8 @@ __device__ __forceinline__ void report(const StepLoss<T>& a, int own_part, const
 template <class T>
 __global__ void __launch_bounds__(threads)
     step_loss_kernel(const __grid_constant__ StepLoss<T> a, double* partial, unsigned* counter) {
-  const int part = part_of_block(a);
-  if (part < 0) {
-    if (blockIdx.x == 0) prepare_adam<threads>(a.adam);
-    return;
-  }
+  if (is_beside_parts<threads>(a)) return;
+  const int part = int(blockIdx.y);
   const PartLoss<T> loss(a, part);
   const T* const logits = a.logits + a.parts.begin[part];
   LossSums sums;
@@ -127,7 +124,7 @@ __global__ void __launch_bounds__(threads)
     loss.at(i, logits[i], loss.takes_pairs() ? a.logits[loss.partner_of(i)] : T(0), a.saved[a.parts.begin[part] + i],
             sums);
   });
-  report<threads>(a, part, sums, partial, counter);
+  report<threads>(a, sums, partial, counter);
 }
 
 // A row times the weight, in every lane of the warp.
@@ -151,12 +148,9 @@ template <class T>
 __global__ void __launch_bounds__(head_threads)
     step_head_kernel(const __grid_constant__ StepHead<T> a, bool aligned, double* partial, unsigned* counter) {
   wait_for_launch_before();
+  if (is_beside_parts<head_threads>(a.loss)) return;
   constexpr int length = vector_length<T>;
-  const int part = part_of_block(a.loss), lane = threadIdx.x % warp_size;
-  if (part < 0) {
-    if (blockIdx.x == 0) prepare_adam<head_threads>(a.loss.adam);
-    return;
-  }
+  const int part = int(blockIdx.y), lane = threadIdx.x % warp_size;
   const PartLoss<T> loss(a.loss, part);
   const bool goes_on = part >= a.first && part < a.end;
   const ActivationArguments own = a.loss.activation;
@@ -199,7 +193,7 @@ __global__ void __launch_bounds__(head_threads)
     });
   }
   let_next_launch_begin();
-  report<head_threads>(a.loss, part, sums, partial, counter);
+  report<head_threads>(a.loss, sums, partial, counter);
 }
 
 int64_t most_rows(const Parts& parts) {
