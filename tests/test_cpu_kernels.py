@@ -78,7 +78,7 @@ def test_a_wrong_lane_is_found(tmp_path: Path) -> None:
     assert changed.read_text().count(right) == 1
     changed.write_text(changed.read_text().replace(right, wrong))
     compiler, folder = build.COMPILERS["aarch64"], build.FOLDER / "aarch64"
-    flags = build.KERNELS.replace("-O3", "-O1").split()
+    flags = build.KERNELS.replace("-O3", "-Og").split()
     source, compiled = tmp_path / "csrc" / "cpu" / "neon.cpp", tmp_path / "neon.o"
     subprocess.run([compiler, *flags, build.FLAGS["aarch64"], "-c", source, "-o", compiled], check=True)
     rest = [file for file in sorted(folder.glob("*.o")) if file.name != "neon.o"]

@@ -26,7 +26,7 @@ KERNELS = "-std=c++20 -O3 -g0 -fno-math-errno -fno-trapping-math -Wno-attributes
 CHECKS = "-std=c++20 -O1 -g0 -Wall -Wno-attributes -Wno-unknown-pragmas -Werror=switch"
 # The sources of which tests look at the machine code. The others are compiled quickly where FASTGAN_TESTS is not full.
 AS_INSTALLED = ("amx", "avx512", "avx512_bf16", "neon")
-QUICKLY = "" if os.environ.get("FASTGAN_TESTS") == "full" else "-O1"
+QUICKLY = "" if os.environ.get("FASTGAN_TESTS") == "full" else "-Og"
 
 
 def kernels() -> list[Path]:
