@@ -166,13 +166,17 @@ def shared_runtime() -> list[str]:
 
 
 def bindings() -> list[str]:
-    """The bindings as two sources that include them: each alone would take 8 of its 11 seconds to read PyTorch's
-    headers."""
+    """The bindings as sources that include them: each alone would take 8 of its 11 seconds to read PyTorch's headers.
+
+    On one or two cores, which have the other sources meanwhile, it is one source: two take 92 seconds of a processor,
+    one 66.
+    """
+    units = 1 if int(os.environ.get("MAX_JOBS") or os.cpu_count() or 1) <= 2 else 2
     files = sorted((ROOT / "csrc" / "bindings").glob("*.cpp"), key=lambda file: (file.stat().st_size, file.name))
     sources = []
-    for i in range(2):
-        source = ROOT / "build" / f"bindings_{i + 1}.cpp"
-        text = "".join(f'#include "../csrc/bindings/{file.name}"\n' for file in files[i::2])
+    for i in range(units):
+        source = ROOT / "build" / f"bindings_{i + 1}_of_{units}.cpp"
+        text = "".join(f'#include "../csrc/bindings/{file.name}"\n' for file in files[i::units])
         if not source.exists() or source.read_text() != text:  # else what was compiled is up to date
             source.parent.mkdir(exist_ok=True)
             source.write_text(text)
