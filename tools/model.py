@@ -123,11 +123,12 @@ def count_of_launches(step: Mapping[str, Any]) -> int:
 
 def step_table(record: Mapping[str, Any]) -> list[str]:
     """Microseconds of each step and where they go."""
-    lines = ["| step | penalty | launches | in turn us | modelled us | " + " | ".join(PARTS) + " |"]
-    lines.append("|---|---|---|---|---|" + "---|" * len(PARTS))
+    lines = ["| step | penalty | launches | in the chain | in turn us | modelled us | " + " | ".join(PARTS) + " |"]
+    lines.append("|---|---|---|---|---|---|" + "---|" * len(PARTS))
     for step in record["steps"]:
         sums = parts_of(step["launches"], COPIES)
-        cells = [name_of(step), step["penalty"], str(count_of_launches(step))]
+        chain = path_of(step["launches"], [modelled(launch) for launch in step["launches"]]).chain
+        cells = [name_of(step), step["penalty"], str(count_of_launches(step)), str(len(chain))]
         cells += [f"{sums['in turn']:.0f}", f"{sums['all']:.0f}"]
         lines.append("| " + " | ".join(cells + [f"{sums[part]:.0f}" for part in PARTS]) + " |")
     return lines
