@@ -263,7 +263,7 @@ template <class T, class Device>
 void run_step(Device& device, StepNetworks& networks, const StepSettings& settings, const StepInputs& inputs) {
   StepProblem<T> problem = problem_of<T>(settings, inputs);
   if (inputs.fake.defined()) return run_discriminator_step(device, networks, settings, inputs, problem, 0);
-  problem.next_noise_follows = settings.d_steps == 1 && !settings.reuse_fake &&
+  problem.next_noise_follows = settings.d_steps == 1 && !settings.reuse_fake && inputs.noise.size(0) == 2 &&
                                inputs.noise.stride(0) == problem.batch * inputs.noise.stride(1) &&
                                (!inputs.labels.defined() || inputs.labels.size(0) == 1);
   for (int64_t i = 0; i < settings.d_steps; ++i) {

@@ -345,11 +345,7 @@ struct OptionsCheck {
     options.noise_scale = &choice.noise_scale;
     unsigned odd_label = 0;
     options.odd_labels.found = &odd_label;
-    std::vector<float> counts(2, float(updates_done));  // one for each network
-    std::vector<fastgan::cuda::AdamDue> due, on_device(2);
-    for (float& count : counts) due.push_back({adam_options, learning_rate, nullptr, &count, nullptr});
-    const std::vector<double> done(2, updates_done);
-    fastgan::cuda::set_adam(context, due.data(), done.data(), 2, on_device.data());
+    Due due(context);
     void* const workspace = context.scratch(fastgan::cuda::step_workspace(context, of));
     fastgan::StepSums<T> sums{};
     sums.penalty = 77;
@@ -363,9 +359,8 @@ struct OptionsCheck {
       const Sums own = discriminator_loss(real_in, fake_in);
       return own.loss.d + own.penalty.d;
     });
-    expect_update(about + ", D", middle, all, by_discriminator, 0, [&] {
-      fastgan::cuda::discriminator_step(context, of, workspace, &sums, options, {on_device.data(), 1, &step});
-    });
+    expect_update(about + ", D", middle, all, by_discriminator, 0,
+                  [&] { fastgan::cuda::discriminator_step(context, of, workspace, &sums, options, due.of(0, step)); });
     expect_close(sums.d_loss, exact.loss.value, 1, relative, about + ", D's loss");
     expect_close(sums.penalty, exact.penalty.value, 1, relative, about + ", the penalty");
     expect_close(sums.real_score, exact.score[0], 1, relative, about + ", the score of real data");
@@ -384,10 +379,9 @@ struct OptionsCheck {
     const double g_loss = loss().value;
     const auto by_generator = gradient_of(0, middle, [&] { return loss().d; });
     expect_update(about + ", G", 0, middle, by_generator, average_rate, [&] {
-      fastgan::cuda::generator_step(context, of, workspace, choice.fresh, &sums, options,
-                                    {on_device.data() + 1, 1, &step});
+      fastgan::cuda::generator_step(context, of, workspace, choice.fresh, &sums, options, due.of(1, step));
     });
-    expect(counts[0] == updates_done + 1 && counts[1] == updates_done + 1, about + ", updates are counted");
+    expect(due.counts[0] == updates_done + 1 && due.counts[1] == updates_done + 1, about + ", updates are counted");
     expect_close(sums.g_loss, g_loss, 1, relative, about + ", G's loss");
   }
 

@@ -109,6 +109,25 @@ class LibraryContext : public Context {
 // they do in evaluation.
 enum class Optimizer { all_options, plain, frozen_below };
 
+// What is due on the device for the parameters of D and of G: for all of a network the same, with one count.
+struct Due {
+  explicit Due(const Context& context) {
+    std::vector<fastgan::cuda::AdamDue> due;
+    for (float& count : counts) due.push_back({adam_options, learning_rate, nullptr, &count, nullptr});
+    const std::vector<double> done(2, updates_done);
+    fastgan::cuda::set_adam(context, due.data(), done.data(), 2, on_device);
+  }
+  Due(const Due&) = delete;
+
+  template <class T>
+  fastgan::cuda::AdamPreparation<T> of(int network, fastgan::AdamStep<T>& step) const {
+    return {on_device + network, 1, &step};
+  }
+
+  float counts[2] = {0, 0};
+  fastgan::cuda::AdamDue on_device[2];
+};
+
 template <class T>
 struct Training {
   static constexpr int64_t batch = 19, latent = 3, data = 5, hidden = 33, d_hidden = 41;
@@ -188,19 +207,13 @@ struct Training {
     problem.labels = problem.fake_labels = labels.data();
     const size_t bytes = fastgan::cuda::step_workspace(context, problem);
     void* const workspace = context.scratch(bytes);
-    // One for each network. Else what is due is the same for all parameters.
-    std::vector<float> counts(2, 0.0f);
-    std::vector<fastgan::cuda::AdamDue> due, on_device(2);
-    for (float& count : counts) due.push_back({adam_options, learning_rate, nullptr, &count, nullptr});
-    const std::vector<double> done(2, updates_done);
-    fastgan::cuda::set_adam(context, due.data(), done.data(), 2, on_device.data());
+    Due due(context);
     fastgan::StepSums<T> sums{};
-    fastgan::cuda::discriminator_step(context, problem, workspace, &sums, step_options, {on_device.data(), 1, &step});
-    expect(counts[0] == updates_done + 1 && counts[1] == updates_done, "an update of D is counted");
+    fastgan::cuda::discriminator_step(context, problem, workspace, &sums, step_options, due.of(0, step));
+    expect(due.counts[0] == updates_done + 1 && due.counts[1] == updates_done, "an update of D is counted");
     step = {};
-    fastgan::cuda::generator_step(context, problem, workspace, fresh, &sums, step_options,
-                                  {on_device.data() + 1, 1, &step});
-    expect(counts[0] == updates_done + 1 && counts[1] == updates_done + 1, "an update of G is counted");
+    fastgan::cuda::generator_step(context, problem, workspace, fresh, &sums, step_options, due.of(1, step));
+    expect(due.counts[0] == updates_done + 1 && due.counts[1] == updates_done + 1, "an update of G is counted");
     return sums;
   }
 
